@@ -1,0 +1,1 @@
+"""Containers, one per file; see `quantkit.protocols.Exporter`."""

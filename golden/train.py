@@ -1,0 +1,266 @@
+"""Train the golden model: a tiny MiniCPM4 that has really learned something.
+
+Quantization errors of random weights say little about a model. This one reads the standard library of the
+interpreter (`golden/corpus.py`) until it predicts held-out modules far better than a trigram does, and is then
+written as a checkpoint folder in the exact style of MiniCPM4-0.5B: bf16, two shards, muP scalars, LongRoPE,
+tied embeddings that the config does not mention.
+
+The same seed, thread count and library versions give the same weights.
+
+    python golden/train.py [--steps N] [--seed S] [--device cpu|cuda] [--out golden/model]
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from golden.corpus import Document, read_corpus, split_corpus
+from golden.tokenizer import (
+    CONTROL_IDS,
+    VOCAB_SIZE,
+    GoldenTokenizer,
+    train_sentencepiece,
+    write_json,
+    write_tokenizer,
+)
+from golden.trigram import trigram_perplexity
+from quantkit.family import parse_config
+from quantkit.model import MiniCPM
+
+Tokens = NDArray[np.int64]
+
+SEQUENCE = 512
+CONTEXT = 1024
+HEAD_DIM = 64
+WARMUP_STEPS = 100
+BOS, EOS = CONTROL_IDS["<s>"], CONTROL_IDS["</s>"]
+
+
+def rope_factors() -> list[float]:
+    """Return LongRoPE factors that grow from 1 to 8, one per rotary frequency."""
+    count = HEAD_DIM // 2
+    return [round(8.0 ** (index / (count - 1)), 6) for index in range(count)]
+
+
+def model_config() -> dict[str, Any]:
+    """Return `config.json`. Like MiniCPM4-0.5B's it leaves out tie_word_embeddings, rope_theta and pad_token_id."""
+    return {
+        "architectures": ["MiniCPMForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_minicpm.MiniCPMConfig",
+            "AutoModel": "modeling_minicpm.MiniCPMForCausalLM",
+            "AutoModelForCausalLM": "modeling_minicpm.MiniCPMForCausalLM",
+        },
+        "bos_token_id": BOS,
+        "eos_token_id": [EOS, 2040],
+        "hidden_act": "silu",
+        "hidden_size": 256,
+        "initializer_range": 0.1,
+        "intermediate_size": 1024,
+        "max_position_embeddings": CONTEXT,
+        "model_type": "minicpm",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "long_factor": rope_factors(),
+            "short_factor": rope_factors(),
+            "original_max_position_embeddings": CONTEXT,
+        },
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "vocab_size": VOCAB_SIZE,
+        "scale_emb": 12,
+        "dim_model_base": 64,
+        "scale_depth": 1.4,
+    }
+
+
+def generation_config() -> dict[str, Any]:
+    """Return `generation_config.json`."""
+    return {"bos_token_id": BOS, "do_sample": True, "eos_token_id": [EOS, 2040], "temperature": 0.8, "top_p": 0.8}
+
+
+def encode_documents(tokenizer: GoldenTokenizer, documents: list[Document]) -> list[Tokens]:
+    """Return the ids of every document: BOS before it and, except after a chat, EOS behind it."""
+    end = {"source": [EOS], "prose": [EOS], "chat": []}
+    return [np.array(tokenizer.encode(item.text) + end[item.kind], dtype=np.int64) for item in documents]
+
+
+def cut_windows(stream: Tokens) -> Tensor:
+    """Cut a stream into rows [n, SEQUENCE + 1] that begin with BOS; every token of the stream is a target once."""
+    count = len(stream) // SEQUENCE
+    rows = stream[: count * SEQUENCE].reshape(count, SEQUENCE)
+    return torch.from_numpy(np.concatenate([np.full((count, 1), BOS, dtype=np.int64), rows], axis=1))
+
+
+def batches(documents: list[Tokens], size: int, seed: int) -> Iterator[Tensor]:
+    """Yield batches for ever; documents and windows are in a new order in every pass."""
+    generator = np.random.default_rng(seed)
+    while True:
+        stream = np.concatenate([documents[index] for index in generator.permutation(len(documents))])
+        rows = cut_windows(stream)
+        order = torch.from_numpy(generator.permutation(len(rows)))
+        for start in range(0, len(order) - size + 1, size):
+            yield rows[order[start : start + size]]
+
+
+def build_model(config: Mapping[str, Any], seed: int) -> MiniCPM:
+    """Return a model with muP-style random weights: embeddings std 0.1, matrices 0.1 / sqrt(hidden / base)."""
+    torch.manual_seed(seed)
+    model = MiniCPM(parse_config(config))
+    std = float(config["initializer_range"])
+    width = math.sqrt(config["hidden_size"] / config["dim_model_base"])
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=std if "embed" in name else std / width)
+    return model
+
+
+def make_optimizers(model: MiniCPM, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Return the optimizers: Muon or AdamW for the matrices in the blocks, AdamW for embedding and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    embedding = [model.model.embed_tokens.weight]
+    norms = [p for p in model.parameters() if p.ndim == 1]
+    groups = [
+        {"params": embedding, "lr": options.embed_lr, "weight_decay": 0.0},
+        {"params": norms, "lr": options.embed_lr, "weight_decay": 0.0},
+    ]
+    if options.optimizer == "adamw":
+        groups.append({"params": matrices, "lr": options.lr, "weight_decay": 0.1})
+        return [torch.optim.AdamW(groups, betas=(0.9, 0.95))]
+    muon = torch.optim.Muon(matrices, lr=options.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.95))]
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Return the learning rate's factor: linear warm-up, then linear to zero."""
+    warmup = min(WARMUP_STEPS, steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    return (steps - step) / (steps - warmup)
+
+
+def loss_of(model: MiniCPM, rows: Tensor) -> Tensor:
+    """Return the mean negative log-likelihood of the rows' tokens after the first."""
+    logits = model(rows[:, :-1])
+    return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+
+def train(model: MiniCPM, documents: list[Tokens], options: argparse.Namespace) -> None:
+    """Run the optimization and print the loss now and then."""
+    device = torch.device(options.device)
+    optimizers = make_optimizers(model, options)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(item, lambda step: rate_at(step, options.steps)) for item in optimizers
+    ]
+    started, average = time.monotonic(), 0.0
+    for step, rows in zip(range(options.steps), batches(documents, options.batch, options.seed), strict=False):
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(model, rows.to(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
+        if step % 50 == 49 or step == options.steps - 1:
+            speed = (step + 1) * rows[:, 1:].numel() / (time.monotonic() - started)
+            print(f"step {step + 1:>5}/{options.steps} loss {average:.4f} {speed:,.0f} tokens/s", flush=True)
+
+
+def round_weights(model: MiniCPM) -> dict[str, Tensor]:
+    """Round the model's weights to bf16 in place; return them as contiguous bf16 tensors on the CPU."""
+    weights: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            weights[name] = parameter.to("cpu", torch.bfloat16).contiguous()
+            parameter.copy_(weights[name])
+    return weights
+
+
+@torch.no_grad()
+def perplexity(model: MiniCPM, stream: Tokens, device: str) -> float:
+    """Return the float32 perplexity per token of a stream, in windows of SEQUENCE tokens."""
+    rows = cut_windows(stream).to(device)
+    losses = [loss_of(model, part).item() * len(part) for part in rows.split(8)]
+    return math.exp(sum(losses) / len(rows))
+
+
+def write_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write two shards of about equal size and their index."""
+    total = sum(tensor.nbytes for tensor in weights.values())
+    names = [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
+    shards: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    seen = 0
+    for name, tensor in weights.items():
+        shards[names[0] if 2 * seen < total else names[1]][name] = tensor
+        seen += tensor.nbytes
+    for file, tensors in shards.items():
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, tensors in shards.items() for name in tensors}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1700, help="optimizer steps")
+    parser.add_argument("--batch", type=int, default=8, help="sequences of 512 tokens per step")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="for the blocks' matrices")
+    parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate of the blocks' matrices")
+    parser.add_argument("--embed-lr", type=float, default=1e-2, help="peak learning rate of embedding and norms")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; part of what the result depends on")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="checkpoint folder")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, write the checkpoint, and compare it with the trigram on held-out modules."""
+    options = parse_options()
+    torch.set_num_threads(options.threads)
+    torch.use_deterministic_algorithms(True)
+    train_documents, held_out_documents = split_corpus(read_corpus())
+    pieces = train_sentencepiece(item.text for item in train_documents if item.kind == "source")
+    tokenizer = GoldenTokenizer(pieces)
+    documents = encode_documents(tokenizer, train_documents)
+    held_out = np.concatenate(encode_documents(tokenizer, held_out_documents))
+    print(f"{sum(map(len, documents)):,} training tokens, {len(held_out):,} held-out tokens", flush=True)
+
+    config = model_config()
+    model = build_model(config, options.seed).to(options.device)
+    train(model, documents, options)
+    weights = round_weights(model)
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(pieces, options.out)
+    write_json(options.out / "config.json", config)
+    write_json(options.out / "generation_config.json", generation_config())
+    write_weights(weights, options.out)
+
+    baseline = trigram_perplexity(np.concatenate(documents), held_out, VOCAB_SIZE)
+    print(f"held-out perplexity per token: model {perplexity(model, held_out, options.device):.3f}", end=", ")
+    print(f"Kneser-Ney trigram {baseline:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""`quantkit export`: one container from any readable model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantkit.cli.options import Arch, Json, Out, Overwrite
+from quantkit.cli.output import Output, human_size
+
+
+def export(
+    format: Annotated[str, typer.Argument(metavar="FORMAT", help="hf, gguf, ... (see `quantkit formats`).")],  # noqa: A002
+    source: Annotated[Path, typer.Argument(help="A model folder, a quantized folder, or a single-file artifact.")],
+    out: Out,
+    type: Annotated[  # noqa: A002 - the option's name
+        str | None, typer.Option("--type", help="Element type, such as bf16 or q4_0.", show_default="chosen by source")
+    ] = None,
+    arch: Arch = "native",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write SOURCE as FORMAT. Quantized weights are carried code for code, or refused; never quantized twice."""
+    from quantkit.artifact import publish
+    from quantkit.plan import parse_target
+    from quantkit.registry import exporter, open_checkpoint
+
+    output = Output(as_json=as_json)
+    name, options = parse_target(f"{format}:{type}" if type else format, arch=arch)
+    checkpoint = open_checkpoint(source)
+    planned = exporter(name).prepare(checkpoint, options)
+    with output.bytes_bar(f"writing {out.name}", planned.size) as progress:
+        done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
+    for note in planned.notes:
+        output.note(f"note: {note}")
+    weights = sum(weight.size for weight in checkpoint.weights.values())
+    output.result(
+        {
+            "path": str(out),
+            "format": name,
+            "size": done.size,
+            "bits_per_weight": done.size * 8 / weights,
+            "options": dict(planned.options),
+            "notes": list(planned.notes),
+        },
+        lines=[f"{out}: {human_size(done.size)}, {done.size * 8 / weights:.2f} bits per weight, re-read and hashed"],
+    )

@@ -1,0 +1,35 @@
+"""`quantkit formats`: what can be written and read, and by which engines here."""
+
+from __future__ import annotations
+
+from quantkit.cli.options import Json
+from quantkit.cli.output import Output, table
+
+
+def formats(as_json: Json = False) -> None:
+    """List the containers that can be written and read, the engines that load them, and whether they run here."""
+    from quantkit import registry
+
+    output = Output(as_json=as_json)
+    containers = [registry.exporter(name) for name in registry.names("exporters")]
+    engines = [registry.runtime(name) for name in registry.names("runtimes")]
+    missing = {engine.name: engine.missing() for engine in engines}
+    rows = table("format", "types", "engines", "what it is")
+    for container in containers:
+        rows.add_row(container.name, " ".join(container.types), ", ".join(container.engines), container.summary)
+    here = table("engine", "here", "loads")
+    for engine in engines:
+        here.add_row(engine.name, missing[engine.name] or "yes", ", ".join(engine.formats))
+    output.result(
+        {
+            "formats": [
+                {"name": c.name, "types": list(c.types), "engines": list(c.engines), "summary": c.summary}
+                for c in containers
+            ],
+            "engines": [
+                {"name": e.name, "formats": list(e.formats), "available": missing[e.name] is None} for e in engines
+            ],
+        },
+        rows,
+        here,
+    )

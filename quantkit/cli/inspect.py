@@ -1,0 +1,35 @@
+"""`quantkit inspect`: what a checkpoint or artifact is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantkit.cli.options import Json
+from quantkit.cli.output import Output, human_size, table
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A model folder, a quantized folder, or a single-file artifact.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a model is: family, shapes, types, quantization, bits per weight. Reads headers only."""
+    from quantkit.inspection import inspection
+    from quantkit.registry import open_checkpoint
+
+    output = Output(as_json=as_json)
+    found = inspection(open_checkpoint(path))
+    summary = table("", "")
+    for key, value in found.facts.items():
+        summary.add_row(key, str(value))
+    kinds = table("type", "tensors", "weights", "size", right=("tensors", "weights", "size"))
+    for kind in found.kinds:
+        kinds.add_row(kind.type, str(kind.tensors), f"{kind.weights:,}", human_size(kind.nbytes))
+    listing = table("tensor", "type", "shape")
+    for tensor in found.tensors if tensors else ():
+        listing.add_row(tensor.name, tensor.type, " x ".join(map(str, tensor.shape)))
+    shown = [summary, kinds, listing] if tensors else [summary, kinds]
+    output.result(found.to_json(), *shown)

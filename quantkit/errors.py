@@ -1,0 +1,110 @@
+"""Everything that can go wrong, one class per cause.
+
+Every error that a user can cause is a `QuantkitError`. Its message is one line that says *what* is wrong and
+*where*; `hint` says how to mend it. The command line prints `error: MESSAGE` and `hint: HINT` and exits with
+`exit_code`. Anything else that escapes is a bug in quantkit.
+"""
+
+from __future__ import annotations
+
+
+class QuantkitError(Exception):
+    """Base of all errors that have a cause outside quantkit.
+
+    Args:
+        message: one line, what is wrong and where, no full stop.
+        hint: one line, how to mend it, or None when there is nothing to advise.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(escaped(message))
+        self.hint = escaped(hint) if hint is not None else None
+
+
+def escaped(text: str) -> str:
+    """Return `text` on one line with control characters shown, so that a hostile name cannot drive a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+class BadOption(QuantkitError):
+    """An option, or a combination of options, that means nothing."""
+
+
+class MalformedFile(QuantkitError):
+    """Bytes that break the rules of their format (headers, JSON, offsets, names)."""
+
+
+class IncompleteFile(MalformedFile):
+    """A file that ends before what its header promises: an unfinished download."""
+
+
+class IncompleteCheckpoint(QuantkitError):
+    """A folder that lacks a shard, a tensor or a file that the model needs."""
+
+
+class InconsistentCheckpoint(QuantkitError):
+    """Files that contradict each other: config against weights, index against shards."""
+
+
+class UnsafePath(QuantkitError):
+    """A name inside a file that would lead out of the model's folder."""
+
+
+class BadConfig(QuantkitError):
+    """A config value outside its range, or of the wrong type."""
+
+
+class UnsupportedModel(QuantkitError):
+    """A model family, layer type or tokenizer that quantkit does not know."""
+
+
+class UnsupportedSpec(QuantkitError):
+    """A quantization that a container, an engine or a method cannot hold; nothing was written."""
+
+
+class NonFiniteValues(QuantkitError):
+    """NaN or infinity in a tensor."""
+
+
+class ValueOutOfRange(QuantkitError):
+    """A finite value that the target dtype cannot hold (bfloat16 beyond float16's 65504)."""
+
+
+class OutputExists(QuantkitError):
+    """The output name is taken, or is the input itself."""
+
+
+class NoSpace(QuantkitError):
+    """The disk cannot hold the planned output."""
+
+
+class WriteFailed(QuantkitError):
+    """The operating system refused a write, or what was read back differs from what was written."""
+
+
+class SourceChanged(QuantkitError):
+    """An input file changed while it was read."""
+
+
+class MissingDependency(QuantkitError):
+    """A Python package that this command needs is not installed."""
+
+
+class EngineFailed(QuantkitError):
+    """An inference engine refused the artifact or died."""
+
+
+class GoldenMismatch(QuantkitError):
+    """A golden file that does not belong to this model, or is of another version."""
+
+
+class VerificationFailed(QuantkitError):
+    """The artifact is not the model that it claims to be."""
+
+    exit_code = 1
+
+
+class Interrupted(QuantkitError):
+    """The user stopped the work (SIGINT, SIGTERM); nothing was published."""

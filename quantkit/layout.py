@@ -1,0 +1,77 @@
+"""What an exporter plans: every file, every unit, every byte count, before any tensor is read.
+
+`prepare()` of an exporter returns a `PlannedArtifact`; its size is known at once, and `artifact.publish` is the only
+code that turns it into files. An exporter therefore cannot predict one size and write another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Buffer = bytes | bytearray | memoryview | np.ndarray
+"""Anything with C-contiguous bytes; arrays are written in their own (little-endian) memory order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Bytes that are computed and committed together, such as one tensor, or one block's codes, scales and zeros.
+
+    produce() yields buffers of exactly `size` bytes in all. Units are produced once, in file order.
+    """
+
+    name: str
+    size: int
+    produce: Callable[[], Iterable[Buffer]]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """A file of the artifact: its bare name and its units in order. Their sizes add up to the file's size."""
+
+    name: str
+    units: tuple[Unit, ...]
+
+    @property
+    def size(self) -> int:
+        """Exact bytes of the finished file."""
+        return sum(unit.size for unit in self.units)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor as it will lie in the artifact: name and type in the container's own words."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedArtifact:
+    """Everything that `publish` needs, and everything that `plan` shows.
+
+    format: the exporter's name. folder: False for a single-file container, whose one file takes the output's name.
+    options: what influences the bytes, recorded in the manifest. notes: what the user should know (one line each).
+    """
+
+    format: str
+    folder: bool
+    files: tuple[PlannedFile, ...]
+    tensors: tuple[PlannedTensor, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Exact bytes of all files, the manifest aside."""
+        return sum(file.size for file in self.files)
+
+
+def blob(name: str, data: bytes) -> PlannedFile:
+    """A small file whose bytes are known already."""
+    return PlannedFile(name, (Unit(name, len(data), lambda: (data,)),))

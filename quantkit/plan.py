@@ -1,0 +1,193 @@
+"""What a run would cost and whether its result would be usable, before any work is done.
+
+`plan` opens headers only. The sizes it prints are the sums of the very layouts that `publish` would write, so they
+are exact, not estimates; memory and time are estimates, and say so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from quantkit import registry
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import BadOption, UnsupportedSpec
+from quantkit.family import LINEAR_ROLES, ModelSpec, Role
+from quantkit.fold import folded
+from quantkit.protocols import ExportOptions
+from quantkit.quantize import planned
+from quantkit.spec import QuantSpec
+
+INTERPRETER_BYTES = 120 << 20
+TORCH_BYTES = 350 << 20
+DENSE_STREAM_BYTES = 160 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One container that was asked for: its exact size, or why it cannot hold the result."""
+
+    format: str
+    type: str
+    arch: str
+    size: int | None
+    bits_per_weight: float | None
+    engines: tuple[str, ...]
+    refusal: str | None = None
+    hint: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer of `quantkit plan`.
+
+    peak_memory_bytes and seconds are estimates for the quantization step; sizes of targets are exact.
+    tensors: how many tensors become what, such as {"int4 g128 sym": 35, "bfloat16": 12}.
+    """
+
+    source: str
+    parameters: int
+    method: str | None
+    spec: str | None
+    tensors: Mapping[str, int]
+    targets: tuple[Target, ...]
+    peak_memory_bytes: int
+    seconds: float
+
+    @property
+    def possible(self) -> bool:
+        """Whether every target can be written."""
+        return all(target.refusal is None for target in self.targets)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Space that all targets need together."""
+        return sum(target.size or 0 for target in self.targets)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {**asdict(self), "possible": self.possible, "disk_bytes": self.disk_bytes}
+
+
+def parse_target(text: str, *, arch: str = "native") -> tuple[str, ExportOptions]:
+    """Read FORMAT or FORMAT:TYPE, such as `gguf:q4_0`; raises `BadOption` for an unknown format or type."""
+    name, _, kind = text.strip().partition(":")
+    exporter = registry.exporter(name)
+    if kind and kind not in exporter.types:
+        raise BadOption(f"{name} has no type {kind!r}", hint=f"types of {name}: {', '.join(exporter.types) or 'none'}")
+    return name, ExportOptions(type=kind or None, arch=arch)
+
+
+def plan(
+    checkpoint: Checkpoint,
+    targets: Sequence[tuple[str, ExportOptions]],
+    *,
+    method: str | None = None,
+    spec: QuantSpec | None = None,
+    calibration_tokens: int = 0,
+) -> Plan:
+    """Plan quantizing `checkpoint` (when `method` is given) and writing it as each of `targets`.
+
+    Raises:
+        BadOption: an unknown method.
+        UnsupportedSpec: a weight that `spec` cannot divide into groups.
+    """
+    result = checkpoint
+    needs_calibration = False
+    if method is not None and spec is not None:
+        needs_calibration = registry.method(method).needs_calibration
+        result = planned(checkpoint, spec)
+    return Plan(
+        source=checkpoint.path.name,
+        parameters=sum(weight.size for weight in checkpoint.weights.values()),
+        method=method,
+        spec=str(spec) if spec is not None else None,
+        tensors=_count_types(result),
+        targets=tuple(_target(result, name, options) for name, options in targets),
+        peak_memory_bytes=peak_memory(checkpoint.spec, calibration_tokens if needs_calibration else 0),
+        seconds=_seconds(checkpoint, calibration_tokens if needs_calibration else 0),
+    )
+
+
+def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target:
+    exporter = registry.exporter(name)
+    source = folded(checkpoint) if options.arch == "llama" else checkpoint
+    parameters = sum(weight.size for weight in source.weights.values())
+    try:
+        artifact = exporter.prepare(checkpoint, options)
+    except UnsupportedSpec as refusal:
+        return Target(
+            format=name,
+            type=options.type or "default",
+            arch=options.arch,
+            size=None,
+            bits_per_weight=None,
+            engines=(),
+            refusal=str(refusal),
+            hint=refusal.hint,
+        )
+    return Target(
+        format=name,
+        type=str(artifact.options.get("type") or options.type or "default"),
+        arch=options.arch,
+        size=artifact.size,
+        bits_per_weight=artifact.size * 8 / parameters,
+        engines=exporter.engines,
+        notes=artifact.notes,
+    )
+
+
+def _count_types(checkpoint: Checkpoint) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for weight in checkpoint.weights.values():
+        spec = getattr(weight, "spec", None)
+        kind = str(spec) if spec is not None else str(getattr(weight, "dtype", ""))
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def peak_memory(spec: ModelSpec, calibration_tokens: int) -> int:
+    """Estimated peak resident bytes of the quantization step.
+
+    Without calibration one tensor is in memory at a time: its float32 values, codes and packed bytes. With it: one
+    block in float32 (original and quantized), its Hessians in float64 with the factorisation's two copies of the
+    largest, and the hidden states of all calibration tokens before and after the block.
+    """
+    shapes = [spec.layer_shape(role) for role in LINEAR_ROLES]
+    sizes = [rows * cols for rows, cols in shapes]
+    if not calibration_tokens:
+        return INTERPRETER_BYTES + max(DENSE_STREAM_BYTES, 10 * max(sizes))
+    inputs = [spec.layer_shape(role)[1] for role in (Role.Q, Role.O, Role.GATE, Role.DOWN)]
+    hessians = 8 * (sum(width**2 for width in inputs) + 3 * max(inputs) ** 2)
+    states = 4 * calibration_tokens * (2 * spec.hidden_size + spec.intermediate_size)
+    return TORCH_BYTES + 8 * sum(sizes) + hessians + states
+
+
+def _seconds(checkpoint: Checkpoint, calibration_tokens: int) -> float:
+    """Estimated seconds: bytes over a disk-bound rate, plus arithmetic over this machine's measured matmul rate."""
+    spec = checkpoint.spec
+    streaming = sum(weight.size for weight in checkpoint.weights.values()) / 100e6
+    if not calibration_tokens:
+        return streaming
+    sizes = [spec.layer_shape(role) for role in LINEAR_ROLES]
+    forward = 2 * 2 * calibration_tokens * sum(rows * cols for rows, cols in sizes)
+    hessian = 4 * calibration_tokens * sum(spec.layer_shape(role)[1] ** 2 for role in (Role.Q, Role.O, Role.GATE, Role.DOWN))
+    solver = sum(4 * rows * cols**2 + 4 * cols**3 for rows, cols in sizes)
+    return streaming + spec.num_hidden_layers * (forward + hessian + solver) / _matmul_rate()
+
+
+def _matmul_rate() -> float:
+    """Floating-point operations per second of a float32 matrix product here, measured for a few milliseconds."""
+    size = 384
+    matrix = np.ones((size, size), np.float32)
+    matrix @ matrix
+    start = time.perf_counter()
+    repeats = 8
+    for _ in range(repeats):
+        matrix @ matrix
+    return repeats * 2 * size**3 / (time.perf_counter() - start)

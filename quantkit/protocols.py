@@ -1,0 +1,124 @@
+"""The three seams: `Method`, `Exporter`, `Runtime`.
+
+Protocols rather than base classes: a plug-in is one file whose module-level object (`METHOD`, `EXPORTER`, `RUNTIME`)
+has these attributes. It inherits nothing, so nothing can leak from one to another. `tests/laws.py` holds the laws
+that every one of them must pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from quantkit.calibration import InputStatistics
+    from quantkit.checkpoint import Checkpoint
+    from quantkit.layout import PlannedArtifact
+    from quantkit.quantized import QuantizedTensor
+    from quantkit.spec import QuantSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What a user may choose about a container.
+
+    type: element type in the container's words ("q4_0", "bf16"); None = the exporter's default for this source.
+    arch: "native" keeps the family's scalars in the config; "llama" folds them into the weights.
+    """
+
+    type: str | None = None
+    arch: str = "native"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """How well one tensor was quantized.
+
+    error: ||(W - Q) X||^2 / ||W X||^2 over the calibration inputs (||W - Q||^2 / ||W||^2 without them).
+    fallback: None, or why the method gave up and round-to-nearest was used.
+    """
+
+    error: float
+    fallback: str | None = None
+
+
+class Method(Protocol):
+    """Chooses codes and scales for one weight matrix."""
+
+    name: str
+    summary: str
+    needs_calibration: bool
+
+    def quantize(
+        self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None
+    ) -> tuple[QuantizedTensor, TensorReport]:
+        """Quantize float32 `weight` (rows, cols); `statistics` of its inputs when `needs_calibration`. Never aborts."""
+        ...
+
+
+class Exporter(Protocol):
+    """Packs a checkpoint into one container, and reads it back."""
+
+    name: str
+    summary: str
+    types: tuple[str, ...]
+    engines: tuple[str, ...]
+    """Names of the runtimes in `runtimes/` that load this container."""
+
+    def recognizes(self, path: Path) -> bool:
+        """Whether `path` looks like this container (cheap: names and magic bytes only)."""
+        ...
+
+    def accepts(self, spec: QuantSpec, options: ExportOptions) -> None:
+        """Return if a weight quantized with `spec` fits without requantizing; raise `UnsupportedSpec` otherwise."""
+        ...
+
+    def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
+        """Plan every file and byte without reading tensor data; raise `UnsupportedSpec` naming the tensor."""
+        ...
+
+    def read(self, path: Path) -> Checkpoint:
+        """Open an artifact of this container, strictly. The inverse of writing: codes and scales come back equal."""
+        ...
+
+
+class Session(Protocol):
+    """A loaded model. A context manager; leaving it frees the engine."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Log-probabilities up to a constant per row: float32 [len(token_ids), vocab], row t predicts token t + 1."""
+        ...
+
+    def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Last row of `logits`: float32 [vocab]. Cheap when `token_ids` extend those of the call before."""
+        ...
+
+
+class Runtime(Protocol):
+    """An inference engine."""
+
+    name: str
+    summary: str
+    formats: tuple[str, ...]
+    """Names of the exporters whose artifacts it can load."""
+
+    def missing(self) -> str | None:
+        """None when the engine can run here, else one line that says what to install."""
+        ...
+
+    def open(self, path: Path) -> Session:
+        """Load the artifact; raise `EngineFailed` or a reading error in one line."""
+        ...

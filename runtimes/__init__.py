@@ -1,0 +1,1 @@
+"""Inference engines, one per file; see `quantkit.protocols.Runtime`."""
