@@ -22,11 +22,13 @@ def pack_bitstream(codes: np.ndarray, bits: int) -> np.ndarray:
         padded = np.zeros((rows, words * per_word), np.uint32)
         padded[:, :count] = codes
         shifts = np.arange(per_word, dtype=np.uint32) * np.uint32(bits)
-        return np.bitwise_or.reduce(padded.reshape(rows, words, per_word) << shifts, axis=2)
+        packed: np.ndarray = np.bitwise_or.reduce(padded.reshape(rows, words, per_word) << shifts, axis=2)
+        return packed
     unpacked = np.unpackbits(codes[:, :, None], axis=2, count=bits, bitorder="little").reshape(rows, -1)
     padded_bits = np.zeros((rows, words * 32), np.uint8)
     padded_bits[:, : count * bits] = unpacked
-    return np.packbits(padded_bits, axis=1, bitorder="little").view("<u4").astype(np.uint32, copy=False)
+    stream = np.packbits(padded_bits, axis=1, bitorder="little")
+    return stream.view("<u4").astype(np.uint32, copy=False)
 
 
 def unpack_bitstream(words: np.ndarray, bits: int, count: int) -> np.ndarray:

@@ -40,6 +40,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize x [..., size] over its last axis; same shape and dtype."""
         wide = x.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return normed.to(x.dtype) * self.weight
@@ -80,6 +81,17 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Attend from x [batch, time, hidden] to `past` and itself.
+
+        Args:
+            x: normalized residual states.
+            cos: float32 [time, head_dim] of these positions; `sin` likewise.
+            sin: see `cos`.
+            past: keys and values [batch, kv_heads, past, head_dim] of earlier positions, or None.
+
+        Returns:
+            The output [batch, time, hidden], and keys and values including `past`.
+        """
         batch, time, _ = x.shape
         q, k, v = (
             proj(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
@@ -107,6 +119,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Output [..., hidden] for normalized x [..., hidden]."""
         hidden: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
         return hidden
 
@@ -125,6 +138,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Residual states x [batch, time, hidden] after this block, and its keys and values; see `Attention`."""
         mixed, present = self.self_attn(self.input_layernorm(x), cos, sin, past)
         x = x + mixed * self.residual_scale
         return x + self.mlp(self.post_attention_layernorm(x)) * self.residual_scale, present
