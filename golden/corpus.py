@@ -1,7 +1,7 @@
 """The text that the golden model reads: the running interpreter's standard library.
 
-Nothing is downloaded and nothing is committed. Every document comes from a module of the standard library of the
-interpreter that runs this file, in sorted order, so one Python version always gives one corpus. Three kinds:
+Nothing is downloaded and nothing is committed. Every document comes from a module of the standard library of
+the interpreter that runs this file, in sorted order, so one Python version always gives one corpus. Kinds:
 
 * ``source``: a module as it stands on disk;
 * ``prose``: a long docstring by itself, dedented, so that the model sees English without code around it;
@@ -14,7 +14,6 @@ A module is held out, or not, by a hash of its path. All documents of a module a
 
 import ast
 import hashlib
-import inspect
 import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -101,12 +100,18 @@ def dotted_name(module: str) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def docstring_of(node: ast.AST) -> str | None:
+    """Return the dedented docstring of a module, class or function; None for any other node."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return ast.get_docstring(node)
+    return None
+
+
 def walk_docstrings(node: ast.AST, name: str) -> Iterator[Docstring]:
     """Yield the docstrings of a node and of the classes and functions inside it, in order of appearance."""
     sort = {ast.Module: "module", ast.ClassDef: "class"}.get(type(node), "function")
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        if text := ast.get_docstring(node, clean=False):
-            yield Docstring(name, sort, inspect.cleandoc(text))
+    if text := docstring_of(node):
+        yield Docstring(name, sort, text)
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from walk_docstrings(child, f"{name}.{child.name}")

@@ -1,8 +1,8 @@
 """The golden model's tokenizer: a small SentencePiece BPE with MiniCPM4's eight specials after its last piece.
 
-`train_sentencepiece` learns 2040 pieces from the training side of the corpus. `write_tokenizer` puts the same files
-into the checkpoint folder that MiniCPM4 has. `GoldenTokenizer` is the rule that all of them must agree on, in a few
-lines: text between specials is encoded by SentencePiece, piece by piece, each with its own dummy prefix space.
+`train_sentencepiece` learns 2040 pieces from the training side of the corpus. `write_tokenizer` puts the same
+files into the checkpoint folder that MiniCPM4 has. `GoldenTokenizer` is the rule that all of them must agree on,
+in a few lines: SentencePiece encodes each stretch of text between specials by itself, with its own dummy prefix.
 
 The bytes of every file depend on the corpus only: one thread, fixed order, text and model kept in memory.
 
@@ -14,7 +14,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# MiniCPM4 itself says "LlamaTokenizer". transformers 5 then ignores the normaliser in `tokenizer.json` and leaves out
-# the dummy prefix of a segment that begins with a space, unlike SentencePiece; with this class it reads the file as is.
+# MiniCPM4 itself says "LlamaTokenizer". With that, transformers 5 ignores the normaliser in `tokenizer.json` and
+# leaves out the dummy prefix of a segment that begins with a space, unlike SentencePiece (and llama.cpp). With
+# this class it takes the file as it stands.
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 
 # Every printable ASCII character is a piece; Chinese and the rest of Unicode go through the 256 byte pieces.
@@ -136,8 +137,8 @@ def convert_to_fast(model: bytes) -> Tokenizer:
     """Turn a SentencePiece model into a `tokenizers.Tokenizer` by transformers' rules for a legacy Llama tokenizer.
 
     The merges come from transformers' own `generate_merges`. The normaliser puts ▁ before every segment between
-    specials and turns spaces into ▁; there is no pre-tokeniser; the post-processor adds BOS. The same parts as in
-    `transformers.convert_slow_tokenizer.LlamaConverter`, which itself would need protobuf.
+    specials and turns spaces into ▁; there is no pre-tokeniser; the post-processor adds BOS. These are the parts
+    that `transformers.convert_slow_tokenizer.LlamaConverter` would make, which itself needs protobuf.
     """
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     vocab = {pieces.id_to_piece(index): index for index in range(len(pieces))}
@@ -164,7 +165,9 @@ def tokenizer_config() -> dict[str, Any]:
     return {
         "add_bos_token": True,
         "add_eos_token": False,
-        "added_tokens_decoder": {str(index): {**token_entry(text), "special": True} for text, index in ALL_SPECIAL_IDS.items()},
+        "added_tokens_decoder": {
+            str(index): {**token_entry(text), "special": True} for text, index in ALL_SPECIAL_IDS.items()
+        },
         "additional_special_tokens": list(SPECIALS),
         "bos_token": BOS,
         "chat_template": CHAT_TEMPLATE,
@@ -191,7 +194,7 @@ def special_tokens_map() -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON the way transformers does: two spaces, a newline at the end."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -218,7 +221,8 @@ def main() -> None:
     tokenizer = GoldenTokenizer(model)
     sources = [document.text for document in held_out if document.kind == "source"]
     tokens = sum(len(tokenizer.encode(text, bos=False)) for text in sources)
-    print(f"{VOCAB_SIZE} tokens, {sum(map(len, sources)) / tokens:.3f} characters per token on held-out source")
+    ratio = sum(map(len, sources)) / tokens
+    print(f"{VOCAB_SIZE} tokens, {ratio:.3f} characters per token on held-out source")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ interpreter (`golden/corpus.py`) until it predicts held-out modules far better t
 written as a checkpoint folder in the exact style of MiniCPM4-0.5B: bf16, two shards, muP scalars, LongRoPE,
 tied embeddings that the config does not mention.
 
-The same seed, thread count and library versions give the same weights.
+The same seed, thread count, processor kind and library versions give the same weights.
 
     python golden/train.py [--steps N] [--seed S] [--device cpu|cuda] [--out golden/model]
 """
@@ -15,15 +15,17 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -93,7 +95,13 @@ def model_config() -> dict[str, Any]:
 
 def generation_config() -> dict[str, Any]:
     """Return `generation_config.json`."""
-    return {"bos_token_id": BOS, "do_sample": True, "eos_token_id": [EOS, 2040], "temperature": 0.8, "top_p": 0.8}
+    return {
+        "bos_token_id": BOS,
+        "do_sample": True,
+        "eos_token_id": [EOS, 2040],
+        "temperature": 0.8,
+        "top_p": 0.8,
+    }
 
 
 def encode_documents(tokenizer: GoldenTokenizer, documents: list[Document]) -> list[Tokens]:
@@ -166,14 +174,14 @@ def train(model: MiniCPM, documents: list[Tokens], options: argparse.Namespace) 
     """Run the optimization and print the loss now and then."""
     device = torch.device(options.device)
     optimizers = make_optimizers(model, options)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(item, lambda step: rate_at(step, options.steps)) for item in optimizers
-    ]
+    rate = partial(rate_at, steps=options.steps)
+    schedules = [LambdaLR(optimizer, rate) for optimizer in optimizers]
+    stream = batches(documents, options.batch, options.seed)
     started, average = time.monotonic(), 0.0
-    for step, rows in zip(range(options.steps), batches(documents, options.batch, options.seed), strict=False):
+    for step, rows in zip(range(options.steps), stream, strict=False):
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(model, rows.to(device))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
@@ -199,8 +207,8 @@ def round_weights(model: MiniCPM) -> dict[str, Tensor]:
 def perplexity(model: MiniCPM, stream: Tokens, device: str) -> float:
     """Return the float32 perplexity per token of a stream, in windows of SEQUENCE tokens."""
     rows = cut_windows(stream).to(device)
-    losses = [loss_of(model, part).item() * len(part) for part in rows.split(8)]
-    return math.exp(sum(losses) / len(rows))
+    parts = [rows[start : start + 8] for start in range(0, len(rows), 8)]
+    return math.exp(sum(loss_of(model, part).item() * len(part) for part in parts) / len(rows))
 
 
 def write_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -213,7 +221,7 @@ def write_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
         shards[names[0] if 2 * seen < total else names[1]][name] = tensor
         seen += tensor.nbytes
     for file, tensors in shards.items():
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).write_bytes(save(tensors, metadata={"format": "pt"}))
     weight_map = {name: file for file, tensors in shards.items() for name in tensors}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(folder / "model.safetensors.index.json", index)
@@ -222,13 +230,13 @@ def write_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1700, help="optimizer steps")
-    parser.add_argument("--batch", type=int, default=8, help="sequences of 512 tokens per step")
-    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="for the blocks' matrices")
-    parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate of the blocks' matrices")
-    parser.add_argument("--embed-lr", type=float, default=1e-2, help="peak learning rate of embedding and norms")
+    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps")
+    parser.add_argument("--batch", type=int, default=4, help="sequences of 512 tokens per step")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="for the matrices")
+    parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate of the matrices")
+    parser.add_argument("--embed-lr", type=float, default=1e-2, help="the same of embedding and norms")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; part of what the result depends on")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; the result depends on them")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="checkpoint folder")
     return parser.parse_args()

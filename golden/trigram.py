@@ -1,8 +1,8 @@
 """A token trigram with interpolated Kneser-Ney smoothing: what the golden model must clearly beat.
 
-Chen and Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling" (1998), equation 27, one
-discount per order, D = n1 / (n1 + 2 n2). Counts are sorted arrays of packed token ids, looked up by bisection, so
-that millions of tokens take seconds.
+Chen and Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling" (1998): interpolated, with
+one discount per order, D = n1 / (n1 + 2 n2). Counts are sorted arrays of packed token ids, looked up by
+bisection, so that millions of tokens take seconds.
 """
 
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ class Table:
     def sum_by(self, context: Ints) -> "Table":
         """Add up the counts of the entries that have the same context."""
         keys, inverse = np.unique(context, return_inverse=True)
-        return Table(keys, np.bincount(inverse, weights=self.counts))
+        return Table(keys, np.bincount(inverse, weights=self.counts).astype(np.float64))
 
     def look_up(self, items: Ints) -> Floats:
         """Return the count of each item, 0 where it was never seen."""
         at = np.minimum(np.searchsorted(self.keys, items), len(self.keys) - 1)
-        return np.where(self.keys[at] == items, self.counts[at], 0.0)
+        return np.where(self.keys[at] == items, self.counts[at], np.float64(0))
 
 
 def discount_of(counts: Floats) -> float:

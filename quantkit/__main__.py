@@ -1,5 +1,5 @@
 """`python -m quantkit` is the command `quantkit`."""
 
-from quantkit.cli import entry
+from quantkit.cli.app import entry
 
 entry()

@@ -26,6 +26,7 @@ class Checkpoint:
     weights: every tensor of `spec.slots()`, by Hugging Face name, in that order.
     files: tokenizer, template and other small files to carry along; bare name to a thunk that reads the bytes.
     inputs: the files that hold the weights (for digests, and to refuse writing over them).
+    notes: what reading found worth telling, one line each: files and tensors left aside, sums that do not add up.
     """
 
     path: Path
@@ -35,3 +36,4 @@ class Checkpoint:
     weights: Mapping[str, Weight]
     files: Mapping[str, Callable[[], bytes]]
     inputs: tuple[Path, ...]
+    notes: tuple[str, ...] = ()

@@ -84,6 +84,10 @@ class WriteFailed(QuantkitError):
     """The operating system refused a write, or what was read back differs from what was written."""
 
 
+class ReadFailed(QuantkitError):
+    """The operating system refused to let us read an input file."""
+
+
 class SourceChanged(QuantkitError):
     """An input file changed while it was read."""
 

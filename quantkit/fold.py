@@ -2,8 +2,9 @@
 
 MiniCPM scales embeddings, residual branches and the head's input; all three scalars move into the weights next to
 them (`ModelSpec.fold_factor`), and what remains runs in every engine that knows Llama. Dense weights are multiplied
-in float32 and stay float32, so that an exporter rounds once. A quantized weight folds into its scales, which are
-multiplied in float32 and rounded once to their own dtype: at most half an ulp, see `fold_notes`.
+in float32 and stay float32, so that an exporter rounds once; `with_source_dtypes` brings them back to the size that
+they had. A quantized weight folds into its scales, which are multiplied in float32 and rounded once to their own
+dtype: at most half an ulp, and a note says so.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from quantkit.cast import check_range, converted
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import BadOption, NonFiniteValues, ValueOutOfRange
+from quantkit.config import llama_config
+from quantkit.errors import BadOption, ValueOutOfRange
 from quantkit.family import TensorSlot
 from quantkit.quantized import QuantizedTensor
 from quantkit.tensor import QuantizedView, TensorView, Weight
 
 EMBEDDING = "model.embed_tokens.weight"
+FLOAT32 = np.dtype(np.float32)
 
 
 def with_architecture(checkpoint: Checkpoint, arch: str) -> Checkpoint:
@@ -41,24 +45,39 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
         NonFiniteValues: the source weight holds NaN or infinity.
         ValueOutOfRange: a folded weight or scale leaves its dtype's range, or a scale vanishes.
     """
-    from quantkit.config import llama_config  # noqa: PLC0415 - it needs this module's result only when called
-
     if checkpoint.spec.architecture == "llama":
         return checkpoint
     spec = checkpoint.spec.folded()
-    weights = {slot.name: _folded_weight(checkpoint, slot) for slot in spec.slots()}
-    return replace(checkpoint, config=llama_config(spec, checkpoint.config), spec=spec, weights=weights)
+    return replace(
+        checkpoint,
+        config=llama_config(spec, checkpoint.config),
+        spec=spec,
+        weights={slot.name: _folded_weight(checkpoint, slot) for slot in spec.slots()},
+        notes=(*checkpoint.notes, *_notes(checkpoint)),
+    )
 
 
-def fold_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What folding `checkpoint` costs, one line for the user; empty when no quantized scale is rounded anew."""
+def with_source_dtypes(checkpoint: Checkpoint, source: Checkpoint) -> Checkpoint:
+    """`checkpoint`, which was folded from `source`, with dense weights rounded back to the dtypes of `source`.
+
+    Reading a view raises `ValueOutOfRange` when a folded weight exceeds that dtype.
+    """
+    weights = {
+        slot.name: _rounded(checkpoint.weights[slot.name], _source(source.weights, slot))
+        for slot in checkpoint.spec.slots()
+    }
+    return replace(checkpoint, weights=weights)
+
+
+def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What folding costs, one line for the user; empty when no quantized scale is rounded anew."""
     rounded = [
         slot.name
         for slot in checkpoint.spec.folded().slots()
         if isinstance(_source(checkpoint.weights, slot), QuantizedView)
         and _rounds(checkpoint.spec.fold_factor(slot.role))
     ]
-    if not rounded or checkpoint.spec.architecture == "llama":
+    if not rounded:
         return ()
     return (
         f"folding rounds the scales of {len(rounded)} quantized tensors once more, by at most half an ulp; "
@@ -67,7 +86,7 @@ def fold_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _rounds(factor: float) -> bool:
-    """Whether a product with `factor` needs more significant bits than the other operand: not for powers of two."""
+    """Whether a product with `factor` can need more significant bits than the other operand: not for powers of two."""
     return bool(np.frexp(factor)[0] != 0.5)
 
 
@@ -83,17 +102,30 @@ def _folded_weight(checkpoint: Checkpoint, slot: TensorSlot) -> Weight:
         return replace(source, name=slot.name)
     if isinstance(source, QuantizedView):
         return replace(source, name=slot.name, read=_scaled_read(source, slot.name, factor))
-    return TensorView(slot.name, np.dtype(np.float32), source.shape, _scaled_fetch(source, slot.name, factor))
+    return TensorView(slot.name, FLOAT32, source.shape, _scaled_fetch(source, slot.name, factor))
+
+
+def _rounded(weight: Weight, source: Weight) -> Weight:
+    if isinstance(weight, QuantizedView) or isinstance(source, QuantizedView) or weight.dtype == source.dtype:
+        return weight
+    name, dtype, fetch_wide = weight.name, source.dtype, weight.fetch
+    row_size = weight.size // max(1, weight.shape[0])
+
+    def fetch(start: int, stop: int) -> np.ndarray:
+        return converted(name, fetch_wide(start, stop), dtype, offset=start * row_size)
+
+    return TensorView(name, dtype, weight.shape, fetch)
 
 
 def _scaled_fetch(view: TensorView, name: str, factor: float) -> Callable[[int, int], np.ndarray]:
+    row_size = view.size // max(1, view.shape[0])
+
     def fetch(start: int, stop: int) -> np.ndarray:
         rows = view.fetch(start, stop)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             product: np.ndarray = np.multiply(rows, np.float32(factor), dtype=np.float32)
         if not np.isfinite(product).all():
-            if not np.isfinite(rows.astype(np.float32)).all():
-                raise NonFiniteValues(f"{name}: the weight holds NaN or infinity")
+            check_range(name, rows, FLOAT32, offset=start * row_size)
             raise ValueOutOfRange(f"{name}: a weight times {factor:g} exceeds float32")
         return product
 

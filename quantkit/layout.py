@@ -20,7 +20,8 @@ Buffer = bytes | bytearray | memoryview | np.ndarray
 class Unit:
     """Bytes that are computed and committed together, such as one tensor, or one block's codes, scales and zeros.
 
-    produce() yields buffers of exactly `size` bytes in all. Units are produced once, in file order.
+    produce() yields buffers of exactly `size` bytes in all. Units are produced once, in file order. A buffer must not
+    be changed or reused after it was yielded: another thread may still be writing it.
     """
 
     name: str

@@ -92,6 +92,13 @@ class Attention(nn.Module):
         Returns:
             The output [batch, time, hidden], and keys and values including `past`.
         """
+        mixed, present = self.mix(x, cos, sin, past)
+        return self.o_proj(mixed), present
+
+    def mix(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As `forward`, but with the input of o_proj [batch, time, heads * head_dim] in place of its output."""
         batch, time, _ = x.shape
         q, k, v = (
             proj(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
@@ -106,7 +113,7 @@ class Attention(nn.Module):
         mixed = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
         )
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1)), (k, v)
+        return mixed.transpose(1, 2).reshape(batch, time, -1), (k, v)
 
 
 class MLP(nn.Module):
@@ -120,8 +127,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Output [..., hidden] for normalized x [..., hidden]."""
-        hidden: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        hidden: Tensor = self.down_proj(self.gated(x))
         return hidden
+
+    def gated(self, x: Tensor) -> Tensor:
+        """The input of down_proj [..., intermediate] for normalized x [..., hidden]."""
+        gated: Tensor = functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return gated
 
 
 class Block(nn.Module):

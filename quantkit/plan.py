@@ -25,6 +25,8 @@ from quantkit.spec import QuantSpec
 INTERPRETER_BYTES = 120 << 20
 TORCH_BYTES = 350 << 20
 DENSE_STREAM_BYTES = 160 << 20
+INPUT_ROLES = (Role.Q, Role.O, Role.GATE, Role.DOWN)
+"""One role for each input that a block's linear layers read; the others share them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +164,7 @@ def peak_memory(spec: ModelSpec, calibration_tokens: int) -> int:
     sizes = [rows * cols for rows, cols in shapes]
     if not calibration_tokens:
         return INTERPRETER_BYTES + max(DENSE_STREAM_BYTES, 10 * max(sizes))
-    inputs = [spec.layer_shape(role)[1] for role in (Role.Q, Role.O, Role.GATE, Role.DOWN)]
+    inputs = [spec.layer_shape(role)[1] for role in INPUT_ROLES]
     hessians = 8 * (sum(width**2 for width in inputs) + 3 * max(inputs) ** 2)
     states = 4 * calibration_tokens * (2 * spec.hidden_size + spec.intermediate_size)
     return TORCH_BYTES + 8 * sum(sizes) + hessians + states
@@ -176,7 +178,7 @@ def _seconds(checkpoint: Checkpoint, calibration_tokens: int) -> float:
         return streaming
     sizes = [spec.layer_shape(role) for role in LINEAR_ROLES]
     forward = 2 * 2 * calibration_tokens * sum(rows * cols for rows, cols in sizes)
-    hessian = 4 * calibration_tokens * sum(spec.layer_shape(role)[1] ** 2 for role in (Role.Q, Role.O, Role.GATE, Role.DOWN))
+    hessian = 4 * calibration_tokens * sum(spec.layer_shape(role)[1] ** 2 for role in INPUT_ROLES)
     solver = sum(4 * rows * cols**2 + 4 * cols**3 for rows, cols in sizes)
     return streaming + spec.num_hidden_layers * (forward + hessian + solver) / _matmul_rate()
 

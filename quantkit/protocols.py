@@ -7,7 +7,7 @@ that every one of them must pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -57,9 +57,23 @@ class Method(Protocol):
     needs_calibration: bool
 
     def quantize(
-        self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None
+        self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None, *, threads: int = 1
     ) -> tuple[QuantizedTensor, TensorReport]:
-        """Quantize float32 `weight` (rows, cols); `statistics` of its inputs when `needs_calibration`. Never aborts."""
+        """Quantize float32 `weight` (rows, cols).
+
+        Args:
+            weight: what to quantize.
+            spec: the grid.
+            statistics: of the weight's inputs; only read when `needs_calibration`.
+            threads: how many to use; the result does not depend on it.
+
+        Raises:
+            UnsupportedSpec: a group size that does not divide the columns.
+            NonFiniteValues: NaN or infinity in `weight`.
+            ValueOutOfRange: a scale beyond the spec's scale dtype.
+
+        Statistics never make it abort: where they are useless it rounds to nearest and reports why.
+        """
         ...
 
 
@@ -107,6 +121,14 @@ class Session(Protocol):
         ...
 
 
+class TracingSession(Session, Protocol):
+    """A session of an engine that shows its intermediate results; the reference runtime's are such."""
+
+    def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
+        """Every stage in order: "embedding", "block 0", ..., "final norm" [T, hidden], "logits" [T, vocab]; float32."""
+        ...
+
+
 class Runtime(Protocol):
     """An inference engine."""
 
@@ -114,6 +136,8 @@ class Runtime(Protocol):
     summary: str
     formats: tuple[str, ...]
     """Names of the exporters whose artifacts it can load."""
+    architectures: tuple[str, ...]
+    """Values of `ModelSpec.architecture` that it can run."""
 
     def missing(self) -> str | None:
         """None when the engine can run here, else one line that says what to install."""

@@ -47,12 +47,12 @@ class QuantSpec:
     @property
     def levels(self) -> int:
         """Number of codes, 2**bits."""
-        return 1 << self.bits
+        return int(2**self.bits)
 
     @property
     def midpoint(self) -> int:
         """The zero point of a symmetric grid, 2**(bits - 1)."""
-        return 1 << (self.bits - 1)
+        return int(2 ** (self.bits - 1))
 
     def group_width(self, cols: int) -> int:
         """Columns per group in a matrix of `cols` columns."""

@@ -26,7 +26,7 @@ class TensorView:
     """An unquantized tensor somewhere on disk.
 
     fetch(start, stop) returns rows [start, stop) along the first axis as a C-contiguous array of `dtype`
-    and shape (stop - start, *shape[1:]).
+    and shape (stop - start, *shape[1:]); for a scalar, fetch(0, 1) returns the scalar.
     """
 
     name: str
@@ -44,15 +44,20 @@ class TensorView:
         """Bytes of the values in `dtype`."""
         return self.size * self.dtype.itemsize
 
+    @property
+    def rows(self) -> int:
+        """Length of the first axis; a scalar counts as one row."""
+        return self.shape[0] if self.shape else 1
+
     def read(self) -> np.ndarray:
         """The whole tensor."""
-        return self.fetch(0, self.shape[0])
+        return self.fetch(0, self.rows)
 
     def chunks(self, elements: int = CHUNK_ELEMENTS) -> Iterator[np.ndarray]:
         """The tensor as consecutive runs of whole rows of about `elements` elements each."""
         step = max(1, elements // max(1, math.prod(self.shape[1:])))
-        for start in range(0, self.shape[0], step):
-            yield self.fetch(start, min(start + step, self.shape[0]))
+        for start in range(0, self.rows, step):
+            yield self.fetch(start, min(start + step, self.rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Fixtures that every test file shares."""
+"""Fixtures that every test file shares, and the meaning of the `engine` marker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from quantkit import registry
 from tests.tiny import write_tiny_checkpoint
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `engine(NAME)` where that runtime cannot run, and say what to install."""
+    for mark in item.iter_markers("engine"):
+        missing = registry.runtime(mark.args[0]).missing()
+        if missing is not None:
+            pytest.skip(f"{mark.args[0]}: {missing}")
 
 
 @pytest.fixture

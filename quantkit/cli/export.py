@@ -31,7 +31,8 @@ def export(
     name, options = parse_target(f"{format}:{type}" if type else format, arch=arch)
     checkpoint = open_checkpoint(source)
     planned = exporter(name).prepare(checkpoint, options)
-    with output.bytes_bar(f"writing {out.name}", planned.size) as progress:
+    with output.bars() as bars:
+        progress = bars.counter(f"writing {out.name}", planned.size)
         done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
     for note in planned.notes:
         output.note(f"note: {note}")

@@ -16,10 +16,16 @@ Arch = Annotated[
         "--arch", help="native: keep the family's own architecture. llama: fold its scalars into a plain Llama."
     ),
 ]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Worker threads; the output does not depend on it.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, help="Worker threads; the output does not depend on it.", show_default="all cores"
+    ),
+]
 Engine = Annotated[str, typer.Option("--engine", help="auto, or the name of an engine (see `quantkit formats`).")]
 Method = Annotated[
-    str | None, typer.Option("--method", help="How codes are chosen: rtn (round to nearest) or gptq.", show_default=False)
+    str | None,
+    typer.Option("--method", help="rtn (round to nearest) or gptq (calibrated).", show_default=False),
 ]
 Bits = Annotated[int, typer.Option("--bits", min=2, max=8, help="Bits per code.")]
 GroupSize = Annotated[int, typer.Option("--group-size", help="Input columns per scale; -1 = one scale per row.")]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from quantkit.errors import escaped
@@ -39,20 +39,35 @@ class Output:
         self.stderr.print(escaped(text), markup=False, style="dim")
 
     @contextmanager
-    def bytes_bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar that counts bytes; yields the function to call with each increment."""
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.stderr, transient=True, disable=not self.stderr.is_terminal) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda count: bar.advance(task, count)
+    def bars(self) -> Iterator[Bars]:
+        """Progress bars on stderr while the block runs; silent where stderr is no terminal."""
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.stderr, transient=True, disable=not self.stderr.is_terminal) as progress:
+            yield Bars(progress)
 
-    @contextmanager
-    def steps_bar(self, label: str) -> Iterator[Callable[[str, int, int], None]]:
-        """A bar that counts steps; yields a function of (what is being done, steps done, steps in all)."""
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        with Progress(*columns, console=self.stderr, transient=True, disable=not self.stderr.is_terminal) as bar:
-            task = bar.add_task(label, total=None)
-            yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+class Bars:
+    """Hands out functions that move a bar; a bar appears when it first moves."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def counter(self, label: str, total: int) -> Callable[[int], None]:
+        """A bar that is told increments, such as bytes just written."""
+        task = self._progress.add_task(label, total=total, visible=False)
+        return lambda count: self._progress.update(task, advance=count, visible=True)
+
+    def fraction(self, label: str) -> Callable[[int, int], None]:
+        """A bar that is told (done, total)."""
+        task = self._progress.add_task(label, total=None, visible=False)
+        return lambda done, total: self._progress.update(task, completed=done, total=total, visible=done < total)
+
+    def steps(self) -> Callable[[str, int, int], None]:
+        """A bar that is told (what is being done, steps done, steps in all)."""
+        task = self._progress.add_task("", total=None, visible=False)
+        return lambda what, done, total: self._progress.update(
+            task, description=what, completed=done, total=total, visible=True
+        )
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:

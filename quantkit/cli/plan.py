@@ -23,7 +23,7 @@ def plan(
     arch: Arch = "native",
     as_json: Json = False,
 ) -> None:
-    """Show exact sizes, peak memory, time and which engines will take the result; reads headers only, writes nothing."""
+    """Show exact sizes, peak memory, time and engines of what would be written; reads headers only, writes nothing."""
     from quantkit.plan import parse_target
     from quantkit.plan import plan as make_plan
     from quantkit.registry import open_checkpoint

@@ -1,0 +1,162 @@
+"""A dense Hugging Face folder: what transformers loads, and what every other tool starts from.
+
+    config.json                    the source's own, defaults spoken out; or the folded Llama's
+    model.safetensors              every weight in one float dtype, [out, in] row by row, in the order of the forward
+                                   pass; or shards model-0000I-of-0000N.safetensors and model.safetensors.index.json
+    tokenizer*, *.jinja, ...       as they were
+
+Types: bf16, f16, f32. A quantized weight is written as scale * (code - zero), rounded once to that type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from quantkit.cast import FLOATS, converted
+from quantkit.checkpoint import Checkpoint
+from quantkit.config import config_file, native_config, with_dtype
+from quantkit.errors import BadOption, QuantkitError, UnsupportedModel
+from quantkit.family import parse_config
+from quantkit.fold import EMBEDDING, with_architecture, with_source_dtypes
+from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names, open_folder, select_weights
+from quantkit.json_file import read_json
+from quantkit.layout import Buffer, PlannedArtifact, PlannedTensor, blob
+from quantkit.protocols import ExportOptions
+from quantkit.safetensors_file import TensorEntry, TensorUnit, plan_safetensors
+from quantkit.spec import QuantSpec
+from quantkit.tensor import CHUNK_ELEMENTS, QuantizedView, TensorView, Weight
+
+
+class HuggingFace:
+    """See the module's docstring; the attributes are those of `quantkit.protocols.Exporter`."""
+
+    name = "hf"
+    summary = "Hugging Face folder with dense weights"
+    types = tuple(FLOATS)
+    engines = ("reference", "transformers")
+
+    def recognizes(self, path: Path) -> bool:
+        """Whether `path` is a folder with weights that no `quantization_config` describes.
+
+        A folder whose config cannot be read, or that holds pickles only, is recognized as well, because `read`
+        says best what is wrong with it.
+        """
+        try:
+            names = file_names(path)
+        except BadOption:
+            return False
+        if not any(name.endswith((".safetensors", ".safetensors.index.json")) or _is_pickle(name) for name in names):
+            return False
+        try:
+            config = read_json(path / CONFIG_NAME, limit=MAX_CONFIG_BYTES)
+        except QuantkitError:
+            return True
+        return not config.get("quantization_config")
+
+    def accepts(self, spec: QuantSpec, options: ExportOptions) -> None:
+        """Every `QuantSpec` can be written as dense weights."""
+
+    def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
+        """Plan the folder: one unit per tensor.
+
+        Without a type, dense sources keep the dtype of each tensor and quantized ones become bf16.
+
+        Raises:
+            BadOption: an unknown type or architecture.
+        """
+        if options.type not in (None, *self.types):
+            raise BadOption(f"hf has no type {options.type!r}", hint=f"choose one of: {', '.join(self.types)}")
+        model = with_architecture(checkpoint, options.arch)
+        quantized = any(isinstance(weight, QuantizedView) for weight in model.weights.values())
+        type_name = "bf16" if options.type is None and quantized else options.type
+        if type_name is None and model is not checkpoint:
+            model = with_source_dtypes(model, checkpoint)
+        entries = [_entry(weight, type_name) for weight in model.weights.values()]
+        units = [
+            TensorUnit(entry.name, (entry,), _producer(weight, entry.dtype))
+            for entry, weight in zip(entries, model.weights.values(), strict=True)
+        ]
+        embedding = next(entry for entry in entries if entry.name == EMBEDDING)
+        return PlannedArtifact(
+            format=self.name,
+            folder=True,
+            files=(
+                config_file(with_dtype(native_config(model), embedding.dtype)),
+                *plan_safetensors(units),
+                *(blob(name, read()) for name, read in sorted(model.files.items())),
+            ),
+            tensors=tuple(PlannedTensor(e.name, _type_name(e.dtype), e.shape, e.nbytes) for e in entries),
+            options={"type": type_name or _common_type(entries), "arch": options.arch},
+            notes=model.notes,
+        )
+
+    def read(self, path: Path) -> Checkpoint:
+        """Open a dense folder, ours or another's.
+
+        Raises:
+            UnsupportedModel: the config says that the weights are quantized.
+            IncompleteCheckpoint, InconsistentCheckpoint and others: see `open_folder` and `select_weights`.
+        """
+        folder = open_folder(path)
+        if folder.config.get("quantization_config"):
+            raise UnsupportedModel(f"{path / CONFIG_NAME}: the weights are quantized; hf holds dense ones")
+        spec = parse_config(folder.config, where=str(path / CONFIG_NAME))
+        weights = select_weights(folder.tensors, spec, str(path))
+        unused = [name for name in folder.tensors if name not in weights]
+        surplus = (f"{len(unused)} tensors add nothing and are left out: {', '.join(unused)[:80]}",) if unused else ()
+        return Checkpoint(
+            path=path,
+            format=self.name,
+            config=folder.config,
+            spec=spec,
+            weights=weights,
+            files=folder.files,
+            inputs=folder.inputs,
+            notes=(*folder.notes, *surplus),
+        )
+
+
+def _is_pickle(name: str) -> bool:
+    return name.startswith("pytorch_model") and name.endswith(".bin")
+
+
+def _type_name(dtype: np.dtype) -> str:
+    return next(name for name, known in FLOATS.items() if known == dtype)
+
+
+def _common_type(entries: Sequence[TensorEntry]) -> str:
+    dtypes = {entry.dtype for entry in entries}
+    return _type_name(dtypes.pop()) if len(dtypes) == 1 else "mixed"
+
+
+def _entry(weight: Weight, type_name: str | None) -> TensorEntry:
+    if type_name is None and isinstance(weight, TensorView):
+        return TensorEntry(weight.name, weight.dtype, weight.shape)
+    return TensorEntry(weight.name, FLOATS[type_name or "bf16"], weight.shape)
+
+
+def _producer(weight: Weight, dtype: np.dtype) -> Callable[[], Iterator[Buffer]]:
+    def produce() -> Iterator[Buffer]:
+        position = 0
+        for chunk in weight.chunks() if isinstance(weight, TensorView) else _dequantized_chunks(weight):
+            yield converted(weight.name, chunk, dtype, offset=position)
+            position += chunk.size
+
+    return produce
+
+
+def _dequantized_chunks(weight: QuantizedView) -> Iterator[np.ndarray]:
+    """The float32 weights in runs of whole rows: the codes are in memory, their values only a few rows at a time."""
+    tensor = weight.read()
+    rows, cols = tensor.shape
+    step = max(1, CHUNK_ELEMENTS // cols)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        yield replace(tensor, codes=tensor.codes[part], scale=tensor.scale[part], zero=tensor.zero[part]).dequantized()
+
+
+EXPORTER = HuggingFace()

@@ -1,0 +1,59 @@
+"""`quantkit demo`: the main job, end to end, on the bundled golden model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantkit.cli.options import Json, Overwrite, Threads
+from quantkit.cli.output import Output, human_size, table
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what the demo writes.")],
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Inspect, plan, quantize, export and verify the bundled golden model, and print one table."""
+    from quantkit.demo import SPEC, bundled_model, run_demo
+    from quantkit.inspection import inspection
+    from quantkit.plan import parse_target
+    from quantkit.plan import plan as make_plan
+    from quantkit.registry import open_checkpoint
+
+    output = Output(as_json=as_json)
+    model = bundled_model()
+    checkpoint = open_checkpoint(model)
+    facts = inspection(checkpoint).facts
+    output.note(
+        f"{model.parent.name}/{model.name}: {facts['architecture']}, {facts['parameters']:,} parameters, "
+        f"{facts['layers']} layers, {facts['bits per weight']:g} bits per weight"
+    )
+    targets = [parse_target(target) for target in ("compressed-tensors", "gguf:q4_0")]
+    planned = make_plan(checkpoint, targets, method="gptq", spec=SPEC, calibration_tokens=32 * 512)
+    sizes = ", ".join(f"{target.format} {human_size(target.size or 0)}" for target in planned.targets)
+    output.note(f"plan: {sizes}; peak memory about {human_size(planned.peak_memory_bytes)}")
+    rows = []
+    shown = table("format", "size", "bits/weight", "engine", "KL", "top-1", "verdict", right=("size", "bits/weight"))
+    golden = model.parent / "golden.bin"
+    for row in run_demo(
+        model, golden, out, threads=threads or os.cpu_count() or 1, overwrite=overwrite, tell=output.note
+    ):
+        rows.append(row)
+        shown.add_row(
+            row.name,
+            human_size(row.size),
+            f"{row.bits_per_weight:.2f}",
+            row.engine,
+            f"{row.kl:.1e}",
+            f"{row.top1:.1%}",
+            "verified" if row.passed else "FAILED",
+        )
+    output.result({"rows": [asdict(row) for row in rows]}, shown)
+    if not all(row.passed for row in rows):
+        raise typer.Exit(1)

@@ -1,0 +1,80 @@
+"""`quantkit quantize`: codes and scales, in a folder that vLLM and transformers load as it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantkit.cli.options import Arch, Bits, GroupSize, Json, Length, Out, Overwrite, Samples, Symmetric, Threads
+from quantkit.cli.output import Output, human_size, table
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A dense model: a folder, or any artifact with 16 or 32-bit weights.")],
+    out: Out,
+    method: Annotated[str, typer.Option("--method", help="rtn (round to nearest) or gptq (calibrated).")] = "gptq",
+    bits: Bits = 4,
+    group_size: GroupSize = 128,
+    symmetric: Symmetric = True,
+    scale_dtype: Annotated[str, typer.Option("--scale-dtype", help="float16, bfloat16 or float32.")] = "float16",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            help="Text to calibrate on: .txt, .jsonl (text or messages) or .parquet.",
+            show_default="written by the model",
+        ),
+    ] = None,
+    samples: Samples = 32,
+    length: Length = 512,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the generated calibration text.")] = 0,
+    arch: Arch = "native",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Quantize a dense model's linear layers; embeddings, norms and head keep their type."""
+    from quantkit import registry
+    from quantkit.artifact import publish
+    from quantkit.calibration_text import CalibrationOptions
+    from quantkit.fold import with_architecture
+    from quantkit.protocols import ExportOptions
+    from quantkit.quantize import quantized
+    from quantkit.spec import QuantSpec
+
+    output = Output(as_json=as_json)
+    spec = QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
+    checkpoint = registry.open_checkpoint(model)
+    with output.bars() as bars:
+        run = quantized(
+            with_architecture(checkpoint, arch),
+            spec,
+            method,
+            calibration=CalibrationOptions(file=calibration, sequences=samples, length=length, seed=seed),
+            threads=threads or os.cpu_count() or 1,
+            progress=bars.fraction("writing calibration text"),
+        )
+        planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions())
+        done = publish(
+            planned,
+            out,
+            inputs=checkpoint.inputs,
+            overwrite=overwrite,
+            progress=bars.counter(f"quantizing to {out.name}", planned.size),
+            report=run.report,
+        )
+    report = run.report()
+    rows = table("layer", "error", right=("error",))
+    for name, tensor in report["tensors"].items():
+        rows.add_row(name, f"{tensor['error']:.2e}" + (f"  {tensor['fallback']}" if tensor["fallback"] else ""))
+    output.result(
+        {"path": str(out), "size": done.size, "report": report},
+        rows,
+        lines=[f"{out}: {spec}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}"],
+    )
+    for name, tensor in report["tensors"].items():
+        if tensor["fallback"]:
+            output.note(f"{name}: rounded to nearest: {tensor['fallback']}")

@@ -1,0 +1,50 @@
+"""`quantkit verify`: the proof that an artifact still is the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantkit.cli.options import Engine, Json
+from quantkit.cli.output import Output
+
+
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="A model folder, a quantized folder, or a single-file artifact.")],
+    golden: Annotated[
+        Path | None, typer.Option("--golden", help="Golden logits of the original.", show_default=False)
+    ] = None,
+    against: Annotated[Path | None, typer.Option("--against", help="The original model.", show_default=False)] = None,
+    engine: Engine = "auto",
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            "--max-kl", min=0.0, help="Largest mean KL from the original when quantized, in nats.", show_default="0.05"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check files, then compare log-probabilities of the numpy reference and of a real engine with the original's.
+
+    Exit code 1 when the artifact is not the model that it claims to be.
+    """
+    from quantkit.golden import read_golden
+    from quantkit.verify import MAX_KL
+    from quantkit.verify import verify as make_report
+
+    output = Output(as_json=as_json)
+    recorded = read_golden(golden) if golden is not None else None
+    with output.bars() as bars:
+        report = make_report(
+            artifact,
+            golden=recorded,
+            against=against,
+            engine=engine,
+            max_kl=MAX_KL if max_kl is None else max_kl,
+            progress=bars.steps(),
+        )
+    output.result(report.to_json(), lines=report.lines())
+    if not report.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,238 @@
+"""The proof: an artifact still is the model that it was made from, and the engine computes what the artifact says.
+
+    1. every file is the one that its manifest describes
+    2. the container reads strictly
+    3. the reference runtime on the artifact predicts what the original predicted
+    4. the real engine on the artifact predicts what the reference predicts on it, and what the original predicted
+
+Step 3 accuses the artifact, step 4 the engine. Dense artifacts are judged by their largest difference of a
+log-probability, quantized ones by their mean KL divergence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from quantkit import registry
+from quantkit.artifact import check_files
+from quantkit.checkpoint import Checkpoint
+from quantkit.engines import ORACLE, choose_engine, real_engine
+from quantkit.errors import BadOption, GoldenMismatch
+from quantkit.golden import Golden, model_facts
+from quantkit.golden_prompts import Prompt, default_prompts
+from quantkit.metrics import kl_divergence, max_abs_log_prob_difference, top1_agreement
+from quantkit.protocols import Runtime, TracingSession
+from quantkit.report import Check, Comparison, Divergence, Report
+from quantkit.source_file import SourceFile
+from quantkit.tensor import QuantizedView, TensorView
+from quantkit.tokenizer import open_tokenizer
+
+MAX_KL = 0.05
+"""Largest mean KL from the original that a quantized artifact may have unless the user says otherwise, in nats."""
+
+DENSE_LIMITS = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
+"""Largest |Δ log-prob| of a dense artifact, by the coarsest dtype of its matrices."""
+
+ENGINE_MAX_KL = 2e-3
+"""Largest mean KL between an engine and the reference on the same quantized artifact."""
+
+STAGE_LIMITS = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "quantized": 0.5}
+"""Relative error from which a stage of the forward pass counts as diverged."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, steps done, steps in all."""
+
+
+def verify(
+    path: Path,
+    *,
+    golden: Golden | None = None,
+    against: Path | None = None,
+    engine: str = "auto",
+    max_kl: float = MAX_KL,
+    progress: Progress | None = None,
+) -> Report:
+    """Verify the artifact `path`.
+
+    Args:
+        path: a folder or a single file.
+        golden: the original's recorded logits; its prompts are used.
+        against: the original itself. Without `golden` the reference runtime computes its logits; either way it is
+            traced to find where a wrong artifact leaves it.
+        engine: "auto" = the first real engine that is installed and knows the model; "reference" = none but the oracle.
+        max_kl: largest mean KL from the original for a quantized artifact, in nats.
+        progress: told before each prompt.
+
+    Raises:
+        VerificationFailed: a file is missing, truncated or changed.
+        BadOption: nothing to compare with: neither an original nor a real engine.
+        GoldenMismatch: `golden` or `against` is of another model.
+        MissingDependency, EngineFailed: the engine is not there, or refuses the artifact.
+        Everything that reading raises.
+    """
+    notes = check_files(path)
+    checkpoint = registry.open_checkpoint(path)
+    precision = precision_of(checkpoint)
+    runtime = _engine(engine, checkpoint)
+    notes += _caveats(engine, runtime, checkpoint, compared=golden is not None or against is not None)
+    prompts = _prompts(checkpoint, golden, against)
+    sides = 1 + (golden is None and against is not None) + (runtime is not None)
+    predict = _Predictions(prompts, sides * len(prompts), progress)
+    oracle = registry.runtime(ORACLE)
+    own = predict(oracle, path)
+    original = golden.logits if golden is not None else predict(oracle, against) if against is not None else None
+    ran = predict(runtime, path) if runtime is not None else None
+    name = runtime.name if runtime is not None else None
+    pairs = (
+        (f"{ORACLE} against original", original, own, max_kl),
+        (f"{name} against {ORACLE}", own, ran, ENGINE_MAX_KL),
+        (f"{name} against original", original, ran, max_kl),
+    )
+    checks = [
+        _check(title, prompts, trusted, tested, _limit(precision, kl))
+        for title, trusted, tested, kl in pairs
+        if trusted is not None and tested is not None
+    ]
+    divergence = None
+    if against is not None and not checks[0].passed:
+        divergence = _locate(checks[0], prompts, path, against, STAGE_LIMITS[precision])
+    return Report(
+        path=str(path),
+        format=checkpoint.format,
+        precision=precision,
+        engine=name,
+        checks=tuple(checks),
+        divergence=divergence,
+        notes=(*notes, *checkpoint.notes),
+    )
+
+
+def precision_of(checkpoint: Checkpoint) -> str:
+    """ "quantized", or the coarsest dtype of a dense artifact's matrices: "float32", "float16" or "bfloat16".
+
+    A container may hold fewer bits than the dtype its weights are read in (GGUF blocks with a minimum read as
+    floats), so the size of the files counts, too.
+    """
+    views = checkpoint.weights.values()
+    if any(isinstance(view, QuantizedView) for view in views):
+        return "quantized"
+    dense = [view for view in views if isinstance(view, TensorView)]
+    stored = sum(SourceFile.open(path).size for path in checkpoint.inputs)
+    if checkpoint.inputs and stored < sum(view.nbytes for view in dense):
+        return "quantized"
+    dtypes = {str(view.dtype) for view in dense if len(view.shape) == 2}
+    return next(name for name in reversed(DENSE_LIMITS) if name in dtypes)
+
+
+def _engine(name: str, checkpoint: Checkpoint) -> Runtime | None:
+    """The real engine to ask, None for the oracle alone."""
+    format_, architecture = checkpoint.format, checkpoint.spec.architecture
+    if name == "auto":
+        return real_engine(format_, architecture)
+    runtime = choose_engine(name, format_, architecture)
+    return None if runtime.name == ORACLE else runtime
+
+
+def _caveats(engine: str, runtime: Runtime | None, checkpoint: Checkpoint, *, compared: bool) -> list[str]:
+    """What the verdict will not say; raises `BadOption` when it would say nothing."""
+    if runtime is None and not compared:
+        raise BadOption(f"{checkpoint.path}: nothing to compare with", hint="give --golden FILE or --against MODEL")
+    notes = []
+    if runtime is None and engine == "auto":
+        notes.append(f"no engine that runs {checkpoint.spec.architecture} in {checkpoint.format} is installed")
+    if not compared:
+        notes.append("neither golden logits nor the original given; engine and reference only agree with each other")
+    return notes
+
+
+def _prompts(checkpoint: Checkpoint, golden: Golden | None, against: Path | None) -> Sequence[Prompt]:
+    """The golden file's prompts, or the bundled ones; refuses an original of another model."""
+    spec, source = checkpoint.spec, checkpoint
+    if against is not None:
+        source = registry.open_checkpoint(against)
+        facts, others = model_facts(spec), model_facts(source.spec)
+        for fact, value in facts.items():
+            if others[fact] != value:
+                raise GoldenMismatch(f"{checkpoint.path}: {fact} is {value}, that of {against} is {others[fact]}")
+    if golden is not None:
+        golden.check_model(spec, where=str(checkpoint.path))
+        return golden.prompts
+    return default_prompts(open_tokenizer(source), max_tokens=spec.max_position_embeddings)
+
+
+class _Predictions:
+    """Runs all prompts through an engine, and counts."""
+
+    def __init__(self, prompts: Sequence[Prompt], total: int, progress: Progress | None) -> None:
+        self._prompts = prompts
+        self._total = total
+        self._done = 0
+        self._progress = progress
+
+    def __call__(self, runtime: Runtime, path: Path) -> list[np.ndarray]:
+        """Logits [T, V] of every prompt."""
+        logits = []
+        with runtime.open(path) as session:
+            for prompt in self._prompts:
+                if self._progress is not None:
+                    self._progress(f"{runtime.name}: {prompt.name}", self._done, self._total)
+                logits.append(session.logits(prompt.token_ids))
+                self._done += 1
+        return logits
+
+
+def _limit(precision: str, max_kl: float) -> tuple[str, float]:
+    """What decides, and the largest value that passes."""
+    if precision == "quantized":
+        return "kl", max_kl
+    return "max_abs_log_prob_difference", DENSE_LIMITS[precision]
+
+
+def _check(
+    name: str,
+    prompts: Sequence[Prompt],
+    trusted: Sequence[np.ndarray],
+    tested: Sequence[np.ndarray],
+    limit: tuple[str, float],
+) -> Check:
+    comparisons = tuple(
+        Comparison(
+            prompt.name,
+            len(prompt.token_ids),
+            kl_divergence(p, q),
+            top1_agreement(p, q),
+            max_abs_log_prob_difference(p, q),
+        )
+        for prompt, p, q in zip(prompts, trusted, tested, strict=True)
+    )
+    return Check(name, *limit, comparisons)
+
+
+def _locate(check: Check, prompts: Sequence[Prompt], path: Path, against: Path, limit: float) -> Divergence:
+    """Trace artifact and original on the prompt that differs most, and name the first stage that is off."""
+    worst = max(range(len(prompts)), key=lambda i: check.comparisons[i].kl)
+    mine, theirs = (_trace(one, prompts[worst]) for one in (path, against))
+    errors = {
+        stage: float(np.linalg.norm(mine[stage] - expected) / np.linalg.norm(expected))
+        for stage, expected in theirs.items()
+    }
+    return Divergence(prompts[worst].name, first_divergence(errors, limit), errors)
+
+
+def first_divergence(errors: Mapping[str, float], limit: float) -> str:
+    """The first stage whose relative error is above `limit` (or NaN); if there is none, the one where it grows most."""
+    for stage, error in errors.items():
+        if not error <= limit:
+            return stage
+    values = [0.0, *errors.values()]
+    growth = {stage: values[i + 1] - values[i] for i, stage in enumerate(errors)}
+    return max(growth, key=lambda stage: growth[stage])
+
+
+def _trace(path: Path, prompt: Prompt) -> Mapping[str, np.ndarray]:
+    with registry.runtime(ORACLE).open(path) as session:
+        return cast(TracingSession, session).trace(prompt.token_ids)

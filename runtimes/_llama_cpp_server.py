@@ -1,0 +1,123 @@
+"""The child process of `llama_cpp.py`: holds the engine and answers its questions over two pipes.
+
+A request is one JSON line on stdin; an answer is one JSON line on stdout, followed by `bytes` bytes of data when it
+says so. Stdin at its end means goodbye, so the child never outlives its parent.
+
+    {"do": "load", "path": P, "n_ctx": N, "threads": N, "folder": F}        {}
+    {"do": "row", "token_ids": [...]}                                       {"bytes": 4 * V} + float32 log-probs
+    {"do": "tokenize", "text": T, "add_special": B, "parse_special": B}     {"token_ids": [...]}
+    anything that the engine refuses                                        {"error": "one line"}
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xllamacpp
+
+ERRORS_ONLY = 1
+FORCED_BIAS = 1e9
+
+
+class Engine:
+    """One loaded model in llama.cpp's server."""
+
+    def __init__(self, *, path: str, n_ctx: int, threads: int, folder: str) -> None:
+        params = xllamacpp.CommonParams()
+        params.model.path = path
+        params.n_ctx = n_ctx
+        params.n_parallel = 1
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.verbosity = ERRORS_ONLY
+        params.warmup = params.fit_params = params.ui = False
+        params.cache_ram_mib = params.n_ctx_checkpoints = 0
+        # Float32 keys and values, and no flash attention (it rounds them to float16): what is left of the
+        # difference from exact arithmetic is then the artifact's own.
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        # The server also listens. Nobody else may call: a key, and a socket in a private folder where there are such.
+        self._key = secrets.token_hex()
+        params.api_keys = [self._key]
+        if hasattr(socket, "AF_UNIX"):
+            params.hostnames = [os.path.join(folder, "llama.sock")]  # noqa: PTH118 - a plain string for C++
+        self._server = xllamacpp.Server(params)
+        self._plain = self.tokenize(text="a", add_special=False, parse_special=False)[-1]
+
+    def row(self, *, token_ids: list[int]) -> np.ndarray:
+        """Log-probs [V] of the token after `token_ids`; the engine keeps its state, so a longer prefix is cheap.
+
+        The server reports log-probs of every token only beside one that it samples, and drops them when that one
+        ends inside a UTF-8 character; so the letter "a" is forced, which leaves the reported values untouched.
+        """
+        answer = self._server.handle_completions(
+            {
+                "prompt": token_ids,
+                "n_predict": 1,
+                "n_probs": 1 << 30,
+                "temperature": 0,
+                "cache_prompt": True,
+                "logit_bias": [[self._plain, FORCED_BIAS]],
+            }
+        )
+        if "error" in answer:
+            raise RuntimeError(answer["error"]["message"])
+        entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        row = np.full(len(entries), np.nan, np.float32)
+        row[[entry["id"] for entry in entries]] = [entry["logprob"] for entry in entries]
+        row[row == np.finfo(np.float32).min] = -np.inf  # what the server writes for a probability that is 0 in float32
+        return row
+
+    def tokenize(self, *, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text` by the vocabulary inside the GGUF; only the server's HTTP side can tell."""
+        connection = _connect(self._server.listening_address)
+        body = {"content": text, "add_special": add_special, "parse_special": parse_special}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        connection.request("POST", "/tokenize", json.dumps(body), headers)
+        answer = json.loads(connection.getresponse().read())
+        connection.close()
+        if "error" in answer:
+            raise RuntimeError(answer["error"]["message"])
+        tokens: list[int] = answer["tokens"]
+        return tokens
+
+
+def _connect(address: str) -> http.client.HTTPConnection:
+    kind, _, place = address.partition("://")
+    connection = http.client.HTTPConnection("localhost" if kind == "unix" else place)
+    if kind == "unix":
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(place)
+    return connection
+
+
+def _answer(engine: Engine | None, request: dict[str, Any]) -> tuple[Engine | None, Mapping[str, Any], bytes]:
+    do = request.pop("do")
+    if do == "load":
+        return Engine(**request), {}, b""
+    assert engine is not None
+    if do == "row":
+        data = engine.row(**request).tobytes()
+        return engine, {"bytes": len(data)}, data
+    return engine, {"token_ids": engine.tokenize(**request)}, b""
+
+
+def serve() -> None:
+    """Answer requests until stdin ends. What the engine prints goes to stderr, stdout belongs to the answers."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    engine: Engine | None = None
+    for line in sys.stdin:
+        try:
+            engine, head, data = _answer(engine, json.loads(line))
+        except Exception as error:  # the engine's own exceptions have no common base; the parent names the artifact
+            head, data = {"error": str(error) or type(error).__name__}, b""
+        answers.write(json.dumps(head).encode() + b"\n" + data)
+        answers.flush()

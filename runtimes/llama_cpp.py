@@ -1,0 +1,216 @@
+"""llama.cpp, through the `xllamacpp` package.
+
+The engine runs in a child process (`_llama_cpp_server.py`): it is C++ that parses files and may abort on them, it
+logs to file descriptors, and its memory comes back for certain only when its process ends. The child costs about
+0.2 s to start.
+
+The package gives the log-probs of one generated token at a time, so `logits` asks for every prefix in turn; the
+engine keeps its keys and values between the questions, and evaluates one token per question. Most of the time goes
+into the JSON that carries the rows: its cost grows with the vocabulary.
+
+Keys and values are kept in float32 and flash attention is off: with float32 weights llama.cpp then agrees with the
+reference runtime to 3e-6, where its defaults (float16 keys and values) differ by 3e-4 (`tests/test_llama_cpp.py`).
+
+LongRoPE: llama.cpp chooses the short or the long factors once, by the size of the context it was started with, not by
+the sequence at hand. The session therefore starts the engine with a context on the right side of the original one, and
+starts it anew when a sequence crosses over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantkit import registry
+from quantkit.errors import BadOption, EngineFailed, MissingDependency
+from quantkit.family import ModelSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+CONTEXT = 4096
+"""Tokens of context that the engine starts with, where the model has so many."""
+SMALL_FILE = 256 << 20
+"""Bytes below which one thread is fastest: on smaller models threads mostly wait for each other."""
+
+_CHILD = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from quantkit.runtimes._llama_cpp_server import serve
+serve()"""
+
+
+class Child:
+    """The process that holds the engine."""
+
+    def __init__(self, path: Path, n_ctx: int) -> None:
+        self._path = path
+        self._folder = tempfile.TemporaryDirectory(prefix="quantkit-")
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+        try:
+            threads = 1 if path.stat().st_size < SMALL_FILE else os.cpu_count() or 1
+            self.ask(do="load", path=str(path), n_ctx=n_ctx, threads=threads, folder=self._folder.name)
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, **request: str | int | list[int]) -> tuple[dict[str, Any], bytes]:
+        """Send a request and return the answer and its data; raise `EngineFailed` if it is an error, or none."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(json.dumps(request).encode() + b"\n")
+            stdin.flush()
+        except BrokenPipeError:
+            raise self._death() from None
+        line = stdout.readline()
+        if not line:
+            raise self._death()
+        answer = json.loads(line)
+        if "error" in answer:
+            reason = self._loading_error() or answer["error"]
+            raise EngineFailed(f"{self._path}: llama.cpp: {reason}")
+        data = stdout.read(answer.get("bytes", 0))
+        if len(data) != answer.get("bytes", 0):
+            raise self._death()
+        return answer, data
+
+    def close(self) -> None:
+        """End the process and remove its folder; safe to call twice."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # when it is gone already, with a request unread
+            self._process.stdin.close()
+        # Nothing is lost by not waiting for the engine's own farewell, and a wedged one would keep us for ever.
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+        self._folder.cleanup()
+
+    def _death(self) -> EngineFailed:
+        code = self._process.wait()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        reason = self._loading_error() or (self._log_lines() or ["no message"])[-1]
+        return EngineFailed(f"{self._path}: llama.cpp died with {how}: {reason}")
+
+    def _loading_error(self) -> str | None:
+        """Why the engine refused the file, in its own words."""
+        for line in self._log_lines():
+            if "error loading model: " in line:
+                return line.partition("error loading model: ")[2]
+        return None
+
+    def _log_lines(self) -> list[str]:
+        self._log.seek(0)
+        return [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+
+
+class LlamaCppSession:
+    """A GGUF file in llama.cpp. `spec` tells its context length; the file should have been read strictly before."""
+
+    def __init__(self, path: Path, spec: ModelSpec) -> None:
+        self._path = path
+        self._spec = spec
+        self._n_ctx = self._context(1)
+        self._child = Child(path, self._n_ctx)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.close()
+
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Log-probs in float32 [T, V], one engine step per row; row t predicts token t + 1."""
+        self._fit(len(token_ids))
+        return np.stack([self._row(token_ids[: stop + 1]) for stop in range(len(token_ids))])
+
+    def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """The last row of `logits`, [V]; the engine evaluates only what follows the prefix that it knows."""
+        self._fit(len(token_ids))
+        return self._row(token_ids)
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text` by the vocabulary inside the file.
+
+        add_special: put the beginning-of-sequence token first, if the file says so.
+        parse_special: read `<|im_start|>` and the like as the tokens they name, not as text.
+        """
+        answer, _ = self._child.ask(do="tokenize", text=text, add_special=add_special, parse_special=parse_special)
+        tokens: list[int] = answer["token_ids"]
+        return tokens
+
+    def _row(self, token_ids: Sequence[int]) -> np.ndarray:
+        _, data = self._child.ask(do="row", token_ids=[int(token) for token in token_ids])
+        row = np.frombuffer(data, np.float32)
+        if row.shape != (self._spec.vocab_size,) or np.isnan(row).any():
+            raise EngineFailed(
+                f"{self._path}: llama.cpp gave {row.size} log-probs, the vocabulary has {self._spec.vocab_size}"
+            )
+        return row
+
+    def _context(self, length: int) -> int:
+        """Context to start the engine with for sequences of `length` tokens: one more, for the token it samples."""
+        rope = self._spec.rope
+        limit = self._spec.max_position_embeddings
+        if rope.short_factor != rope.long_factor and length <= rope.original_max_position_embeddings:
+            limit = rope.original_max_position_embeddings
+        context = CONTEXT
+        while context <= length:
+            context *= 2
+        return max(min(context, limit), length + 1)
+
+    def _fit(self, length: int) -> None:
+        """Start the engine anew if `length` tokens need more context, or other LongRoPE factors, than it has."""
+        if length == 0:
+            raise BadOption("no token ids to run")
+        rope = self._spec.rope
+        if length < self._n_ctx and rope.factors(length) == rope.factors(self._n_ctx):
+            return
+        self._child.close()
+        self._n_ctx = self._context(length)
+        self._child = Child(self._path, self._n_ctx)
+
+
+class LlamaCppRuntime:
+    """The engine that most GGUF files meet in the end."""
+
+    name = "llama-cpp"
+    summary = "llama.cpp on this machine's CPU or GPU (package xllamacpp)"
+    formats = ("gguf",)
+    architectures = ("minicpm", "llama")
+
+    def missing(self) -> str | None:
+        """None when xllamacpp is installed."""
+        return None if importlib.util.find_spec("xllamacpp") else "pip install 'quantkit[llama-cpp]'"
+
+    def open(self, path: Path) -> LlamaCppSession:
+        """Read the file strictly, then let the engine load it; its parser never sees what ours refused."""
+        install = self.missing()
+        if install is not None:
+            raise MissingDependency("llama.cpp needs the package xllamacpp", hint=install)
+        return LlamaCppSession(path, registry.open_checkpoint(path).spec)
+
+
+RUNTIME = LlamaCppRuntime()

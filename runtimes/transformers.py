@@ -1,0 +1,155 @@
+"""Hugging Face transformers: its own classes only, float32, no remote code, no network.
+
+Stock transformers has no dense MiniCPM class, so a native export is refused with the way out: `export hf --arch llama`
+folds the family's three scalars into the weights, and the result runs in its Llama class.
+
+transformers fills a tensor that it does not find with random numbers and says so in a log; here that is an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantkit import registry
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import BadOption, EngineFailed, MissingDependency
+from quantkit.family import ModelSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+FOLD_HINT = "fold the family's scalars into a Llama: quantkit export hf SOURCE --arch llama --out DIR"
+
+
+class TransformersSession:
+    """A folder in transformers, on the CPU. `spec` tells when LongRoPE changes its factors."""
+
+    def __init__(self, path: Path, spec: ModelSpec, model: Any) -> None:  # noqa: ANN401 - chosen by config.json
+        self._path = path
+        self._spec = spec
+        self._model = model
+        self._forget()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._forget()
+        self._model = None
+
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Float32 logits [T, V] of one forward pass; row t predicts token t + 1."""
+        rows, _ = self._forward(token_ids, None)
+        return rows
+
+    def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """The last row of `logits`, [V]; only what follows the ids of the call before is evaluated."""
+        known, ids, factors = len(self._ids), list(token_ids), self._spec.rope.factors
+        if ids[:known] != self._ids or known >= len(ids) or factors(known) != factors(len(ids)):
+            self._forget()
+        rows, self._cache = self._forward(ids[len(self._ids) :], self._cache)
+        self._ids = ids
+        row: np.ndarray = rows[-1]
+        return row
+
+    def _forget(self) -> None:
+        self._ids: list[int] = []
+        self._cache: object | None = None
+
+    def _forward(self, token_ids: Sequence[int], cache: object | None) -> tuple[np.ndarray, object]:
+        import torch  # noqa: PLC0415 - heavy, wanted only here
+
+        ids = [int(token) for token in token_ids]
+        if not ids or not all(0 <= token < self._spec.vocab_size for token in ids):
+            raise BadOption(f"token ids must be one or more numbers below {self._spec.vocab_size}")
+        try:
+            with torch.no_grad():
+                output = self._model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
+        except Exception as error:
+            raise EngineFailed(f"{self._path}: transformers: {_first_line(error)}") from error
+        logits: np.ndarray = output.logits[0].float().numpy()
+        return logits, output.past_key_values
+
+
+class TransformersRuntime:
+    """Loads folded exports and quantized folders."""
+
+    name = "transformers"
+    summary = "Hugging Face transformers, stock classes, float32 on the CPU"
+    formats = ("hf", "compressed-tensors")
+    architectures = ("llama",)
+
+    def missing(self) -> str | None:
+        """None when transformers and torch are installed."""
+        found = importlib.util.find_spec("transformers") and importlib.util.find_spec("torch")
+        return None if found else "pip install 'quantkit[transformers]'"
+
+    def open(self, path: Path) -> TransformersSession:
+        """Read the folder strictly, then load it in transformers; raises `EngineFailed` if it knows no such model."""
+        install = self.missing()
+        if install is not None:
+            raise MissingDependency("transformers needs the packages transformers and torch", hint=install)
+        checkpoint = registry.open_checkpoint(path)
+        return TransformersSession(path, checkpoint.spec, _load(path, checkpoint))
+
+
+def _load(path: Path, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - a class that only config.json knows
+    import torch  # noqa: PLC0415 - heavy, wanted only here
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM  # noqa: PLC0415
+
+    model_type = checkpoint.config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise EngineFailed(f"{path}: transformers has no model class for {model_type!r}", hint=FOLD_HINT)
+    try:
+        with _quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(path),
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise EngineFailed(f"{path}: transformers: {_first_line(error)}") from error
+    promised = checkpoint.config.get("architectures") or [type(model).__name__]
+    if type(model).__name__ not in promised:
+        raise EngineFailed(f"{path}: transformers would run {promised[0]} as {type(model).__name__}", hint=FOLD_HINT)
+    for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if report[problem]:
+            kind = problem.removesuffix("_keys")
+            raise EngineFailed(f"{path}: transformers finds {kind} tensors: {sorted(map(str, report[problem]))[0]}")
+    return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the package's log and progress bars, which it keeps in globals, and put them back."""
+    from transformers.utils import logging  # noqa: PLC0415 - heavy, wanted only here
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+RUNTIME = TransformersRuntime()

@@ -1,0 +1,84 @@
+"""Output bytes depend on inputs and options only.
+
+Every verb that writes runs twice in child processes that differ in all that must not matter: threads, working
+directory, hash seed, the arithmetic library's own thread count, clock and output folder. The second run is also the
+first one's repetition. The sources are made once per session.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+THREADS = (1, 2)
+GPTQ = ("--method", "gptq", "--bits", "4", "--group-size", "128", "--samples", "4", "--length", "64")
+
+
+def quantkit(*arguments: str | Path, cwd: Path, threads: int) -> None:
+    """Run the command line in a process whose surroundings follow from `threads`."""
+    surroundings = {"PYTHONHASHSEED": str(threads), "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    surroundings |= {"TZ": f"UTC-{threads}", "USER": f"user{threads}", "COLUMNS": str(60 + 40 * threads)}
+    cwd.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "quantkit", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=os.environ | surroundings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="session")
+def quantized(golden_model, tmp_path_factory) -> tuple[Path, Path]:
+    """The golden model quantized with GPTQ, once on one thread and once on two."""
+    text = tmp_path_factory.mktemp("calibration") / "text.txt"
+    text.write_text(Path(argparse.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    homes = [tmp_path_factory.mktemp(f"quantize-{threads}-threads") for threads in THREADS]
+    for home, threads in zip(homes, THREADS, strict=True):
+        arguments = ("quantize", golden_model, *GPTQ, "--calibration", text, "--threads", str(threads))
+        quantkit(*arguments, "--out", home / "out" / "int4", cwd=home / "out", threads=threads)
+    return homes[0] / "out" / "int4", homes[1] / "out" / "int4"
+
+
+def test_gptq_gives_the_same_bytes_on_one_and_two_threads(quantized):
+    first, second = map(digests, quantized)
+    assert "quantkit.json" in first
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments"),
+    [
+        ("dense", ("gguf", "--type", "q8_0")),
+        ("dense", ("gguf", "--type", "f16", "--arch", "llama")),
+        ("dense", ("hf", "--type", "f16")),
+        ("dense", ("hf", "--type", "bf16", "--arch", "llama")),
+        ("quantized", ("gguf", "--type", "q4_0")),
+        ("quantized", ("hf", "--type", "bf16")),
+        ("quantized", ("compressed-tensors",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value).replace("---", "-"),
+)
+def test_export_gives_the_same_bytes_wherever_and_however_it_runs(
+    source: str, arguments: Sequence[str], golden_model, quantized, tmp_path
+):
+    model = golden_model if source == "dense" else quantized[0]
+    found = []
+    for threads in THREADS:
+        home = tmp_path / f"run-{threads}"
+        # One run names its source from where it stands, the other from the root.
+        shown = Path(os.path.relpath(model, home)) if threads == 1 else model
+        quantkit("export", arguments[0], shown, *arguments[1:], "--out", home / "made", cwd=home, threads=threads)
+        found.append(digests(home))
+    assert any(name.endswith("quantkit.json") for name in found[0])
+    assert found[0] == found[1]

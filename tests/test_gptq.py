@@ -1,0 +1,170 @@
+"""GPTQ against a textbook loop that shares no code with it, and against statistics that are of no use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from quantkit.calibration import InputStatistics
+from quantkit.errors import BadOption, NonFiniteValues, UnsupportedSpec, ValueOutOfRange
+from quantkit.methods import rtn
+from quantkit.methods.gptq import METHOD
+from quantkit.spec import QuantSpec
+from tests.laws import check_method, correlated_statistics, relative_output_error
+
+
+def random_weights(rows: int, cols: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
+
+
+def textbook_gptq(
+    weight: np.ndarray, hessian: np.ndarray, *, bits: int, group: int, symmetric: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and quantized weights by the paper's loop: float64, the whole rest of the matrix updated at every column."""
+    W = weight.astype(np.float64)
+    rows, cols = W.shape
+    damped = hessian + 0.01 * np.mean(np.diag(hessian)) * np.eye(cols)
+    U = np.linalg.cholesky(np.linalg.inv(damped)).T
+    codes, quantized = np.zeros((rows, cols), int), np.zeros((rows, cols))
+    top = 2**bits - 1
+    for j in range(cols):
+        if j % group == 0:
+            part = W[:, j : j + group]
+            low, high = np.minimum(part.min(axis=1), 0), np.maximum(part.max(axis=1), 0)
+            if symmetric:
+                low, high = -np.maximum(-low, high), np.maximum(-low, high)
+            scale = ((high - low) / top).astype(np.float16).astype(np.float64)
+            zero = np.full(rows, 2 ** (bits - 1)) if symmetric else np.clip(np.rint(-low / scale), 0, top)
+        codes[:, j] = np.clip(np.rint(W[:, j] / scale) + zero, 0, top)
+        quantized[:, j] = scale * (codes[:, j] - zero)
+        W[:, j:] -= np.outer((W[:, j] - quantized[:, j]) / U[j, j], U[j, j:])
+    return codes, quantized
+
+
+def test_it_obeys_the_laws_of_methods():
+    check_method(METHOD)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "group"), [(2, 64), (3, 32), (4, 128), (4, 48), (4, 192), (4, 384), (8, 96)])
+def test_codes_and_error_agree_with_the_textbook_loop(bits: int, group: int, symmetric: bool):
+    weight, statistics = random_weights(40, 384), correlated_statistics(384)
+    spec = QuantSpec(bits=bits, group_size=group, symmetric=symmetric)
+    tensor, report = METHOD.quantize(weight, spec, statistics)
+    codes, quantized = textbook_gptq(weight, statistics.hessian, bits=bits, group=group, symmetric=symmetric)
+    # Where float32 and float64 fall on two sides of a tie, the rest of that row differs too.
+    assert (tensor.codes != codes).any(axis=1).mean() < 0.1
+    assert report.error == pytest.approx(relative_output_error(weight, quantized, statistics.hessian), rel=1e-3)
+
+
+def test_it_beats_round_to_nearest_on_correlated_inputs_by_the_expected_margin():
+    weight, statistics = random_weights(256, 512), correlated_statistics(512)
+    spec = QuantSpec(bits=4, group_size=128)
+    ours, _ = METHOD.quantize(weight, spec, statistics)
+    baseline, _ = rtn.METHOD.quantize(weight, spec, None)
+    ratio = relative_output_error(weight, ours.dequantized(), statistics.hessian) / relative_output_error(
+        weight, baseline.dequantized(), statistics.hessian
+    )
+    assert 0.10 < ratio < 0.30
+
+
+def test_uncorrelated_inputs_give_round_to_nearest():
+    weight = random_weights(64, 256)
+    spec = QuantSpec(bits=4, group_size=64, symmetric=False)
+    tensor, report = METHOD.quantize(weight, spec, InputStatistics(np.diag(np.arange(1.0, 257.0)), 9))
+    baseline, _ = rtn.METHOD.quantize(weight, spec, None)
+    assert np.array_equal(tensor.codes, baseline.codes)
+    assert np.array_equal(tensor.scale, baseline.scale)
+    assert report.fallback is None
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 100])
+def test_a_singular_hessian_of_few_tokens_is_solved_by_damping(tokens: int):
+    inputs = np.random.default_rng(3).standard_normal((tokens, 256))
+    weight, spec = random_weights(32, 256), QuantSpec(bits=4, group_size=128)
+    tensor, report = METHOD.quantize(weight, spec, InputStatistics(inputs.T @ inputs, tokens))
+    baseline, _ = rtn.METHOD.quantize(weight, spec, None)
+    assert report.fallback is None
+    rounded = relative_output_error(weight, baseline.dequantized(), inputs.T @ inputs)
+    assert report.error < 0.25 * rounded
+    assert report.error == pytest.approx(
+        relative_output_error(weight, tensor.dequantized(), inputs.T @ inputs), rel=1e-3
+    )
+
+
+def test_dead_columns_are_rounded_to_nearest_and_change_nothing_else():
+    statistics = correlated_statistics(128)
+    dead = [0, 17, 64, 127]
+    hessian = statistics.hessian.copy()
+    hessian[dead] = 0
+    hessian[:, dead] = 0
+    weight = random_weights(16, 128)
+    spec = QuantSpec(bits=4, group_size=-1)
+    tensor, report = METHOD.quantize(weight, spec, InputStatistics(hessian, 9))
+    baseline, _ = rtn.METHOD.quantize(weight, spec, None)
+    assert report.fallback is None
+    assert np.array_equal(tensor.scale, baseline.scale)
+    assert np.array_equal(tensor.codes[:, dead], baseline.codes[:, dead])
+    assert not np.array_equal(tensor.codes, baseline.codes)
+
+
+def test_inputs_that_are_all_zero_give_round_to_nearest():
+    weight, spec = random_weights(8, 64), QuantSpec(bits=4, group_size=32)
+    tensor, report = METHOD.quantize(weight, spec, InputStatistics(np.zeros((64, 64)), 5))
+    baseline, _ = rtn.METHOD.quantize(weight, spec, None)
+    assert np.array_equal(tensor.codes, baseline.codes)
+    assert report.error == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_inputs_that_are_not_finite_give_round_to_nearest_and_say_so(value: float):
+    hessian = correlated_statistics(64).hessian.copy()
+    hessian[3, 5] = value
+    weight, spec = random_weights(8, 64), QuantSpec(bits=4, group_size=32)
+    tensor, report = METHOD.quantize(weight, spec, InputStatistics(hessian, 9))
+    baseline, expected = rtn.METHOD.quantize(weight, spec, None)
+    assert np.array_equal(tensor.codes, baseline.codes)
+    assert report.fallback == "the calibration inputs hold NaN or infinity"
+    assert report.error == expected.error
+
+
+def test_a_hessian_that_no_damping_mends_gives_round_to_nearest_and_says_so():
+    hessian = np.eye(64)
+    hessian[0, 1] = hessian[1, 0] = 1e6  # no sum of x xᵀ: not positive semidefinite
+    tensor, report = METHOD.quantize(
+        random_weights(8, 64), QuantSpec(bits=4, group_size=32), InputStatistics(hessian, 9)
+    )
+    assert report.fallback == "the Hessian cannot be factored, even with damping 1"
+    assert tensor.shape == (8, 64)
+
+
+def test_feedback_beyond_the_scales_range_gives_round_to_nearest_and_says_so():
+    weight = np.full((2, 64), 9e4, np.float32)  # at 2 bits the scale is 6e4 and the largest value 6e4: 3e4 is left over
+    ones = InputStatistics(np.ones((64, 64)), 1)  # and the next column is asked to make up for all of it
+    tensor, report = METHOD.quantize(weight, QuantSpec(bits=2, group_size=32), ones)
+    assert report.fallback == "error feedback drove weights beyond float16 scales"
+    assert (tensor.dequantized() == 6e4).all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_constant_row_is_finished_with_a_small_error(symmetric: bool):
+    weight = random_weights(4, 128)
+    weight[2] = 0.25
+    spec = QuantSpec(bits=4, group_size=64, symmetric=symmetric)
+    tensor, report = METHOD.quantize(weight, spec, correlated_statistics(128))
+    assert report.fallback is None
+    assert np.abs(tensor.dequantized()[2] - 0.25).max() < 0.1
+
+
+def test_bad_input_is_refused_in_one_line():
+    statistics, spec = correlated_statistics(64), QuantSpec(bits=4, group_size=32)
+    weight = random_weights(4, 64)
+    with pytest.raises(BadOption, match="needs statistics"):
+        METHOD.quantize(weight, spec, None)
+    with pytest.raises(UnsupportedSpec, match="64 columns are not a multiple of group_size 48"):
+        METHOD.quantize(weight, QuantSpec(bits=4, group_size=48), statistics)
+    with pytest.raises(ValueOutOfRange, match="largest float16"):
+        METHOD.quantize(weight * np.float32(1e7), spec, statistics)
+    weight[1, 2] = np.nan
+    with pytest.raises(NonFiniteValues, match=r"first at \[1, 2\]"):
+        METHOD.quantize(weight, spec, statistics)

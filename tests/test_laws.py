@@ -1,0 +1,146 @@
+"""Every plug-in in the registry against its laws; a new file in a room is found and held to them by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantkit import registry
+from quantkit.artifact import publish
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import UnsupportedSpec
+from quantkit.family import Role, TensorSlot
+from quantkit.layout import PlannedArtifact, blob
+from quantkit.protocols import Exporter, ExportOptions
+from quantkit.quantized import QuantizedTensor
+from quantkit.spec import QuantSpec
+from quantkit.tensor import QuantizedView
+from tests.laws import check_damage, check_exporter
+from tests.memory import tiny_config
+from tests.quantized_models import Choice, linears, quantized_model
+
+MINICPM = tiny_config(
+    vocab_size=2048, hidden_size=128, intermediate_size=256, num_hidden_layers=2, eos_token_id=[2, 2040]
+)  # fmt: skip
+LLAMA = {**MINICPM, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
+TOKENIZER = Path(__file__).resolve().parent.parent / "golden" / "model"
+
+
+def model(config: dict[str, object], choose: Choice) -> Checkpoint:
+    """A random model with the tokenizer of the golden one, whose vocabulary it has."""
+    return quantized_model(config, choose, files={path.name: path.read_bytes() for path in TOKENIZER.glob("*token*")})
+
+
+def dense(slot: TensorSlot) -> None:
+    """Quantize nothing."""
+
+
+MIXED = {
+    Role.Q: QuantSpec(bits=4, group_size=32),
+    Role.K: QuantSpec(bits=4, group_size=32),
+    Role.DOWN: QuantSpec(bits=8, group_size=-1),
+    Role.UP: QuantSpec(bits=2, group_size=64, symmetric=False),
+    Role.LM_HEAD: QuantSpec(bits=8, group_size=32),
+}
+SOURCES: dict[str, Callable[[], Checkpoint]] = {
+    "dense": lambda: model(MINICPM, dense),
+    "dense-llama": lambda: model(LLAMA, dense),
+    "int4-g128-sym": lambda: model(MINICPM, linears(QuantSpec(bits=4, group_size=128))),
+    "int4-g32-asym": lambda: model(MINICPM, linears(QuantSpec(bits=4, group_size=32, symmetric=False))),
+    "int4-g128-bf16-scales": lambda: model(MINICPM, linears(QuantSpec(bits=4, group_size=128, scale_dtype="bfloat16"))),
+    "int8-row-sym": lambda: model(MINICPM, linears(QuantSpec(bits=8, group_size=-1))),
+    "int3-g64-asym": lambda: model(MINICPM, linears(QuantSpec(bits=3, group_size=64, symmetric=False))),
+    "mixed-llama": lambda: model(LLAMA, lambda slot: MIXED.get(slot.role)),
+    "everything-int8": lambda: model(LLAMA, lambda slot: MIXED[Role.LM_HEAD] if len(slot.shape) == 2 else None),
+}
+source = cache(lambda name: SOURCES[name]())
+
+
+def offers() -> list[tuple[str, str | None]]:
+    """Every container with every type that it offers, and with its default."""
+    return [(name, kind) for name in registry.names("exporters") for kind in (None, *registry.exporter(name).types)]
+
+
+ARCHITECTURES = [(name, "native") for name in SOURCES] + [
+    (name, "llama") for name in ("dense", "int4-g128-sym", "int4-g32-asym")
+]
+
+
+@pytest.mark.parametrize(("name", "arch"), ARCHITECTURES)
+@pytest.mark.parametrize(("exporter", "kind"), offers())
+def test_an_exporter_holds_its_laws(exporter: str, kind: str | None, name: str, arch: str, tmp_path: Path) -> None:
+    check_exporter(registry.exporter(exporter), source(name), ExportOptions(type=kind, arch=arch), tmp_path)
+
+
+@pytest.mark.parametrize("exporter", registry.names("exporters"))
+def test_damage_to_an_artifact_is_found(exporter: str, tmp_path: Path) -> None:
+    """With the first of the models that the container takes; there must be one."""
+    for name in SOURCES:
+        try:
+            planned = registry.exporter(exporter).prepare(source(name), ExportOptions())
+        except UnsupportedSpec:
+            continue
+        publish(planned, tmp_path / "artifact")
+        check_damage(tmp_path / "artifact")
+        return
+    pytest.fail(f"{exporter} takes none of {', '.join(SOURCES)}")
+
+
+class Sabotaged:
+    """An exporter whose `read` or `prepare` was spoilt; everything else is the honest one's."""
+
+    def __init__(self, honest: Exporter, **spoilt: object) -> None:
+        self.honest, self.spoilt = honest, spoilt
+
+    def __getattr__(self, name: str) -> object:
+        return self.spoilt.get(name) or getattr(self.honest, name)
+
+
+def changed(checkpoint: Checkpoint, **arrays: Callable[[QuantizedTensor], np.ndarray]) -> Checkpoint:
+    """`checkpoint` whose last quantized weight has some of its arrays replaced."""
+    name = [name for name, weight in checkpoint.weights.items() if isinstance(weight, QuantizedView)][-1]
+    view = checkpoint.weights[name]
+    assert isinstance(view, QuantizedView)
+    tensor = view.read()
+    other = replace(tensor, **{part: change(tensor) for part, change in arrays.items()})
+    return replace(checkpoint, weights={**checkpoint.weights, name: replace(view, read=lambda: other)})
+
+
+@pytest.mark.parametrize(
+    ("arrays", "complaint"),
+    [
+        ({"codes": lambda tensor: tensor.codes ^ 1}, "codes differ"),
+        ({"scale": lambda tensor: np.nextafter(tensor.scale, np.float16(1))}, "scales differ"),
+        ({"zero": lambda tensor: tensor.zero ^ 1}, "zero points differ"),
+    ],
+)
+def test_the_laws_catch_a_reader_that_returns_something_else(arrays, complaint, tmp_path: Path) -> None:
+    honest = registry.exporter("compressed-tensors")
+    liar = Sabotaged(honest, read=lambda path: changed(honest.read(path), **arrays))
+    with pytest.raises(AssertionError, match=complaint):
+        check_exporter(liar, source("int4-g32-asym"), ExportOptions(), tmp_path)
+
+
+def test_the_laws_catch_a_writer_whose_bytes_differ_between_runs(tmp_path: Path) -> None:
+    honest, runs = registry.exporter("compressed-tensors"), count()
+
+    def prepare(checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
+        planned = honest.prepare(checkpoint, options)
+        return replace(planned, files=(*planned.files, blob("run.txt", b"%d" % next(runs))))
+
+    with pytest.raises(AssertionError, match="different bytes"):
+        check_exporter(Sabotaged(honest, prepare=prepare), source("int4-g32-asym"), ExportOptions(), tmp_path)
+
+
+def test_the_laws_catch_a_refusal_without_a_reason(tmp_path: Path) -> None:
+    def prepare(checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
+        raise UnsupportedSpec("no")
+
+    with pytest.raises(AssertionError, match="no"):
+        check_exporter(Sabotaged(registry.exporter("hf"), prepare=prepare), source("dense"), ExportOptions(), tmp_path)
