@@ -11,10 +11,13 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
 
+# mypy sees the package as it is installed: exporters and runtimes inside quantkit.
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	rm -rf build/types && mkdir -p build/types/quantkit
+	ln -s $(CURDIR)/quantkit/* $(CURDIR)/exporters $(CURDIR)/runtimes build/types/quantkit/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p quantkit
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py

@@ -1,4 +1,4 @@
-"""The metadata that quantkit writes into a GGUF file: the architecture's keys, the tokenizer, and two keys of its own.
+"""The metadata that quantkit writes into a GGUF file: the architecture's keys, and two of its own.
 
 `quantkit.config` is the source's config.json, because the other keys round its numbers to float32.
 `quantkit.quantization` says which tensors hold which `QuantSpec`, because blocks of 32 do not tell group sizes.
@@ -14,14 +14,12 @@ from typing import Any
 from quantkit.blocks import BlockType
 from quantkit.checkpoint import Checkpoint
 from quantkit.config import native_config
-from quantkit.gguf_header import entry, number_array, string_array
+from quantkit.gguf_header import entry
 from quantkit.gguf_types import ValueType
 from quantkit.spec import QuantSpec
-from quantkit.vocabulary import Vocabulary
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 QUANTIZATION_VERSION = 2
-END_OF_TURN = "<|im_end|>"
 CONFIG_KEY, QUANTIZATION_KEY = "quantkit.config", "quantkit.quantization"
 
 SCALE_KEYS = ("embedding_scale", "residual_scale", "logit_scale")
@@ -63,36 +61,6 @@ def model_entries(checkpoint: Checkpoint, block: BlockType) -> list[bytes]:
     entries += [entry(f"{arch}.{key}", ValueType.UINT32, value) for key, value in integers.items()]
     entries += [entry(f"{arch}.{key}", ValueType.FLOAT32, value) for key, value in floats.items()]
     entries.append(entry(CONFIG_KEY, ValueType.STRING, _canonical(native_config(checkpoint))))
-    return entries
-
-
-def vocabulary_entries(vocabulary: Vocabulary | None) -> list[bytes]:
-    """tokenizer.*; a model without a tokenizer says so, and takes token ids only."""
-    if vocabulary is None:
-        return [entry("tokenizer.ggml.model", ValueType.STRING, "none")]
-    entries = [
-        entry("tokenizer.ggml.model", ValueType.STRING, "llama"),
-        entry("tokenizer.ggml.pre", ValueType.STRING, "default"),
-        string_array("tokenizer.ggml.tokens", vocabulary.tokens),
-        number_array("tokenizer.ggml.scores", ValueType.FLOAT32, vocabulary.scores),
-        number_array("tokenizer.ggml.token_type", ValueType.INT32, vocabulary.kinds),
-    ]
-    ids = {
-        "bos_token_id": vocabulary.bos_token_id,
-        "eos_token_id": vocabulary.eos_token_id,
-        "unknown_token_id": vocabulary.unk_token_id,
-        "padding_token_id": vocabulary.pad_token_id,
-        "eot_token_id": vocabulary.tokens.index(END_OF_TURN) if END_OF_TURN in vocabulary.tokens else None,
-    }
-    flags = {
-        "add_bos_token": vocabulary.add_bos,
-        "add_eos_token": vocabulary.add_eos,
-        "add_space_prefix": vocabulary.add_space_prefix,
-    }
-    entries += [entry(f"tokenizer.ggml.{k}", ValueType.UINT32, v) for k, v in ids.items() if v is not None]
-    entries += [entry(f"tokenizer.ggml.{k}", ValueType.BOOL, v) for k, v in flags.items()]
-    if vocabulary.chat_template is not None:
-        entries.append(entry("tokenizer.chat_template", ValueType.STRING, vocabulary.chat_template))
     return entries
 
 

@@ -1,4 +1,4 @@
-"""Reading the metadata of a GGUF file, ours or another's: config, tokenizer, and which tensors hold which codes.
+"""Reading the metadata of a GGUF file, ours or another's: the config, and which tensors hold which codes.
 
 A file without quantkit's two keys is read from its standard keys alone; where both are there, they must agree.
 """
@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.blocks import F32
 from quantkit.errors import BadConfig, InconsistentCheckpoint, MalformedFile, UnsupportedModel
+from quantkit.exporters._gguf_keys import Keys
 from quantkit.exporters._gguf_metadata import CONFIG_KEY, QUANTIZATION_KEY, SCALE_KEYS
 from quantkit.exporters._gguf_tensors import LONG_FACTORS, SHORT_FACTORS
 from quantkit.family import ModelSpec, parse_config
 from quantkit.gguf_file import GGUFFile
 from quantkit.json_file import parse_json
-from quantkit.sentencepiece_proto import token_kind
 from quantkit.spec import QuantSpec
-from quantkit.vocabulary import Vocabulary
 
 ARCHITECTURES = {"minicpm": "MiniCPMForCausalLM", "llama": "LlamaForCausalLM"}
 _KNOWN_KEYS = frozenset(
@@ -45,40 +45,6 @@ _KNOWN_KEYS = frozenset(
 """Keys after the architecture's name that are understood; any other may change what the model computes."""
 
 
-class _Keys:
-    """Typed look-ups; every refusal names the file, the key and what was found."""
-
-    def __init__(self, gguf: GGUFFile, prefix: str) -> None:
-        self.gguf = gguf
-        self.prefix = prefix
-
-    def get(self, key: str, kinds: tuple[type, ...], default: Any = None) -> Any:  # noqa: ANN401
-        """The value of `prefix + key`, of one of `kinds`; `default` where the key is missing."""
-        value = self.gguf.metadata.get(self.prefix + key, default)
-        if value is None:
-            raise MalformedFile(f"{self.gguf.path}: key {self.prefix + key!r} is missing")
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            found = type(value).__name__
-            raise MalformedFile(f"{self.gguf.path}: key {self.prefix + key!r} must be {kinds[0].__name__}, is {found}")
-        return value
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        return int(self.get(key, (int,), default))
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A float as its shortest decimal: float32 0.00001 is 1e-05, not 9.999999747378752e-06."""
-        return float(str(np.float32(self.get(key, (float, int), default))))
-
-    def text(self, key: str, default: str | None = None) -> str:
-        return str(self.get(key, (str,), default))
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        return bool(self.get(key, (bool,), default))
-
-    def optional_id(self, key: str) -> int | None:
-        return self.integer(key) if self.prefix + key in self.gguf.metadata else None
-
-
 def read_config(gguf: GGUFFile) -> tuple[Mapping[str, Any], ModelSpec]:
     """config.json and the model that it describes: the source's own config where the file has it.
 
@@ -90,6 +56,7 @@ def read_config(gguf: GGUFFile) -> tuple[Mapping[str, Any], ModelSpec]:
     where = str(gguf.path)
     rebuilt = _standard_config(gguf)
     spec = parse_config(rebuilt, where=where)
+    _check_attention_factor(gguf, spec)
     text = gguf.metadata.get(CONFIG_KEY)
     if text is None:
         return rebuilt, spec
@@ -103,12 +70,12 @@ def read_config(gguf: GGUFFile) -> tuple[Mapping[str, Any], ModelSpec]:
 
 def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
     """A config.json made of the standard keys."""
-    arch = _Keys(gguf, "general.").text("architecture")
+    arch = Keys(gguf, "general.").text("architecture")
     if arch not in ARCHITECTURES:
         raise UnsupportedModel(
             f"{gguf.path}: architecture {arch[:80]!r} is not of this family", hint="supported: minicpm and llama"
         )
-    keys = _Keys(gguf, f"{arch}.")
+    keys = Keys(gguf, f"{arch}.")
     _refuse_unknown(gguf, arch)
     layers, hidden = keys.integer("block_count"), keys.integer("embedding_length")
     heads = keys.integer("attention.head_count")
@@ -119,7 +86,7 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
         if keys.integer(key, head_dim) != head_dim:
             raise UnsupportedModel(f"{gguf.path}: {arch}.{key} {keys.integer(key)} differs from head size {head_dim}")
     embedding = gguf.tensors.get("token_embd.weight")
-    tokenizer = _Keys(gguf, "tokenizer.ggml.")
+    tokenizer = Keys(gguf, "tokenizer.ggml.")
     eos = [i for i in (tokenizer.optional_id("eos_token_id"), tokenizer.optional_id("eot_token_id")) if i is not None]
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[arch]],
@@ -135,7 +102,7 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": keys.integer("context_length"),
         "rope_theta": keys.number("rope.freq_base", 10000.0),
-        "rope_scaling": _rope_scaling(gguf, keys),
+        "rope_scaling": _rope_scaling(gguf, keys, head_dim),
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "bos_token_id": tokenizer.optional_id("bos_token_id"),
         "eos_token_id": list(dict.fromkeys(eos)) or None,
@@ -151,7 +118,7 @@ def _refuse_unknown(gguf: GGUFFile, arch: str) -> None:
             raise UnsupportedModel(f"{gguf.path}: key {key!r} is not understood and may change the model")
 
 
-def _rope_scaling(gguf: GGUFFile, keys: _Keys) -> dict[str, Any] | None:
+def _rope_scaling(gguf: GGUFFile, keys: Keys, head_dim: int) -> dict[str, Any] | None:
     kind = keys.text("rope.scaling.type", "none")
     if kind == "none":
         return None
@@ -160,21 +127,20 @@ def _rope_scaling(gguf: GGUFFile, keys: _Keys) -> dict[str, Any] | None:
     context = keys.integer("context_length")
     return {
         "rope_type": "longrope",
-        "long_factor": _factors(gguf, LONG_FACTORS),
-        "short_factor": _factors(gguf, SHORT_FACTORS),
+        "long_factor": _factors(gguf, LONG_FACTORS, head_dim // 2),
+        "short_factor": _factors(gguf, SHORT_FACTORS, head_dim // 2),
         "original_max_position_embeddings": keys.integer("rope.scaling.original_context_length", context),
     }
 
 
-def _factors(gguf: GGUFFile, name: str) -> list[float]:
+def _factors(gguf: GGUFFile, name: str, count: int) -> list[float]:
     info = gguf.tensors.get(name)
-    if info is None or len(info.shape) != 1 or info.type.name != "F32":
-        raise MalformedFile(f"{gguf.path}: longrope needs the tensor {name!r}, F32 with one dimension")
-    values = gguf.rows(name, 0, info.shape[0]).view("<f4")
-    return [float(str(value)) for value in values[:, 0]]
+    if info is None or info.shape != (count,) or info.type is not F32:
+        raise MalformedFile(f"{gguf.path}: longrope needs the tensor {name!r}, {count} values of type F32")
+    return [float(str(value)) for value in gguf.rows(name, 0, count).view("<f4")[:, 0]]
 
 
-def _scales(gguf: GGUFFile, keys: _Keys, layers: int, hidden: int) -> dict[str, float]:
+def _scales(gguf: GGUFFile, keys: Keys, layers: int, hidden: int) -> dict[str, float]:
     """MiniCPM's three scalars as its config has them.
 
     Files of old converters lack them, and what engines assume instead is not what the model was trained with.
@@ -185,8 +151,8 @@ def _scales(gguf: GGUFFile, keys: _Keys, layers: int, hidden: int) -> dict[str, 
             f"{gguf.path}: key {keys.prefix + missing[0]!r} is missing", hint="convert the original model anew"
         )
     embedding, residual, logit = (keys.number(key) for key in SCALE_KEYS)
-    if not min(embedding, residual, logit) > 0:
-        raise BadConfig(f"{gguf.path}: {', '.join(SCALE_KEYS)} must be positive")
+    if not all(1e-9 < value < 1e9 for value in (embedding, residual, logit)):
+        raise BadConfig(f"{gguf.path}: {', '.join(SCALE_KEYS)} must be positive and of sane size")
     root = math.sqrt(layers)
     return {
         "scale_emb": embedding,
@@ -202,6 +168,16 @@ def _rounded(value: float, same: Callable[[float], Any]) -> float:
         if same(candidate):
             return candidate
     return value
+
+
+def _check_attention_factor(gguf: GGUFFile, spec: ModelSpec) -> None:
+    """Refuse an attn_factor that is not LongRoPE's own for these context lengths: the config cannot express it."""
+    keys = Keys(gguf, f"{spec.architecture}.rope.scaling.")
+    factor = keys.number("attn_factor", spec.rope.attention_factor)
+    if not _close(factor, spec.rope.attention_factor):
+        raise InconsistentCheckpoint(
+            f"{gguf.path}: {keys.prefix}attn_factor is {factor}, LongRoPE makes it {spec.rope.attention_factor:.7g}"
+        )
 
 
 def _check_same(own: ModelSpec, standard: ModelSpec, where: str) -> None:
@@ -224,48 +200,6 @@ def _close(one: object, other: object) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-6)
     return one == other
-
-
-def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
-    """The file's vocabulary, or one line that says why it is left aside.
-
-    Raises:
-        MalformedFile: lists that are missing or wrong. InconsistentCheckpoint: another length than the embedding's.
-    """
-    keys = _Keys(gguf, "tokenizer.ggml.")
-    model = keys.text("model", "none")
-    if model != "llama":
-        return "the file has no tokenizer" if model in ("none", "no_vocab") else f"its {model!r} tokenizer is not read"
-    tokens = keys.get("tokens", (list,))
-    scores, kinds = keys.get("scores", (np.ndarray,)), keys.get("token_type", (np.ndarray,))
-    if not len(tokens) == len(scores) == len(kinds) == vocab_size:
-        raise InconsistentCheckpoint(
-            f"{gguf.path}: {len(tokens):,} tokens, {len(scores):,} scores and {len(kinds):,} token types "
-            f"for an embedding of {vocab_size:,} rows"
-        )
-    if scores.dtype != np.float32 or not np.isfinite(scores).all() or kinds.dtype.kind not in "iu":
-        raise MalformedFile(f"{gguf.path}: token scores must be finite floats and token types integers")
-    return Vocabulary(
-        tokens=tuple(tokens),
-        scores=tuple(scores.tolist()),
-        kinds=tuple(token_kind(kind, f"{gguf.path}: token {i}") for i, kind in enumerate(kinds.tolist())),
-        bos_token_id=_token_id(keys, "bos_token_id", vocab_size, default=1),
-        eos_token_id=_token_id(keys, "eos_token_id", vocab_size, default=2),
-        unk_token_id=_token_id(keys, "unknown_token_id", vocab_size, default=0),
-        pad_token_id=_token_id(keys, "padding_token_id", vocab_size, default=None),
-        add_bos=keys.flag("add_bos_token", default=True),
-        add_eos=keys.flag("add_eos_token", default=False),
-        add_space_prefix=keys.flag("add_space_prefix", default=True),
-        chat_template=_Keys(gguf, "tokenizer.").text("chat_template", "") or None,
-    )
-
-
-def _token_id(keys: _Keys, key: str, size: int, *, default: int | None) -> int | None:
-    """A special token's id; llama.cpp's default for SentencePiece where the key is missing."""
-    index = keys.optional_id(key)
-    if index is not None and not 0 <= index < size:
-        raise MalformedFile(f"{keys.gguf.path}: {keys.prefix}{key} {index} is not below {size}")
-    return default if index is None else index
 
 
 def read_quantization(gguf: GGUFFile) -> dict[str, QuantSpec]:

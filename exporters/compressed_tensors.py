@@ -35,7 +35,13 @@ from quantkit.errors import (
     QuantkitError,
     UnsupportedSpec,
 )
-from quantkit.exporters._compressed_tensors_config import FORMAT, METHOD, quantization_config, read_schemes
+from quantkit.exporters._compressed_tensors_config import (
+    EMBEDDING,
+    FORMAT,
+    METHOD,
+    quantization_config,
+    read_schemes,
+)
 from quantkit.family import NORM_ROLES, TensorSlot, parse_config
 from quantkit.fold import with_architecture, with_source_dtypes
 from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder, select_weights
@@ -102,7 +108,7 @@ class CompressedTensors:
             ),
             tensors=tuple(_planned_tensor(weight) for weight in model.weights.values()),
             options={"type": FORMAT, "arch": options.arch},
-            notes=model.notes,
+            notes=(*model.notes, *_notes(specs)),
         )
 
     def read(self, path: Path) -> Checkpoint:
@@ -156,6 +162,15 @@ def _module_specs(checkpoint: Checkpoint) -> dict[str, QuantSpec | None]:
         for slot in checkpoint.spec.slots()
         if slot.role not in NORM_ROLES
     }
+
+
+def _notes(specs: Mapping[str, QuantSpec | None]) -> Iterator[str]:
+    """What loaders cannot do with such a folder."""
+    loading = "transformers 5 loads it with CompressedTensorsConfig(dequantize=True) only"
+    if any(spec is not None and not spec.symmetric for spec in specs.values()):
+        yield f"zero points are packed: {loading}"
+    if specs[EMBEDDING] is not None:
+        yield f"the embedding is quantized: {loading}"
 
 
 def _units(checkpoint: Checkpoint) -> list[TensorUnit]:

@@ -38,8 +38,8 @@ from quantkit.errors import (
     UnsupportedModel,
     UnsupportedSpec,
 )
-from quantkit.exporters._gguf_metadata import model_entries, quantization_entries, vocabulary_entries
-from quantkit.exporters._gguf_reading import read_config, read_quantization, read_tokenizer
+from quantkit.exporters._gguf_metadata import model_entries, quantization_entries
+from quantkit.exporters._gguf_reading import read_config, read_quantization
 from quantkit.exporters._gguf_tensors import (
     LONG_FACTORS,
     PLAIN,
@@ -52,6 +52,7 @@ from quantkit.exporters._gguf_tensors import (
     places,
     quantized_view,
 )
+from quantkit.exporters._gguf_vocabulary import read_tokenizer, vocabulary_entries
 from quantkit.family import ModelSpec, Role
 from quantkit.fold import with_architecture
 from quantkit.gguf_file import MAGIC, GGUFFile, read_gguf
@@ -61,7 +62,7 @@ from quantkit.layout import Buffer, PlannedArtifact, PlannedFile, PlannedTensor,
 from quantkit.protocols import ExportOptions
 from quantkit.source_file import SourceFile
 from quantkit.spec import QuantSpec
-from quantkit.tensor import QuantizedView, Weight
+from quantkit.tensor import QuantizedView, TensorView, Weight
 from quantkit.vocabulary import FILES, Vocabulary, has_vocabulary, read_vocabulary, vocabulary_files
 
 TYPES: Mapping[str, BlockType] = {
@@ -151,26 +152,21 @@ class GGUF:
         gguf = read_gguf(path)
         config, spec = read_config(gguf)
         specs = read_quantization(gguf)
-        _check_tensors(gguf, spec)
-        weights: dict[str, Weight] = {}
-        for place in places(spec):
-            weights[place.slot.name] = _view(gguf, place, specs.get(place.name))
-        dense = [name for name, info in gguf.tensors.items() if info.type.has_minimum and name not in specs]
-        notes = (
-            [f"{len(dense)} tensors with minimums ({gguf.tensors[dense[0]].type.name}) are read as float32"]
-            if dense
-            else []
-        )
+        _check_tensors(gguf, spec, specs)
         tokenizer = read_tokenizer(gguf, spec.vocab_size)
+        dense = [name for name, info in gguf.tensors.items() if info.type.has_minimum and name not in specs]
+        notes = [tokenizer] if isinstance(tokenizer, str) else []
+        if dense:
+            notes.append(f"{len(dense)} tensors with minimums ({dense[0]} ...) are read as dense float32")
         return Checkpoint(
             path=path,
             format=self.name,
             config=config,
             spec=spec,
-            weights=weights,
+            weights={place.slot.name: _view(gguf, place, specs.get(place.name)) for place in places(spec)},
             files=_files(tokenizer) if isinstance(tokenizer, Vocabulary) else {},
             inputs=(path,),
-            notes=(*notes, *((tokenizer,) if isinstance(tokenizer, str) else ())),
+            notes=tuple(notes),
         )
 
 
@@ -184,31 +180,29 @@ def _wanted(options: ExportOptions) -> BlockType | None:
 
 def _choose(model: Checkpoint, wanted: BlockType | None) -> dict[Place, BlockType]:
     """The type of every tensor, in file order."""
-    quantized = any(isinstance(weight, QuantizedView) for weight in model.weights.values())
-    dense = DENSE_DEFAULT if wanted is None else wanted
-    if quantized and dense not in (blocks.F32, blocks.BF16) and (wanted is None or wanted not in PLAIN):
-        dense = blocks.Q8_0
+    carrying = any(isinstance(weight, QuantizedView) for weight in model.weights.values()) and wanted not in PLAIN
+    dense = blocks.Q8_0 if carrying else wanted or DENSE_DEFAULT
     chosen = {}
     for place in places(model.spec):
-        weight = model.weights[place.slot.name]
-        if len(place.slot.shape) == 1:
+        weight, slot = model.weights[place.slot.name], place.slot
+        outer = slot.role in OUTER_ROLES
+        if len(slot.shape) == 1:
             chosen[place] = blocks.F32
-        elif isinstance(weight, QuantizedView) and (wanted is None or wanted not in PLAIN):
-            outer = place.slot.role in OUTER_ROLES
-            chosen[place] = _carrier(place.slot.name, weight.spec, weight.shape[1], wanted, outer=outer)
-        elif dense in PLAIN or place.slot.shape[1] % blocks.BLOCK == 0:
-            outer = place.slot.role in OUTER_ROLES and dense not in PLAIN
-            chosen[place] = blocks.Q8_0 if outer else dense
-        else:
+        elif carrying and isinstance(weight, QuantizedView):
+            chosen[place] = _carrier(slot.name, weight.spec, weight.shape[1], wanted, outer=outer)
+        elif dense in PLAIN:
+            chosen[place] = dense
+        elif slot.shape[1] % blocks.BLOCK:
             chosen[place] = blocks.F16
+        else:
+            chosen[place] = blocks.Q8_0 if outer else dense
     return chosen
 
 
 def _carrier(name: str, spec: QuantSpec, cols: int, wanted: BlockType | None, *, outer: bool = False) -> BlockType:
     """The type that carries codes of `spec`: the wanted one, or the smallest; q8_0 will do for embedding and head."""
-    fitting = [
-        block for block in (SYMMETRIC_CARRIERS if spec.symmetric else ASYMMETRIC_CARRIERS) if holds(block, spec, cols)
-    ]
+    carriers = SYMMETRIC_CARRIERS if spec.symmetric else ASYMMETRIC_CARRIERS
+    fitting = [block for block in carriers if holds(block, spec, cols)]
     if wanted is None and fitting:
         return fitting[0]
     if wanted is not None and holds(wanted, spec, cols):
@@ -268,7 +262,11 @@ def _notes(
     model: Checkpoint, chosen: Mapping[Place, BlockType], main: BlockType, vocabulary: Vocabulary | None
 ) -> Iterator[str]:
     """What the user should know about the file."""
-    odd = [place.name for place, block in chosen.items() if block is blocks.F16 and main not in PLAIN]
+    dense = [place for place in chosen if isinstance(model.weights[place.slot.name], TensorView)]
+    eight = [place.name for place in dense if chosen[place] is blocks.Q8_0]
+    if len(dense) < len(chosen) and eight:
+        yield f"{len(eight)} dense matrices ({eight[0]} ...) become q8_0 beside the quantized ones"
+    odd = [place.name for place in dense if chosen[place] is blocks.F16 and main not in PLAIN]
     if odd:
         yield f"{len(odd)} tensors ({odd[0]} ...) stay f16: their rows are not whole blocks of {blocks.BLOCK}"
     rope = model.spec.rope
@@ -283,8 +281,8 @@ def _notes(
         yield f"the tokenizer changes text by the rule {vocabulary.normalizer!r}, which GGUF cannot express"
 
 
-def _check_tensors(gguf: GGUFFile, spec: ModelSpec) -> None:
-    """Exactly the tensors of the model, with their shapes, in types that are read."""
+def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, QuantSpec]) -> None:
+    """Exactly the tensors of the model, with their shapes, in types that are read; records only of blocks."""
     expected = {place.name: place.slot.shape for place in places(spec)}
     expected |= {name: values.shape for name, values in _factors(spec).items()}
     for name, shape in expected.items():
@@ -301,6 +299,9 @@ def _check_tensors(gguf: GGUFFile, spec: ModelSpec) -> None:
     for name in gguf.tensors:
         if name not in expected:
             raise UnsupportedModel(f"{gguf.path}: tensor {name!r} is not part of such a model")
+    for name in recorded:
+        if name not in gguf.tensors or gguf.tensors[name].type in PLAIN:
+            raise InconsistentCheckpoint(f"{gguf.path}: codes are recorded for {name[:80]!r}, which has none")
 
 
 def _view(gguf: GGUFFile, place: Place, recorded: QuantSpec | None) -> Weight:

@@ -119,6 +119,17 @@ class Quantization:
         self._stream: BlockStream | None = None
         self.checkpoint = self._with_readers(planned(source, spec))
 
+    def calibrate(self) -> None:
+        """Read or generate the calibration sequences now, and not when the first view is read.
+
+        A bad file is found before any output is begun. Methods without calibration have nothing to do.
+
+        Raises:
+            Everything that `quantkit.calibration.calibration_samples` raises; NonFiniteValues: a bad embedding.
+        """
+        if self._method.needs_calibration:
+            self._stream = self._stream or self._open_stream()
+
     def report(self) -> dict[str, Any]:
         """JSON for the manifest: method, spec, calibration coverage, and every tensor's error and fallback so far."""
         coverage = self._stream.coverage.to_json() if self._stream is not None else None
@@ -154,13 +165,12 @@ class Quantization:
 
     def _from_stream(self, name: str, layer: int) -> QuantizedTensor:
         """A tensor of the current block, or of a later one once the blocks between are done."""
-        if self._stream is None:
-            self._stream = self._open_stream()
-        while self._stream.layer < layer:
-            self._reports |= self._stream.advance()
-        if self._stream.layer > layer:
-            raise RuntimeError(f"{name} was read after block {self._stream.layer}; blocks are computed once, in order")
-        return self._stream.tensors[name]
+        stream = self._stream = self._stream or self._open_stream()
+        while stream.layer < layer:
+            self._reports |= stream.advance()
+        if stream.layer > layer:
+            raise RuntimeError(f"{name} was read after block {stream.layer}; blocks are computed once, in order")
+        return stream.tensors[name]
 
     def _open_stream(self) -> BlockStream:
         from quantkit.block_stream import BlockStream  # noqa: PLC0415 - imports torch

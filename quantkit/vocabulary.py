@@ -75,7 +75,7 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     if MODEL_FILE not in checkpoint.files:
         raise UnsupportedModel(
             f"{checkpoint.path}: no {MODEL_FILE}; only SentencePiece tokenizers are supported",
-            hint="put the model's original tokenizer.model beside config.json",
+            hint="add the model's tokenizer.model, or remove tokenizer.json to go on with token ids only",
         )
     model = parse_model(checkpoint.files[MODEL_FILE](), MODEL_FILE)
     config = _json(checkpoint, CONFIG_FILE)
@@ -116,7 +116,7 @@ def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
     It ends before the run of added and unused tokens at the end, as MiniCPM's own file does; added tokens before
     that are control pieces, which SentencePiece never finds in a text.
     """
-    end = _last_piece(vocabulary) + 1
+    end = _piece_count(vocabulary)
     unk = vocabulary.unk_token_id if vocabulary.unk_token_id is not None else 0
     kinds: list[TokenKind] = list(vocabulary.kinds[:end])
     kinds = [TokenKind.CONTROL if kind is TokenKind.UNKNOWN else kind for kind in kinds]
@@ -139,7 +139,7 @@ def vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
     """`FILES` of a Hugging Face folder; `read_vocabulary` makes the same vocabulary of them."""
     added = {
         vocabulary.tokens[index]: index
-        for index in range(_last_piece(vocabulary) + 1, len(vocabulary.tokens))
+        for index in range(_piece_count(vocabulary), len(vocabulary.tokens))
         if vocabulary.kinds[index] in _SPECIAL
     }
     return {
@@ -187,13 +187,14 @@ def _filler(index: int) -> str:
     return f"[PAD{index}]"
 
 
-def _last_piece(vocabulary: Vocabulary) -> int:
-    """The last id that is an ordinary piece; what follows was added to, or missing from, `tokenizer.model`."""
-    for index in reversed(range(len(vocabulary.tokens))):
+def _piece_count(vocabulary: Vocabulary) -> int:
+    """Where the ordinary pieces end; what follows was added to, or missing from, `tokenizer.model`."""
+    unk = vocabulary.unk_token_id or 0
+    for index in range(len(vocabulary.tokens) - 1, unk, -1):
         filler = vocabulary.kinds[index] is TokenKind.UNUSED and vocabulary.tokens[index] == _filler(index)
         if vocabulary.kinds[index] not in _SPECIAL and not filler:
-            return index
-    return -1
+            return index + 1
+    return unk + 1
 
 
 def _added_tokens(added: Mapping[str, Any], config: Mapping[str, Any], size: int) -> dict[int, tuple[str, TokenKind]]:

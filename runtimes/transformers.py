@@ -9,8 +9,9 @@ transformers fills a tensor that it does not find with random numbers and says s
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -99,16 +100,23 @@ class TransformersRuntime:
         if install is not None:
             raise MissingDependency("transformers needs the packages transformers and torch", hint=install)
         checkpoint = registry.open_checkpoint(path)
-        return TransformersSession(path, checkpoint.spec, _load(path, checkpoint))
+        if checkpoint.format == "compressed-tensors" and not importlib.util.find_spec("compressed_tensors"):
+            raise MissingDependency(
+                "transformers loads quantized folders with the package compressed-tensors",
+                hint="pip install compressed-tensors",
+            )
+        session = TransformersSession(path, checkpoint.spec, _load(path, checkpoint))
+        with _quiet():
+            session.logits([0])  # compressed-tensors decompresses at the first call, and shows a bar
+        return session
 
 
-def _load(path: Path, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - a class that only config.json knows
+def _load(path: Path, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - the package is not typed
     import torch  # noqa: PLC0415 - heavy, wanted only here
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: PLC0415
 
-    model_type = checkpoint.config.get("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise EngineFailed(f"{path}: transformers has no model class for {model_type!r}", hint=FOLD_HINT)
+    if checkpoint.spec.architecture != "llama":
+        raise EngineFailed(f"{path}: transformers has no class for a native MiniCPM", hint=FOLD_HINT)
     try:
         with _quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -118,30 +126,39 @@ def _load(path: Path, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - a class 
                 use_safetensors=True,
                 dtype=torch.float32,
                 attn_implementation="eager",
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
             )
     except Exception as error:
         raise EngineFailed(f"{path}: transformers: {_first_line(error)}") from error
-    promised = checkpoint.config.get("architectures") or [type(model).__name__]
-    if type(model).__name__ not in promised:
-        raise EngineFailed(f"{path}: transformers would run {promised[0]} as {type(model).__name__}", hint=FOLD_HINT)
-    for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if report[problem]:
-            kind = problem.removesuffix("_keys")
-            raise EngineFailed(f"{path}: transformers finds {kind} tensors: {sorted(map(str, report[problem]))[0]}")
+    if not isinstance(model, LlamaForCausalLM):
+        raise EngineFailed(f"{path}: transformers would run this Llama as {type(model).__name__}")
+    _refuse_strays(path, report)
     return model.eval()
+
+
+def _refuse_strays(path: Path, report: Mapping[str, Iterable[object]]) -> None:
+    """Raise `EngineFailed` for a tensor that transformers would have made up or left out."""
+    for problem in ("missing", "mismatched", "unexpected"):
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in report[f"{problem}_keys"])
+        if names:
+            raise EngineFailed(
+                f"{path}: transformers finds {len(names)} {problem} tensors, first {names[0]!r}",
+                hint="verify with --engine reference to see whether the artifact itself is right",
+            )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the package's log and progress bars, which it keeps in globals, and put them back."""
+    """Silence logs and progress bars, some of which are kept in globals of the package, and put them back."""
     from transformers.utils import logging  # noqa: PLC0415 - heavy, wanted only here
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(StringIO()):  # compressed-tensors shows bars that cannot be turned off
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

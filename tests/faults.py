@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def plan(folder: bool, mark: bytes = b"new") -> PlannedArtifact:
-    """A model of three read-back windows (see `small_windows`), whose bytes begin with `mark`."""
+    """A model of three read-back windows (see `shrink`), whose bytes begin with `mark`."""
     weights = PlannedFile(
         "model.bin", (Unit("a", 9000, lambda: (mark * 1000, mark * 2000)), Unit("b", 2, lambda: (b"!!",)))
     )
@@ -66,6 +67,9 @@ def instrument(hook: Callable[[str], None], put: Callable[[Any, str, Any], None]
 
     for name in CALLS:
         wrap(os, name)
+    for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
+        if hasattr(pathlib, "_normal_accessor"):  # Python 3.10: pathlib keeps its own references
+            wrap(pathlib._normal_accessor, name)
     wrap(fcntl, "flock")
     wrap(renaming, "_renameat2")
 
@@ -89,6 +93,8 @@ class AtCall:
 
 
 def fail(number: int) -> Callable[[], None]:
+    """An action that refuses as the system does."""
+
     def action() -> None:
         raise OSError(number, os.strerror(number))
 
@@ -96,6 +102,7 @@ def fail(number: int) -> Callable[[], None]:
 
 
 def shrink(put: Callable[[Any, str, Any], None]) -> None:
+    """Make small artifacts pass through what otherwise only large ones need."""
     put(staging, "PIECE", 2000)
     put(staging, "WINDOW_BYTES", 3000)
 

@@ -94,7 +94,7 @@ def test_a_failure_of_any_call_leaves_old_or_new_and_says_so(
 def test_a_call_that_always_fails_is_one_error(
     fast_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, kind: type[QuantkitError]
 ) -> None:
-    monkeypatch.setattr(os, name, lambda *_, **__: fail(number)())
+    instrument(lambda called: fail(number)() if called == name else None, monkeypatch.setattr)
     with pytest.raises(kind, match=f"^{fast_path}/out: cannot .*: {os.strerror(number)}$"):
         publish(plan(True), fast_path / "out")
     assert content(fast_path / "out") == {}

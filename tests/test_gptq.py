@@ -20,7 +20,7 @@ def random_weights(rows: int, cols: int, seed: int = 0) -> np.ndarray:
 def textbook_gptq(
     weight: np.ndarray, hessian: np.ndarray, *, bits: int, group: int, symmetric: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and quantized weights by the paper's loop: float64, the whole rest of the matrix updated at every column."""
+    """Codes and quantized weights by the paper's loop: float64, the rest of the matrix updated at every column."""
     W = weight.astype(np.float64)
     rows, cols = W.shape
     damped = hessian + 0.01 * np.mean(np.diag(hessian)) * np.eye(cols)

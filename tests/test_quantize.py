@@ -18,7 +18,7 @@ from quantkit import registry
 from quantkit.calibration import InputStatistics
 from quantkit.calibration_text import CalibrationOptions, Samples, make_samples
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import BadOption, NonFiniteValues, UnsupportedSpec, ValueOutOfRange
+from quantkit.errors import BadOption, NonFiniteValues, QuantkitError, UnsupportedSpec, ValueOutOfRange
 from quantkit.family import LINEAR_ROLES
 from quantkit.fold import folded
 from quantkit.grid import round_to_nearest
@@ -79,6 +79,14 @@ def test_nothing_is_computed_before_a_view_is_read():
 
     unread = {name: replace(view, fetch=explode) for name, view in source.weights.items()}
     quantized(replace(source, weights=unread), INT4, "gptq", calibration=CalibrationOptions(file=Path("absent.txt")))
+
+
+def test_a_bad_calibration_file_is_found_before_any_output_is_begun():
+    source = memory_checkpoint(tiny_config())
+    missing = CalibrationOptions(file=Path("absent.txt"))
+    with pytest.raises(QuantkitError, match=r"absent\.txt|tokenizer\.model"):
+        quantized(source, INT4, "gptq", calibration=missing).calibrate()
+    quantized(source, INT4, "rtn", calibration=missing).calibrate()
 
 
 def test_round_to_nearest_can_be_read_in_any_order_and_twice():

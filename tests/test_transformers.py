@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from quantkit.artifact import publish
 from quantkit.errors import BadOption, EngineFailed
 from quantkit.metrics import max_abs_log_prob_difference
 from quantkit.protocols import ExportOptions
+from quantkit.quantize import quantized
 from quantkit.runtimes.reference import ReferenceSession
-from quantkit.runtimes.transformers import RUNTIME, TransformersSession
+from quantkit.runtimes.transformers import RUNTIME, TransformersSession, _refuse_strays
+from quantkit.spec import QuantSpec
 from tests.tiny import write_tiny_checkpoint
 
 pytestmark = [
@@ -42,6 +45,14 @@ def folded(tmp_path_factory) -> Path:
     return publish(planned, folder / "folded").path
 
 
+def copied(folder: Path, copy: Path, **changes: object) -> Path:
+    """A copy with changes to its config.json."""
+    shutil.copytree(folder, copy)
+    config = json.loads((folder / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **changes}))
+    return copy
+
+
 def test_its_logits_are_those_of_the_reference(folded, capfd):
     reference = ReferenceSession(registry.open_checkpoint(folded))
     with RUNTIME.open(folded) as session:
@@ -59,28 +70,24 @@ def test_the_next_logits_do_not_depend_on_what_was_asked_before(folded):
             np.testing.assert_allclose(session.next_logits(ids), session.logits(ids)[-1], atol=1e-4)
 
 
-def test_a_native_model_is_refused_with_the_way_out(tiny_checkpoint):
-    with pytest.raises(EngineFailed, match="no model class for 'minicpm'") as caught:
-        RUNTIME.open(tiny_checkpoint)
+@pytest.mark.parametrize("model_type", ["minicpm", "llama"])
+def test_a_native_model_is_refused_with_the_way_out_whatever_it_calls_itself(tmp_path, model_type):
+    native = write_tiny_checkpoint(tmp_path / "native", config_overrides={"model_type": model_type})
+    with pytest.raises(EngineFailed, match="no class for a native MiniCPM") as caught:
+        RUNTIME.open(native)
     assert "--arch llama" in str(caught.value.hint)
 
 
-def test_a_minicpm_that_calls_itself_llama_is_not_run_as_one(tmp_path):
-    posing = write_tiny_checkpoint(tmp_path / "posing", config_overrides={"model_type": "llama", "auto_map": None})
-    with pytest.raises(EngineFailed, match="would run MiniCPMForCausalLM as LlamaForCausalLM"):
+def test_a_llama_that_would_run_as_something_else_is_refused(folded, tmp_path):
+    posing = copied(folded, tmp_path / "posing", model_type="mistral")
+    with pytest.raises(EngineFailed, match="would run this Llama as Mistral"):
         RUNTIME.open(posing)
 
 
 def test_remote_code_is_not_run(folded, tmp_path):
-    config = json.loads((folded / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
-    copy = tmp_path / "evil"
-    copy.mkdir()
-    for file in folded.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    (copy / "config.json").write_text(json.dumps(config))
-    (copy / "modeling_evil.py").write_text("raise SystemExit('remote code ran')")
-    with RUNTIME.open(copy) as session:
+    evil = copied(folded, tmp_path / "evil", auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
+    (evil / "modeling_evil.py").write_text("raise SystemExit('remote code ran')")
+    with RUNTIME.open(evil) as session:
         assert isinstance(session, TransformersSession)
 
 
@@ -89,3 +96,26 @@ def test_tokens_that_do_not_exist_are_refused(folded):
         for ids in ([], [300], [-1]):
             with pytest.raises(BadOption):
                 session.logits(ids)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+def test_a_quantized_folder_runs_exactly_or_is_refused_by_name(folded, tmp_path, capfd, symmetric):
+    pytest.importorskip("compressed_tensors", reason="transformers loads such folders with compressed-tensors")
+    checkpoint = registry.open_checkpoint(folded)
+    run = quantized(checkpoint, QuantSpec(bits=4, group_size=64, symmetric=symmetric), "rtn")
+    planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions(arch="llama"))
+    folder = publish(planned, tmp_path / "int4").path
+    if symmetric:
+        with RUNTIME.open(folder) as session:
+            logits = session.logits(TOKENS)
+        expected = ReferenceSession(registry.open_checkpoint(folder)).logits(TOKENS)
+        assert max_abs_log_prob_difference(expected, logits) < 1e-4
+    else:  # it expects zero points in another shape than the package it uses writes them
+        with pytest.raises(EngineFailed, match=r"mismatched tensors, first .*weight_zero_point"):
+            RUNTIME.open(folder)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_tensor_that_is_not_there_is_not_made_up(tmp_path):
+    with pytest.raises(EngineFailed, match=r"finds 1 missing tensors, first 'model\.norm\.weight'"):
+        _refuse_strays(tmp_path, {"missing_keys": {"model.norm.weight"}, "mismatched_keys": set()})

@@ -40,7 +40,7 @@ def quantize(
     from quantkit import registry
     from quantkit.artifact import publish
     from quantkit.calibration_text import CalibrationOptions
-    from quantkit.fold import with_architecture
+    from quantkit.fold import with_architecture, with_source_dtypes
     from quantkit.protocols import ExportOptions
     from quantkit.quantize import quantized
     from quantkit.spec import QuantSpec
@@ -57,7 +57,9 @@ def quantize(
             threads=threads or os.cpu_count() or 1,
             progress=bars.fraction("writing calibration text"),
         )
-        planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions())
+        planned = registry.exporter("compressed-tensors").prepare(
+            with_source_dtypes(run.checkpoint, checkpoint), ExportOptions()
+        )
         done = publish(
             planned,
             out,

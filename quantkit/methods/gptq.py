@@ -5,9 +5,9 @@ Transformers" (2022), algorithm 1, without act-order. With H = X Xᵀ (damped) a
 
     q_i = nearest grid point of w_i;  e_i = (w_i - q_i) / U_ii;  w_j -= e_i U_ij  for j > i      column by column
 
-The paper's U is obtained without inverting H: H = R Rᵀ with R upper triangular gives U = R⁻¹. A group's scale and
-zero are chosen when its first column is reached, from the weights as updated until then. Columns whose inputs are
-always zero are coupled to nothing and round to nearest.
+The paper's U is obtained without inverting H: with its rows and columns in reverse order H is L Lᵀ, L lower
+triangular, and L⁻¹ in reverse order is U. A group's scale and zero are chosen when its first column is reached, from
+the weights as updated until then. Columns whose inputs are always zero are coupled to nothing and round to nearest.
 
 Weights are float32, H and its factors float64. Rows do not depend on each other and are worked on in fixed chunks.
 """
@@ -77,33 +77,36 @@ class Gptq:
 
 def _inverse_factor(hessian: Tensor, threads: int) -> tuple[Tensor | None, str | None]:
     """Upper triangular U [cols, cols] in float32 with H⁻¹ = Uᵀ U, or None and the reason why there is none."""
-    diagonal = hessian.diagonal()
     if not bool(torch.isfinite(hessian).all()):
         return None, "the calibration inputs hold NaN or infinity"
-    mean = float(diagonal.mean())
     for damping in DAMPING:
-        flipped = hessian.flip(0, 1)
-        flipped.diagonal().add_(damping * mean)
-        flipped.diagonal()[diagonal.flip(0) == 0] = 1.0
-        lower, info = torch.linalg.cholesky_ex(flipped)
-        if int(info) == 0:
-            # H = flip(L Lᵀ) = R Rᵀ with R = flip(L), which is upper triangular.
-            factor = _triangular_inverse(lower.flip(0, 1), threads)
-            if bool(torch.isfinite(factor).all()):
-                return factor, None
+        lower = _flipped_factor(hessian, damping)
+        factor = _flipped_inverse(lower, threads) if lower is not None else None
+        if factor is not None and bool(torch.isfinite(factor).all()):
+            return factor, None
     return None, f"the Hessian cannot be factored, even with damping {DAMPING[-1]:g}"
 
 
-def _triangular_inverse(upper: Tensor, threads: int) -> Tensor:
-    """Float32 inverse of a float64 upper triangular matrix, by panels of columns that do not depend on each other."""
-    cols = upper.shape[0]
+def _flipped_factor(hessian: Tensor, damping: float) -> Tensor | None:
+    """Lower triangular L with L Lᵀ = the damped H, its rows and columns in reverse order; None where there is none."""
+    flipped = hessian.flip(0, 1)
+    dead = flipped.diagonal() == 0
+    flipped.diagonal().add_(damping * float(flipped.diagonal().mean()))
+    flipped.diagonal()[dead] = 1.0
+    lower, info = torch.linalg.cholesky_ex(flipped)
+    return lower if int(info) == 0 else None
+
+
+def _flipped_inverse(lower: Tensor, threads: int) -> Tensor:
+    """L⁻¹ with rows and columns in reverse order, float32: by panels of columns that do not depend on each other."""
+    cols = lower.shape[0]
     inverse = torch.zeros((cols, cols), dtype=torch.float32)
 
     def solve(start: int) -> None:
         stop = min(start + PANEL, cols)
-        unit = torch.zeros((stop, stop - start), dtype=torch.float64)
-        unit[start:stop].fill_diagonal_(1.0)
-        inverse[:stop, start:stop] = torch.linalg.solve_triangular(upper[:stop, :stop], unit, upper=True)
+        unit = torch.zeros((cols - start, stop - start), dtype=torch.float64).fill_diagonal_(1.0)
+        panel = torch.linalg.solve_triangular(lower[start:, start:], unit, upper=False)
+        inverse[: cols - start, cols - stop : cols - start] = panel.flip(0, 1)
 
     torch_map(solve, range(0, cols, PANEL), threads)
     return inverse
