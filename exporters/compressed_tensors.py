@@ -16,21 +16,16 @@ The package speaks of signed codes, q - 2**(b - 1), but stores these. Source: pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from quantkit.bits import pack_bitstream, unpack_bitstream
-from quantkit.cast import check_range
 from quantkit.checkpoint import Checkpoint
-from quantkit.config import config_file, native_config, with_dtype
 from quantkit.errors import (
     BadConfig,
-    BadOption,
-    IncompleteCheckpoint,
     InconsistentCheckpoint,
     QuantkitError,
     UnsupportedSpec,
@@ -43,19 +38,27 @@ from quantkit.exporters._compressed_tensors_config import (
     read_schemes,
 )
 from quantkit.family import NORM_ROLES, TensorSlot, parse_config
-from quantkit.fold import with_architecture, with_source_dtypes
 from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder, select_weights
 from quantkit.json_file import read_json
-from quantkit.layout import Buffer, PlannedArtifact, PlannedTensor, blob
+from quantkit.layout import Buffer, PlannedArtifact
 from quantkit.protocols import ExportOptions
 from quantkit.quantized import QuantizedTensor
-from quantkit.safetensors_file import TensorEntry, TensorUnit, plan_safetensors
+from quantkit.quantized_folder import (
+    Layout,
+    Shapes,
+    architecture_of,
+    checked_type,
+    module_name,
+    module_specs,
+    named_tensor,
+    plan_folder,
+    taken_parts,
+)
 from quantkit.spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensor import QuantizedView, TensorView, Weight
 
 SHAPE, PACKED, ZERO, SCALE = "weight_shape", "weight_packed", "weight_zero_point", "weight_scale"
 GROUP_INDEX = "weight_g_idx"
-FINAL_NORM = "model.norm.weight"
 SHAPE_DTYPE, PACKED_DTYPE = np.dtype("<i8"), np.dtype("<i4")
 
 
@@ -65,6 +68,7 @@ class CompressedTensors:
     name = METHOD
     summary = "Hugging Face folder with packed integer weights; what `quantize` writes"
     types = (FORMAT,)
+    targets = ()
     engines = ("transformers", "vllm", "reference")
 
     def recognizes(self, path: Path) -> bool:
@@ -86,29 +90,16 @@ class CompressedTensors:
             UnsupportedSpec: no weight is quantized.
             BadOption: an unknown type or architecture.
         """
-        if options.type not in (None, *self.types):
-            raise BadOption(f"{METHOD} has no type {options.type!r}", hint=f"choose {FORMAT}, or leave it out")
-        model = with_architecture(checkpoint, options.arch)
-        if model is not checkpoint:
-            model = with_source_dtypes(model, checkpoint)
-        specs = _module_specs(model)
-        if not any(specs.values()):
-            raise UnsupportedSpec(
-                f"{METHOD} holds integer weights, and {model.path} has none",
-                hint="quantize it first, or write dense weights with `export hf`",
-            )
-        config = {**_config(model), "quantization_config": quantization_config(specs)}
-        return PlannedArtifact(
-            format=self.name,
-            folder=True,
-            files=(
-                config_file(config),
-                *plan_safetensors(_units(model)),
-                *(blob(name, read()) for name, read in sorted(model.files.items())),
-            ),
-            tensors=tuple(_planned_tensor(weight) for weight in model.weights.values()),
+        checked_type(options.type, self.types, container=METHOD)
+        model = architecture_of(checkpoint, options, container=METHOD)
+        specs = module_specs(model)
+        return plan_folder(
+            model,
+            Layout(lambda view: _layout(view.shape, view.spec, view.name), lambda name, tensor: _buffers(tensor)),
+            quantization_config(specs),
+            container=METHOD,
             options={"type": FORMAT, "arch": options.arch},
-            notes=(*model.notes, *_notes(specs)),
+            notes=_notes(specs),
         )
 
     def read(self, path: Path) -> Checkpoint:
@@ -129,7 +120,7 @@ class CompressedTensors:
         tensors = dict(folder.tensors)
         weights: dict[str, Weight] = {}
         for slot in spec.slots():
-            scheme = schemes.of(_module(slot.name)) if slot.role not in NORM_ROLES else None
+            scheme = schemes.of(module_name(slot.name)) if slot.role not in NORM_ROLES else None
             if scheme is not None:
                 weights[slot.name] = _taken(slot, scheme, tensors, path)
         return Checkpoint(
@@ -144,26 +135,6 @@ class CompressedTensors:
         )
 
 
-def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json without the quantization; its dtype is that of the norms, which are always dense."""
-    norm = checkpoint.weights[FINAL_NORM]
-    config = native_config(checkpoint)
-    return with_dtype(config, norm.dtype) if isinstance(norm, TensorView) else config
-
-
-def _module(name: str) -> str:
-    return name.removesuffix(".weight")
-
-
-def _module_specs(checkpoint: Checkpoint) -> dict[str, QuantSpec | None]:
-    """Module to spec, None where it is dense, for everything but norms."""
-    return {
-        _module(slot.name): weight.spec if isinstance(weight := checkpoint.weights[slot.name], QuantizedView) else None
-        for slot in checkpoint.spec.slots()
-        if slot.role not in NORM_ROLES
-    }
-
-
 def _notes(specs: Mapping[str, QuantSpec | None]) -> Iterator[str]:
     """What loaders cannot do with such a folder."""
     loading = "transformers 5 loads it with CompressedTensorsConfig(dequantize=True) only"
@@ -173,27 +144,7 @@ def _notes(specs: Mapping[str, QuantSpec | None]) -> Iterator[str]:
         yield f"the embedding is quantized: {loading}"
 
 
-def _units(checkpoint: Checkpoint) -> list[TensorUnit]:
-    """Embedding, every block, final norm and head as one unit each, so that a block is written whole or not."""
-    members: dict[str, list[Weight]] = {}
-    for slot in checkpoint.spec.slots():
-        name = slot.name if slot.layer is None else f"model.layers.{slot.layer}"
-        members.setdefault(name, []).append(checkpoint.weights[slot.name])
-    return [
-        TensorUnit(name, tuple(entry for weight in weights for entry in _entries(weight)), _producer(weights))
-        for name, weights in members.items()
-    ]
-
-
-def _entries(weight: Weight) -> list[TensorEntry]:
-    """The tensors that hold `weight`, in the order in which `_buffers` yields them: wide elements first."""
-    if isinstance(weight, TensorView):
-        return [TensorEntry(weight.name, weight.dtype, weight.shape)]
-    layout = _layout(weight.shape, weight.spec, weight.name)
-    return [TensorEntry(f"{_module(weight.name)}.{part}", dtype, shape) for part, (dtype, shape) in layout.items()]
-
-
-def _layout(shape: tuple[int, int], spec: QuantSpec, name: str) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+def _layout(shape: tuple[int, int], spec: QuantSpec, name: str) -> Shapes:
     """Part to dtype and shape for a matrix of `shape`."""
     rows, cols = shape
     groups = spec.groups(cols, name=name)
@@ -212,22 +163,6 @@ def _words(codes: int, bits: int) -> int:
     return -(-codes * bits // 32)
 
 
-def _producer(weights: Sequence[Weight]) -> Callable[[], Iterator[Buffer]]:
-    def produce() -> Iterator[Buffer]:
-        for weight in weights:
-            yield from _dense_chunks(weight) if isinstance(weight, TensorView) else _buffers(weight.read())
-
-    return produce
-
-
-def _dense_chunks(view: TensorView) -> Iterator[Buffer]:
-    position = 0
-    for chunk in view.chunks():
-        check_range(view.name, chunk, view.dtype, offset=position)
-        position += chunk.size
-        yield chunk
-
-
 def _buffers(tensor: QuantizedTensor) -> Iterator[Buffer]:
     yield np.array(tensor.shape, SHAPE_DTYPE)
     yield pack_bitstream(tensor.codes, tensor.spec.bits)
@@ -236,14 +171,9 @@ def _buffers(tensor: QuantizedTensor) -> Iterator[Buffer]:
     yield np.ascontiguousarray(tensor.scale)
 
 
-def _planned_tensor(weight: Weight) -> PlannedTensor:
-    kind = str(weight.dtype) if isinstance(weight, TensorView) else str(weight.spec)
-    return PlannedTensor(weight.name, kind, weight.shape, sum(entry.nbytes for entry in _entries(weight)))
-
-
 def _taken(slot: TensorSlot, scheme: QuantSpec, tensors: dict[str, TensorView], where: Path) -> QuantizedView:
     """The weight of `slot`, whose parts are removed from `tensors` after every dtype and shape has been checked."""
-    module = _module(slot.name)
+    module = module_name(slot.name)
     if slot.name in tensors:
         raise InconsistentCheckpoint(f"{where}: {slot.name} is dense, but config.json says {scheme}")
     if f"{module}.{GROUP_INDEX}" in tensors:
@@ -254,17 +184,8 @@ def _taken(slot: TensorSlot, scheme: QuantSpec, tensors: dict[str, TensorView], 
     names = {dtype: name for name, dtype in SCALE_DTYPES.items()}
     spec = replace(scheme, scale_dtype=names[scale.dtype]) if scale is not None and scale.dtype in names else scheme
     rows, cols = slot.shape
-    parts = {}
-    for part, (dtype, shape) in _layout((rows, cols), spec, f"{where}: {slot.name}").items():
-        view = tensors.pop(f"{module}.{part}", None)
-        if view is None:
-            raise IncompleteCheckpoint(f"{where}: tensor {module}.{part} is missing")
-        if view.dtype != dtype or view.shape != shape:
-            raise InconsistentCheckpoint(
-                f"{where}: {view.name} is {view.dtype} {list(view.shape)}, "
-                f"{spec} of {rows} x {cols} needs {dtype} {list(shape)}"
-            )
-        parts[part] = view
+    shapes = _layout((rows, cols), spec, f"{where}: {slot.name}")
+    parts = taken_parts(tensors, module, shapes, where=str(where), grid_name=f"{spec} of {rows} x {cols}")
     if f"{module}.{ZERO}" in tensors:
         raise InconsistentCheckpoint(f"{where}: {module}.{ZERO} is there, but config.json says {spec}")
     stored = parts[SHAPE].read().tolist()
@@ -280,10 +201,7 @@ def _unpacked(name: str, shape: tuple[int, int], spec: QuantSpec, parts: Mapping
     if not spec.symmetric:
         zero = np.ascontiguousarray(unpack_bitstream(parts[ZERO].read().T, spec.bits, rows).T)
     codes = unpack_bitstream(parts[PACKED].read(), spec.bits, cols)
-    try:
-        return QuantizedTensor(spec=spec, codes=codes, scale=scale, zero=zero)
-    except QuantkitError as error:
-        raise type(error)(f"{name}: {error}", hint=error.hint) from None
+    return named_tensor(name, spec, codes, scale, zero)
 
 
 EXPORTER = CompressedTensors()

@@ -83,6 +83,7 @@ class GGUF:
     name = "gguf"
     summary = "single file for llama.cpp, Ollama, LM Studio and others"
     types = tuple(TYPES)
+    targets = ()
     engines = ("llama-cpp", "reference")
 
     def recognizes(self, path: Path) -> bool:
@@ -276,7 +277,7 @@ def _notes(
             f"above {rope.original_max_position_embeddings} tokens"
         )
     if vocabulary is None:
-        yield "the source has no tokenizer; engines can take token ids only"
+        yield "the source has no tokenizer; llama.cpp loads such a file, but its server and chat need one"
     elif vocabulary.normalizer != "identity":
         yield f"the tokenizer changes text by the rule {vocabulary.normalizer!r}, which GGUF cannot express"
 

@@ -1,6 +1,7 @@
 """A dense Hugging Face folder: what transformers loads, and what every other tool starts from.
 
     config.json                    the source's own, defaults spoken out; or the folded Llama's
+    configuration_minicpm.py       beside the former: the config class, which vLLM needs
     model.safetensors              every weight in one float dtype, [out, in] row by row, in the order of the forward
                                    pass; or shards model-0000I-of-0000N.safetensors and model.safetensors.index.json
     tokenizer*, *.jinja, ...       as they were
@@ -11,24 +12,24 @@ Types: bf16, f16, f32. A quantized weight is written as scale * (code - zero), r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from quantkit.cast import FLOATS, converted
 from quantkit.checkpoint import Checkpoint
-from quantkit.config import config_file, native_config, with_dtype
+from quantkit.config import native_config, with_dtype
 from quantkit.errors import BadOption, QuantkitError, UnsupportedModel
 from quantkit.family import parse_config
 from quantkit.fold import EMBEDDING, with_architecture, with_source_dtypes
 from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names, open_folder, select_weights
 from quantkit.json_file import read_json
 from quantkit.layout import Buffer, PlannedArtifact, PlannedTensor, blob
+from quantkit.native_config_class import config_files
 from quantkit.protocols import ExportOptions
 from quantkit.safetensors_file import TensorEntry, TensorUnit, plan_safetensors
 from quantkit.spec import QuantSpec
-from quantkit.tensor import CHUNK_ELEMENTS, QuantizedView, TensorView, Weight
+from quantkit.tensor import QuantizedView, TensorView, Weight
 
 
 class HuggingFace:
@@ -37,7 +38,8 @@ class HuggingFace:
     name = "hf"
     summary = "Hugging Face folder with dense weights"
     types = tuple(FLOATS)
-    engines = ("reference", "transformers")
+    targets = ()
+    engines = ("transformers", "vllm", "reference")
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder with weights that no `quantization_config` describes.
@@ -85,7 +87,7 @@ class HuggingFace:
             format=self.name,
             folder=True,
             files=(
-                config_file(with_dtype(native_config(model), embedding.dtype)),
+                *config_files(model.spec, with_dtype(native_config(model), embedding.dtype)),
                 *plan_safetensors(units),
                 *(blob(name, read()) for name, read in sorted(model.files.items())),
             ),
@@ -142,21 +144,11 @@ def _entry(weight: Weight, type_name: str | None) -> TensorEntry:
 def _producer(weight: Weight, dtype: np.dtype) -> Callable[[], Iterator[Buffer]]:
     def produce() -> Iterator[Buffer]:
         position = 0
-        for chunk in weight.chunks() if isinstance(weight, TensorView) else _dequantized_chunks(weight):
+        for chunk in weight.chunks() if isinstance(weight, TensorView) else weight.dequantized_chunks():
             yield converted(weight.name, chunk, dtype, offset=position)
             position += chunk.size
 
     return produce
-
-
-def _dequantized_chunks(weight: QuantizedView) -> Iterator[np.ndarray]:
-    """The float32 weights in runs of whole rows: the codes are in memory, their values only a few rows at a time."""
-    tensor = weight.read()
-    rows, cols = tensor.shape
-    step = max(1, CHUNK_ELEMENTS // cols)
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        yield replace(tensor, codes=tensor.codes[part], scale=tensor.scale[part], zero=tensor.zero[part]).dequantized()
 
 
 EXPORTER = HuggingFace()

@@ -62,6 +62,42 @@ def _places(bits: int) -> tuple[list[tuple[int, int]], int]:
     return [divmod(first, 8) for first in range(0, width * 8, bits)], width
 
 
+def pack_marlin(codes: np.ndarray) -> np.ndarray:
+    """Marlin's order of 4-bit codes: codes (n, k), n % 64 == 0 and k % 16 == 0, to uint32 (k / 16, 2 * n).
+
+    Nibble i of word [kt, w] is codes[n, k] with t = w // 4 % 32 the lane of a warp that loads the word, and
+        j = 0 2 4 6 1 3 5 7 at i,  k = 16 kt + 2 (t % 4) + (0 1 8 9 at j % 4),
+        n = 64 (w // 128) + 16 (w % 4) + t // 4 + 8 (j // 4)
+    which is the B fragment of `mma.m16n8k16`, for the two halves of 16 columns at once. In bits that is
+        n = nt | wp:2 | high:1 | t // 4:3,  k = kt | khigh:1 | t % 4:2 | klow:1,  i = klow:1 | high:1 | khigh:1
+    so the order is a transposition of these fields; the steps below do it with elements as wide as possible.
+    Source: Frantar et al. 2024 (Marlin), `marlin/__init__.py`; vLLM `gptq_marlin_repack.cu` packs alike.
+    """
+    rows, cols = codes.shape
+    halves = np.ascontiguousarray(codes).view(np.uint64).reshape(rows, cols // 16, 2)
+    nibbles = halves[..., 0] | halves[..., 1] << np.uint64(4)  # per byte; a byte is t % 4 | klow
+    parts = nibbles.reshape(rows // 64, 4, 2, 8, cols // 16)  # nt, wp, high, t // 4, kt
+    paired = np.empty((*parts.shape[:2], 8, cols), np.uint8)
+    paired[..., 0::2] = np.ascontiguousarray(parts[:, :, 0]).view(np.uint8)
+    paired[..., 1::2] = np.ascontiguousarray(parts[:, :, 1]).view(np.uint8)
+    words = paired.view("<u4").reshape(rows // 64, 4, 8, cols // 16, 4)  # nt, wp, t // 4, kt, t % 4
+    packed = np.ascontiguousarray(words.transpose(3, 0, 2, 4, 1)).reshape(cols // 16, 2 * rows)
+    return packed.astype(np.uint32, copy=False)
+
+
+def unpack_marlin(words: np.ndarray) -> np.ndarray:
+    """Inverse of `pack_marlin`: uint32 or int32 (k / 16, 2 * n) to uint8 codes (n, k)."""
+    tiles, rows = words.shape[0], words.shape[1] // 2
+    fields = np.ascontiguousarray(words).view(np.uint32).astype("<u4", copy=False)
+    fields = fields.reshape(tiles, rows // 64, 8, 4, 4).transpose(1, 4, 2, 0, 3)  # nt, wp, t // 4, kt, t % 4
+    paired = np.ascontiguousarray(fields).view(np.uint8).reshape(rows // 64, 4, 8, 16 * tiles)
+    parts = np.stack((paired[..., 0::2], paired[..., 1::2]), axis=2)  # nt, wp, high, t // 4, bytes t % 4 | klow
+    nibbles = parts.view(np.uint64).reshape(rows, tiles)
+    low = np.uint64(0x0F0F0F0F0F0F0F0F)
+    halves = np.stack((nibbles & low, nibbles >> np.uint64(4) & low), axis=-1)
+    return halves.view(np.uint8).reshape(rows, 16 * tiles)
+
+
 def pack_nibble_halves(codes: np.ndarray) -> np.ndarray:
     """GGUF's 4-bit block: codes (..., 32) to bytes (..., 16), byte j = code j | code j+16 << 4."""
     half = codes.shape[-1] // 2

@@ -93,6 +93,6 @@ def _float16_of_bfloat16() -> np.ndarray:
     """float16 of every bfloat16 pattern; infinity where it does not fit, which `check_range` has refused before."""
     every = np.arange(1 << 16, dtype=np.uint16).view(BFLOAT16).astype(np.float32)
     with np.errstate(over="ignore"):
-        table = every.astype(FLOAT16)
+        table: np.ndarray = every.astype(FLOAT16)
     table.flags.writeable = False
     return table

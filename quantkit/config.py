@@ -17,6 +17,10 @@ from quantkit.errors import UnsupportedModel
 from quantkit.family import ModelSpec
 from quantkit.layout import PlannedFile, blob
 
+CONFIG_CLASS_FILE = "configuration_minicpm.py"
+AUTO_MAP = {"AutoConfig": "configuration_minicpm.MiniCPMConfig"}
+"""What a native folder of ours says about code: the config class beside it, see `quantkit.native_config_class`."""
+
 TEXT_MODEL_KEYS = ("hidden_size", "num_hidden_layers", "scale_emb", "scale_depth", "dim_model_base")
 """What the config of a multimodal model must say about the MiniCPM inside it."""
 
@@ -39,7 +43,7 @@ def llama_config(spec: ModelSpec, source_config: Mapping[str, Any]) -> dict[str,
     No muP scalar and no `auto_map` remains. LongRoPE keeps its factors; its attention factor follows from
     max_position_embeddings / original_max_position_embeddings in every engine, as it does in `spec`.
     """
-    config: dict[str, Any] = {
+    return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -58,20 +62,24 @@ def llama_config(spec: ModelSpec, source_config: Mapping[str, Any]) -> dict[str,
         "num_key_value_heads": spec.num_key_value_heads,
         "pad_token_id": spec.pad_token_id,
         "rms_norm_eps": spec.rms_norm_eps,
-        "rope_scaling": None,
+        "rope_scaling": rope_scaling(spec),
         "rope_theta": spec.rope.theta,
         "tie_word_embeddings": spec.tie_word_embeddings,
         "use_cache": True,
         "vocab_size": spec.vocab_size,
     }
-    if spec.rope.kind == "longrope":
-        config["rope_scaling"] = {
-            "rope_type": "longrope",
-            "short_factor": list(spec.rope.short_factor),
-            "long_factor": list(spec.rope.long_factor),
-            "original_max_position_embeddings": spec.rope.original_max_position_embeddings,
-        }
-    return config
+
+
+def rope_scaling(spec: ModelSpec) -> dict[str, Any] | None:
+    """The `rope_scaling` object that every loader of LongRoPE reads; None for plain RoPE."""
+    if spec.rope.kind != "longrope":
+        return None
+    return {
+        "rope_type": "longrope",
+        "short_factor": list(spec.rope.short_factor),
+        "long_factor": list(spec.rope.long_factor),
+        "original_max_position_embeddings": spec.rope.original_max_position_embeddings,
+    }
 
 
 def with_dtype(config: Mapping[str, Any], dtype: np.dtype) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit.errors import NoSpace, OutputExists, UnsafePath, WriteFailed
+from quantkit.errors import BadOption, NoSpace, OutputExists, UnsafePath, WriteFailed
 from quantkit.layout import PlannedArtifact
 from quantkit.manifest import MANIFEST_NAME, SIDECAR_SUFFIX, describe, encoded, is_bare
 from quantkit.staging import refusals
@@ -59,12 +59,14 @@ def preflight(planned: PlannedArtifact, out: Path, *, inputs: Sequence[Path] = (
     """Refuse what can be refused before any work; touches nothing. `publish` begins with it.
 
     Raises:
+        BadOption: the name of `out` has none of the words that an engine looks for.
         UnsafePath: a planned file is not a bare file name.
         OutputExists: `out` is taken, is or holds an input, or is something that `overwrite` must not replace.
         WriteFailed: the parent is missing, not a folder or not writable; the name is too long.
         NoSpace: the disk holds less than the plan, the manifest and 2 %.
     """
     destination = resolve(planned, out)
+    _check_keywords(planned, destination)
     _check_names(planned, out)
     check_apart(destination, inputs)
     _check_parent(destination)
@@ -82,6 +84,16 @@ def resolve(planned: PlannedArtifact, out: Path) -> Destination:
     if not path.name:
         raise OutputExists(f"{out} cannot be replaced", hint="give the name of a new file or folder")
     return Destination(out, path, planned.folder)
+
+
+def _check_keywords(planned: PlannedArtifact, destination: Destination) -> None:
+    name, words = destination.path.name, planned.name_keywords
+    if words and not any(word in name.lower() for word in words):
+        raise BadOption(
+            f"{destination.shown}: the engine knows a {planned.format} artifact by its name, which must contain "
+            f"{', '.join(words[:-1])} or {words[-1]}",
+            hint=f"call it {name}-{words[0]}",
+        )
 
 
 def _check_names(planned: PlannedArtifact, out: Path) -> None:

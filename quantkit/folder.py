@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quantkit.cast import FLOATS
-from quantkit.config import text_config
+from quantkit.config import AUTO_MAP, CONFIG_CLASS_FILE, text_config
 from quantkit.errors import (
     BadOption,
     IncompleteCheckpoint,
@@ -219,15 +219,18 @@ def _notes(
     index: ShardIndex | None,
     tensors: Mapping[str, TensorView],
 ) -> list[str]:
+    ours = config.get("auto_map") == AUTO_MAP
     notes = [
-        f"{CONFIG_NAME}: {key} asks for code, which is neither run nor copied" for key in _CODE_KEYS if config.get(key)
+        f"{CONFIG_NAME}: {key} asks for code, which is neither run nor copied"
+        for key in _CODE_KEYS
+        if config.get(key) and not (ours and key == "auto_map")
     ]
     notes += [
         f"{name} is not part of the model (not in the index) and is not read"
         for name in names
         if name.endswith(".safetensors") and name not in shards
     ]
-    unread = [name for name in names if name.endswith(_CODE_SUFFIXES)]
+    unread = [name for name in names if name.endswith(_CODE_SUFFIXES) and not (ours and name == CONFIG_CLASS_FILE)]
     if unread:
         notes.append(f"{len(unread)} files that hold code or pickles are not read: {', '.join(unread)[:80]}")
     total = sum(view.nbytes for view in tensors.values())

@@ -12,14 +12,20 @@ Everything here is elementwise numpy, so the same bits come out on every machine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import ml_dtypes
 import numpy as np
 
 from quantkit.errors import NonFiniteValues, ValueOutOfRange
 from quantkit.quantized import QuantizedTensor
 from quantkit.spec import SCALE_DTYPES, QuantSpec
+
+SCALE_LIMITS: Mapping[str, tuple[float, float]] = {
+    "float16": (2.0**-24, 65504.0),
+    "bfloat16": (2.0**-24, 65280.0),
+    "float32": (2.0**-126, 3.0e38),
+}
+"""Smallest and largest scale that is stored. A bfloat16 scale is one that float16 holds as well."""
 
 
 def require_finite(weight: np.ndarray) -> None:
@@ -53,16 +59,16 @@ def fitted_grid(groups: np.ndarray, spec: QuantSpec) -> tuple[np.ndarray, np.nda
 
 
 def _rounded_scale(wanted: np.ndarray, spec: QuantSpec) -> np.ndarray:
-    dtype = SCALE_DTYPES[spec.scale_dtype]
-    limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-    if wanted.size and wanted.max() > float(limits.max):
+    limits = SCALE_LIMITS[spec.scale_dtype]
+    if wanted.size and wanted.max() > limits[1]:
         raise ValueOutOfRange(
-            f"a group needs a scale of {wanted.max():.3g}; the largest {spec.scale_dtype} is {float(limits.max):.3g}",
-            hint="look at the checkpoint: no trained weights are that large",
+            f"a group needs a scale of {wanted.max():.3g}; the largest {spec.scale_dtype} is {limits[1]:.3g}",
+            hint="look at the checkpoint: trained weights are seldom that large",
         )
-    smallest = np.array(limits.smallest_subnormal, dtype)
-    scale = np.maximum(wanted.astype(dtype), smallest)
-    rounded: np.ndarray = np.where(wanted == 0, np.array(1, dtype), scale)
+    clipped = np.maximum(wanted, limits[0])
+    if spec.scale_dtype == "bfloat16":
+        clipped = clipped.astype(np.float16)  # so that engines that compute in either dtype hold the same number
+    rounded: np.ndarray = np.where(wanted == 0, 1, clipped).astype(SCALE_DTYPES[spec.scale_dtype])
     return rounded
 
 

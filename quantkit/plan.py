@@ -76,13 +76,20 @@ class Plan:
         return {**asdict(self), "possible": self.possible, "disk_bytes": self.disk_bytes}
 
 
-def parse_target(text: str, *, arch: str = "native") -> tuple[str, ExportOptions]:
-    """Read FORMAT or FORMAT:TYPE, such as `gguf:q4_0`; raises `BadOption` for an unknown format or type."""
+def parse_target(text: str, *, arch: str = "native", target: str | None = None) -> tuple[str, ExportOptions]:
+    """Read FORMAT or FORMAT:TYPE, such as `gguf:q4_0`.
+
+    Raises:
+        BadOption: an unknown format, or a type or target that the format does not have.
+    """
     name, _, kind = text.strip().partition(":")
     exporter = registry.exporter(name)
     if kind and kind not in exporter.types:
         raise BadOption(f"{name} has no type {kind!r}", hint=f"types of {name}: {', '.join(exporter.types) or 'none'}")
-    return name, ExportOptions(type=kind or None, arch=arch)
+    if target is not None and target not in exporter.targets:
+        choices = f"targets of {name}: {', '.join(exporter.targets)}" if exporter.targets else "leave --target out"
+        raise BadOption(f"{name} has no target {target!r}", hint=choices)
+    return name, ExportOptions(type=kind or None, arch=arch, target=target)
 
 
 def plan(

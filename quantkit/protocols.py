@@ -31,10 +31,12 @@ class ExportOptions:
 
     type: element type in the container's words ("q4_0", "bf16"); None = the exporter's default for this source.
     arch: "native" keeps the family's scalars in the config; "llama" folds them into the weights.
+    target: which engine's layout, where the container has several; None = the first of `Exporter.targets`.
     """
 
     type: str | None = None
     arch: str = "native"
+    target: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,14 @@ class TensorReport:
     """How well one tensor was quantized.
 
     error: ||(W - Q) X||^2 / ||W X||^2 over the calibration inputs (||W - Q||^2 / ||W||^2 without them).
-    fallback: None, or why the method gave up and round-to-nearest was used.
+    error_of_rounding: the same for round-to-nearest, where the method compared itself with it.
+    strength: how far the weights were moved to make up for earlier layers, 0 to 1; None when that was not tried.
+    fallback: None, or why the method's result was given up for round-to-nearest.
     """
 
     error: float
+    error_of_rounding: float | None = None
+    strength: float | None = None
     fallback: str | None = None
 
 
@@ -83,6 +89,8 @@ class Exporter(Protocol):
     name: str
     summary: str
     types: tuple[str, ...]
+    targets: tuple[str, ...]
+    """Engines whose layouts of this container differ; empty for most, where there is nothing to choose."""
     engines: tuple[str, ...]
     """Names of the runtimes in `runtimes/` that load this container."""
 
@@ -117,12 +125,19 @@ class Session(Protocol):
         ...
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Last row of `logits`: float32 [vocab]. Cheap when `token_ids` extend those of the call before."""
+        """Last row of `logits`: float32 [vocab]. Cheap when `token_ids` extend those of the call before.
+
+        Where a whole row is costly an engine may give -inf for all but its few thousand most likely tokens.
+        """
         ...
 
 
-class TracingSession(Session, Protocol):
-    """A session of an engine that shows its intermediate results; the reference runtime's are such."""
+class OracleSession(Session, Protocol):
+    """What the reference runtime's sessions can do beyond `Session`."""
+
+    def rounded_logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """As `logits`, with every matrix's input rounded to int8: what correct integer kernels may lose."""
+        ...
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
         """Every stage in order: "embedding", "block 0", ..., "final norm" [T, hidden], "logits" [T, vocab]; float32."""
@@ -141,6 +156,10 @@ class Runtime(Protocol):
 
     def missing(self) -> str | None:
         """None when the engine can run here, else one line that says what to install."""
+        ...
+
+    def refuses(self, checkpoint: Checkpoint) -> str | None:
+        """None when the engine can run this artifact, else one line that says why not; reads no tensor data."""
         ...
 
     def open(self, path: Path) -> Session:

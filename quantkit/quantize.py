@@ -26,6 +26,9 @@ from quantkit.tensor import QuantizedView
 if TYPE_CHECKING:
     from quantkit.block_stream import BlockStream
 
+SKIP_POSITIONS = 4
+"""The first tokens attract attention from everywhere and carry activations hundreds of times the usual size."""
+
 Progress = Callable[[int, int], None]
 """progress(done, total): tokens of calibration text generated; called now and then, maybe from another thread."""
 
@@ -62,6 +65,8 @@ def quantized(
     method_name: str,
     *,
     calibration: CalibrationOptions | Samples | None = None,
+    skip_positions: int = SKIP_POSITIONS,
+    propagate: bool = True,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Quantization:
@@ -72,6 +77,8 @@ def quantized(
         spec: the grid of every linear layer.
         method_name: see `quantkit.registry.names("methods")`.
         calibration: what to calibrate on, or the sequences themselves; None = the defaults of `CalibrationOptions`.
+        skip_positions: tokens at the start of every sequence that stay out of the statistics.
+        propagate: whether each layer makes up for what the layers before it lost.
         threads: how many to use; the result does not depend on it.
         progress: told how far the generation of calibration text is.
 
@@ -91,6 +98,8 @@ def quantized(
         spec,
         method,
         calibration=calibration or CalibrationOptions(),
+        skip_positions=skip_positions,
+        propagate=propagate,
         threads=threads,
         progress=progress,
     )
@@ -106,13 +115,17 @@ class Quantization:
         method: Method,
         *,
         calibration: CalibrationOptions | Samples,
-        threads: int,
-        progress: Progress | None,
+        skip_positions: int = SKIP_POSITIONS,
+        propagate: bool = True,
+        threads: int = 1,
+        progress: Progress | None = None,
     ) -> None:
         self._source = source
         self._spec = spec
         self._method = method
         self._calibration = calibration
+        self._skip_positions = skip_positions
+        self._propagate = propagate
         self._threads = threads
         self._progress = progress
         self._reports: dict[str, TensorReport] = {}
@@ -180,4 +193,12 @@ class Quantization:
         if isinstance(samples, CalibrationOptions):
             samples = calibration_samples(self._source, samples, threads=self._threads, progress=self._progress)
         specs = {name: view.spec for name, view in self.checkpoint.weights.items() if isinstance(view, QuantizedView)}
-        return BlockStream(self._source, specs, self._method, samples, threads=self._threads)
+        return BlockStream(
+            self._source,
+            specs,
+            self._method,
+            samples,
+            skip_positions=self._skip_positions,
+            propagate=self._propagate,
+            threads=self._threads,
+        )

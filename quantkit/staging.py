@@ -1,7 +1,7 @@
 """Files on their way to being published: preallocated, written and hashed, read back and hashed again.
 
 Three things happen at once, each in its own thread and each strictly in order: the caller produces buffers, the
-writer writes and hashes them, the checker makes each window durable, drops it from the page cache and hashes what
+writer writes and hashes them, the checker makes each window durable, and reads and hashes it past the page cache: what
 the disk gives back. Hashing works outside the interpreter lock. The bytes do not depend on how the threads interleave.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import sys
 from collections import deque
@@ -196,6 +197,7 @@ class _OpenFile:
 
     def __init__(self, path: Path, planned: PlannedFile, checks: ThreadPoolExecutor) -> None:
         self.planned = planned
+        self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._checks = checks
         self._check: Future[None] | None = None
@@ -214,8 +216,9 @@ class _OpenFile:
                 piece = piece[count:]
         if self._size - self._checked >= WINDOW_BYTES:
             self._await_check()
-            self._check = self._checks.submit(self._read_back, self._checked, self._size, os.fdatasync)
-            self._checked = self._size
+            whole = self._size // PIECE * PIECE
+            self._check = self._checks.submit(self._read_back, self._checked, whole, os.fdatasync)
+            self._checked = whole
 
     def seal(self) -> tuple[str, str]:
         """Make the file durable; return the digests of what was written and of what the disk holds."""
@@ -235,10 +238,33 @@ class _OpenFile:
         sync(self._descriptor)
         if sys.platform == "linux":
             os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
-        buffer = memoryview(bytearray(min(PIECE, stop - start)))
-        while start < stop:
-            count = os.preadv(self._descriptor, [buffer[: stop - start]], start)
-            if count == 0:
-                break  # shorter than what was written: the digests will differ
-            self._found.update(buffer[:count])
-            start += count
+        buffer = memoryview(mmap.mmap(-1, PIECE))  # on a page boundary, as reads past the cache want it
+        reader = _open_past_cache(self._path)
+        try:
+            while start < stop:
+                count = min(self._read(reader, buffer, start), stop - start)
+                if count == 0:
+                    break  # shorter than what was written: the digests will differ
+                self._found.update(buffer[:count])
+                start += count
+        finally:
+            os.close(reader)
+
+    def _read(self, reader: int, buffer: memoryview, start: int) -> int:
+        try:
+            return os.preadv(reader, [buffer], start)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a place that this disk cannot read directly, as after a short read
+                raise
+            return os.preadv(self._descriptor, [buffer], start)
+
+
+def _open_past_cache(path: Path) -> int:
+    """Open for direct reads, which halve the cost of reading back; plainly where the file system has none."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | getattr(os, "O_DIRECT", 0))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags)

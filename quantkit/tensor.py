@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -73,6 +73,16 @@ class QuantizedView:
     def size(self) -> int:
         """Number of weights."""
         return self.shape[0] * self.shape[1]
+
+    def dequantized_chunks(self, elements: int = CHUNK_ELEMENTS) -> Iterator[np.ndarray]:
+        """The float32 weights in runs of whole rows; the codes are in memory, values only of a few rows at a time."""
+        tensor = self.read()
+        step = max(1, elements // self.shape[1])
+        for start in range(0, self.shape[0], step):
+            part = slice(start, start + step)
+            yield replace(
+                tensor, codes=tensor.codes[part], scale=tensor.scale[part], zero=tensor.zero[part]
+            ).dequantized()
 
 
 Weight = TensorView | QuantizedView

@@ -1,12 +1,9 @@
-"""The child process of `llama_cpp.py`: holds the engine and answers its questions over two pipes.
+"""The child process of `llama_cpp.py`: holds the engine and answers its questions (`quantkit.engine_process`).
 
-A request is one JSON line on stdin; an answer is one JSON line on stdout, followed by `bytes` bytes of data when it
-says so. Stdin at its end means goodbye, so the child never outlives its parent.
-
-    {"do": "load", "path": P, "n_ctx": N, "threads": N, "folder": F}        {}
-    {"do": "row", "token_ids": [...]}                                       {"bytes": 4 * V} + float32 log-probs
-    {"do": "tokenize", "text": T, "add_special": B, "parse_special": B}     {"token_ids": [...]}
-    anything that the engine refuses                                        {"error": "one line"}
+{"do": "load", "path": P, "n_ctx": N, "threads": N, "folder": F}        {}
+{"do": "row", "token_ids": [...], "count": N, "size": V}                {"entries": n, "bytes": 4 * V} + float32 row
+{"do": "tokenize", "text": T, "add_special": B, "parse_special": B}     {"token_ids": [...]}
+anything that the engine refuses                                        {"error": "one line"}
 """
 
 from __future__ import annotations
@@ -51,17 +48,18 @@ class Engine:
         self._server = xllamacpp.Server(params)
         self._plain = self.tokenize(text="a", add_special=False, parse_special=False)[-1]
 
-    def row(self, *, token_ids: list[int]) -> np.ndarray:
-        """Log-probs [V] of the token after `token_ids`; the engine keeps its state, so a longer prefix is cheap.
+    def row(self, *, token_ids: list[int], count: int, size: int) -> tuple[int, np.ndarray]:
+        """How many log-probs were reported, at most `count`, and a float32 row of `size` with -inf for the others.
 
-        The server reports log-probs of every token only beside one that it samples, and drops them when that one
-        ends inside a UTF-8 character; so the letter "a" is forced, which leaves the reported values untouched.
+        The engine keeps its state, so a longer prefix is cheap. The server reports log-probs of every token only
+        beside one that it samples, and drops them when that one ends inside a UTF-8 character; so the letter "a" is
+        forced, which leaves the reported values untouched.
         """
         answer = self._server.handle_completions(
             {
                 "prompt": token_ids,
                 "n_predict": 1,
-                "n_probs": 1 << 30,
+                "n_probs": count,
                 "temperature": 0,
                 "cache_prompt": True,
                 "logit_bias": [[self._plain, FORCED_BIAS]],
@@ -70,10 +68,10 @@ class Engine:
         if "error" in answer:
             raise RuntimeError(answer["error"]["message"])
         entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        row = np.full(len(entries), np.nan, np.float32)
+        row = np.full(size, -np.inf, np.float32)
         row[[entry["id"] for entry in entries]] = [entry["logprob"] for entry in entries]
         row[row == np.finfo(np.float32).min] = -np.inf  # what the server writes for a probability that is 0 in float32
-        return row
+        return len(entries), row
 
     def tokenize(self, *, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text` by the vocabulary inside the GGUF; only the server's HTTP side can tell."""
@@ -104,8 +102,8 @@ def _answer(engine: Engine | None, request: dict[str, Any]) -> tuple[Engine | No
         return Engine(**request), {}, b""
     assert engine is not None
     if do == "row":
-        data = engine.row(**request).tobytes()
-        return engine, {"bytes": len(data)}, data
+        entries, row = engine.row(**request)
+        return engine, {"entries": entries, "bytes": row.nbytes}, row.tobytes()
     return engine, {"token_ids": engine.tokenize(**request)}, b""
 
 

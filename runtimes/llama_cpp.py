@@ -18,22 +18,21 @@ starts it anew when a sequence crosses over.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantkit import registry
+from quantkit.checkpoint import Checkpoint
+from quantkit.engine_process import EngineProcess
 from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.family import ModelSpec
 
@@ -42,6 +41,9 @@ if TYPE_CHECKING:
 
 CONTEXT = 4096
 """Tokens of context that the engine starts with, where the model has so many."""
+CANDIDATES = 4096
+"""Log-probs asked for when text is generated: all of a small vocabulary, and more of a large one than a sampler needs
+(73 448 of them take 0.7 s per token to pass through JSON)."""
 SMALL_FILE = 256 << 20
 """Bytes below which one thread is fastest: on smaller models threads mostly wait for each other."""
 
@@ -51,19 +53,13 @@ from quantkit.runtimes._llama_cpp_server import serve
 serve()"""
 
 
-class Child:
-    """The process that holds the engine."""
+class Child(EngineProcess):
+    """The process that holds the engine, with a folder of its own for the engine's socket."""
 
     def __init__(self, path: Path, n_ctx: int) -> None:
-        self._path = path
         self._folder = tempfile.TemporaryDirectory(prefix="quantkit-")
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-        )
+        command = [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path)]
+        super().__init__(command, engine="llama.cpp", path=path, reason=_loading_error)
         try:
             threads = 1 if path.stat().st_size < SMALL_FILE else os.cpu_count() or 1
             self.ask(do="load", path=str(path), n_ctx=n_ctx, threads=threads, folder=self._folder.name)
@@ -71,57 +67,16 @@ class Child:
             self.close()
             raise
 
-    def ask(self, **request: str | int | list[int]) -> tuple[dict[str, Any], bytes]:
-        """Send a request and return the answer and its data; raise `EngineFailed` if it is an error, or none."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        try:
-            stdin.write(json.dumps(request).encode() + b"\n")
-            stdin.flush()
-        except BrokenPipeError:
-            raise self._death() from None
-        line = stdout.readline()
-        if not line:
-            raise self._death()
-        answer = json.loads(line)
-        if "error" in answer:
-            reason = self._loading_error() or answer["error"]
-            raise EngineFailed(f"{self._path}: llama.cpp: {reason}")
-        data = stdout.read(answer.get("bytes", 0))
-        if len(data) != answer.get("bytes", 0):
-            raise self._death()
-        return answer, data
-
     def close(self) -> None:
         """End the process and remove its folder; safe to call twice."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # when it is gone already, with a request unread
-            self._process.stdin.close()
-        # Nothing is lost by not waiting for the engine's own farewell, and a wedged one would keep us for ever.
-        self._process.kill()
-        self._process.wait()
-        self._process.stdout.close()
-        self._log.close()
+        super().close()
         self._folder.cleanup()
 
-    def _death(self) -> EngineFailed:
-        code = self._process.wait()
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        reason = self._loading_error() or (self._log_lines() or ["no message"])[-1]
-        return EngineFailed(f"{self._path}: llama.cpp died with {how}: {reason}")
 
-    def _loading_error(self) -> str | None:
-        """Why the engine refused the file, in its own words."""
-        for line in self._log_lines():
-            if "error loading model: " in line:
-                return line.partition("error loading model: ")[2]
-        return None
-
-    def _log_lines(self) -> list[str]:
-        self._log.seek(0)
-        return [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+def _loading_error(log: Sequence[str]) -> str | None:
+    """Why the engine refused the file, in its own words."""
+    marker = "error loading model: "
+    return next((line.partition(marker)[2] for line in log if marker in line), None)
 
 
 class LlamaCppSession:
@@ -144,12 +99,13 @@ class LlamaCppSession:
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log-probs in float32 [T, V], one engine step per row; row t predicts token t + 1."""
         self._fit(len(token_ids))
-        return np.stack([self._row(token_ids[: stop + 1]) for stop in range(len(token_ids))])
+        size = self._spec.vocab_size
+        return np.stack([self._row(token_ids[: stop + 1], size) for stop in range(len(token_ids))])
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """The last row of `logits`, [V]; the engine evaluates only what follows the prefix that it knows."""
+        """The last row of `logits`, [V], for the `CANDIDATES` most likely tokens; the others are -inf."""
         self._fit(len(token_ids))
-        return self._row(token_ids)
+        return self._row(token_ids, min(CANDIDATES, self._spec.vocab_size))
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text` by the vocabulary inside the file.
@@ -161,13 +117,13 @@ class LlamaCppSession:
         tokens: list[int] = answer["token_ids"]
         return tokens
 
-    def _row(self, token_ids: Sequence[int]) -> np.ndarray:
-        _, data = self._child.ask(do="row", token_ids=[int(token) for token in token_ids])
+    def _row(self, token_ids: Sequence[int], count: int) -> np.ndarray:
+        ids, size = [int(token) for token in token_ids], self._spec.vocab_size
+        # One more than there should be, so that a larger vocabulary inside the file is noticed.
+        answer, data = self._child.ask(do="row", token_ids=ids, count=count + (count == size), size=size)
         row = np.frombuffer(data, np.float32)
-        if row.shape != (self._spec.vocab_size,) or np.isnan(row).any():
-            raise EngineFailed(
-                f"{self._path}: llama.cpp gave {row.size} log-probs, the vocabulary has {self._spec.vocab_size}"
-            )
+        if answer["entries"] != count or np.isnan(row).any():
+            raise EngineFailed(f"{self._path}: llama.cpp gave {answer['entries']} log-probs in place of {count}")
         return row
 
     def _context(self, length: int) -> int:
@@ -204,6 +160,9 @@ class LlamaCppRuntime:
     def missing(self) -> str | None:
         """None when xllamacpp is installed."""
         return None if importlib.util.find_spec("xllamacpp") else "pip install 'quantkit[llama-cpp]'"
+
+    def refuses(self, checkpoint: Checkpoint) -> None:
+        """Always None: a GGUF that was read strictly is one that it loads."""
 
     def open(self, path: Path) -> LlamaCppSession:
         """Read the file strictly, then let the engine load it; its parser never sees what ours refused."""

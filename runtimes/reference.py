@@ -15,6 +15,7 @@ its rescaled frequencies.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -122,6 +123,20 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
 
 
+def round_to_int8(x: np.ndarray) -> np.ndarray:
+    """Each run of 32 values along the last axis as integers -127..127 times max|x| / 127, that scale in float16.
+
+    What ggml's integer kernels do to their inputs (`quantize_row_q8_0`). Rows that 32 does not divide are one run.
+    """
+    width = x.shape[-1] if x.shape[-1] % 32 else 32
+    blocks = x.reshape(*x.shape[:-1], -1, width)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
+    scale = scale.astype(np.float16).astype(np.float32)
+    codes = np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0).round()
+    rounded: np.ndarray = (codes * scale).reshape(x.shape)
+    return rounded
+
+
 def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Causal grouped-query attention: q (H, T, D) are the last T of the S positions of k and v (G, S, D).
 
@@ -151,6 +166,7 @@ class ReferenceSession:
         self.spec = checkpoint.spec
         self._weights = Weights(checkpoint, budget)
         self._past = Past([], {})
+        self._rounds_inputs = False
 
     def __enter__(self) -> Self:
         return self
@@ -174,6 +190,12 @@ class ReferenceSession:
         past.cut(shared)
         row: np.ndarray = self._head(self._final_norm(token_ids, past)[-1:])[0]
         return row
+
+    def rounded_logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """`logits` with every matrix's input rounded to int8: the coarsest arithmetic that an engine may use."""
+        twin = copy(self)
+        twin._rounds_inputs = True
+        return twin.logits(token_ids)
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
         """Every stage of the forward pass in order, float32.
@@ -230,7 +252,7 @@ class ReferenceSession:
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
         """x @ W.T for W (out, in)."""
-        product: np.ndarray = x @ self._weight(name).T
+        product: np.ndarray = (round_to_int8(x) if self._rounds_inputs else x) @ self._weight(name).T
         return product
 
     def _weight(self, name: str) -> np.ndarray:
@@ -270,6 +292,9 @@ class ReferenceRuntime:
     def missing(self) -> str | None:
         """Always None: numpy is all it needs."""
         return None
+
+    def refuses(self, checkpoint: Checkpoint) -> None:
+        """Always None: what was read can be run."""
 
     def open(self, path: Path) -> ReferenceSession:
         """Open any readable artifact; reading errors are raised as they are."""

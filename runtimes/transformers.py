@@ -4,13 +4,18 @@ Stock transformers has no dense MiniCPM class, so a native export is refused wit
 folds the family's three scalars into the weights, and the result runs in its Llama class.
 
 transformers fills a tensor that it does not find with random numbers and says so in a log; here that is an error.
+
+Of quantized folders its usual path wants zero points in another shape than they are stored in, and leaves a quantized
+embedding alone; dequantizing while loading takes both, but knows a single grid only.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +27,9 @@ from quantkit import registry
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.family import ModelSpec
+from quantkit.fold import EMBEDDING
+from quantkit.spec import QuantSpec
+from quantkit.tensor import QuantizedView
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,7 +44,8 @@ class TransformersSession:
         self._path = path
         self._spec = spec
         self._model = model
-        self._forget()
+        self._ids: list[int] = []
+        self._cache: object | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -63,8 +72,7 @@ class TransformersSession:
         return row
 
     def _forget(self) -> None:
-        self._ids: list[int] = []
-        self._cache: object | None = None
+        self._ids, self._cache = [], None
 
     def _forward(self, token_ids: Sequence[int], cache: object | None) -> tuple[np.ndarray, object]:
         import torch  # noqa: PLC0415 - heavy, wanted only here
@@ -94,29 +102,49 @@ class TransformersRuntime:
         found = importlib.util.find_spec("transformers") and importlib.util.find_spec("torch")
         return None if found else "pip install 'quantkit[transformers]'"
 
+    def refuses(self, checkpoint: Checkpoint) -> str | None:
+        """Why transformers cannot load this folder, or None."""
+        if checkpoint.spec.architecture != "llama":
+            return "it has no class for a native MiniCPM"
+        if checkpoint.format == "compressed-tensors" and not importlib.util.find_spec("compressed_tensors"):
+            return "it loads quantized folders with the package compressed-tensors, which is not installed"
+        if _must_dequantize(checkpoint) and len(_grids(checkpoint)) > 1:
+            return "it takes zero points and quantized embeddings of a single grid only, and this folder has several"
+        return None
+
     def open(self, path: Path) -> TransformersSession:
         """Read the folder strictly, then load it in transformers; raises `EngineFailed` if it knows no such model."""
         install = self.missing()
         if install is not None:
             raise MissingDependency("transformers needs the packages transformers and torch", hint=install)
         checkpoint = registry.open_checkpoint(path)
-        if checkpoint.format == "compressed-tensors" and not importlib.util.find_spec("compressed_tensors"):
-            raise MissingDependency(
-                "transformers loads quantized folders with the package compressed-tensors",
-                hint="pip install compressed-tensors",
-            )
+        refusal = self.refuses(checkpoint)
+        if refusal is not None:
+            hint = FOLD_HINT if checkpoint.spec.architecture != "llama" else None
+            raise EngineFailed(f"{path}: transformers cannot run this: {refusal}", hint=hint)
         session = TransformersSession(path, checkpoint.spec, _load(path, checkpoint))
         with _quiet():
             session.logits([0])  # compressed-tensors decompresses at the first call, and shows a bar
         return session
 
 
+def _grids(checkpoint: Checkpoint) -> set[QuantSpec]:
+    """The different grids in the folder; a scale's dtype is no part of what loaders ask."""
+    views = (view for view in checkpoint.weights.values() if isinstance(view, QuantizedView))
+    return {replace(view.spec, scale_dtype="float16") for view in views}
+
+
+def _must_dequantize(checkpoint: Checkpoint) -> bool:
+    """Whether the folder has zero points or a quantized embedding."""
+    zero_points = any(not grid.symmetric for grid in _grids(checkpoint))
+    return zero_points or isinstance(checkpoint.weights[EMBEDDING], QuantizedView)
+
+
 def _load(path: Path, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - the package is not typed
     import torch  # noqa: PLC0415 - heavy, wanted only here
-    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaForCausalLM  # noqa: PLC0415
 
-    if checkpoint.spec.architecture != "llama":
-        raise EngineFailed(f"{path}: transformers has no class for a native MiniCPM", hint=FOLD_HINT)
+    loading = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if _must_dequantize(checkpoint) else {}
     try:
         with _quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -128,6 +156,7 @@ def _load(path: Path, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - the pack
                 attn_implementation="eager",
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
+                **loading,
             )
     except Exception as error:
         raise EngineFailed(f"{path}: transformers: {_first_line(error)}") from error
@@ -157,7 +186,9 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        with redirect_stderr(StringIO()):  # compressed-tensors shows bars that cannot be turned off
+        # compressed-tensors shows bars that cannot be turned off.
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(level)

@@ -30,9 +30,10 @@ def check_exporter(exporter: Exporter, checkpoint: Checkpoint, options: ExportOp
     Either the container takes the model: it is written twice alike, in the planned size, and reads back as it was. Or
     it refuses with a reason and leaves nothing behind. Returns whether it was taken.
     """
-    one, two = folder / "one", folder / "two"
+    one = two = folder
     try:
         planned = exporter.prepare(checkpoint, options)
+        one, two = folder / output_name("one", planned), folder / output_name("two", planned)
         publish(planned, one, inputs=checkpoint.inputs)
     except UnsupportedSpec as refusal:
         check_refusal(exporter, checkpoint, refusal)
@@ -48,6 +49,11 @@ def check_exporter(exporter: Exporter, checkpoint: Checkpoint, options: ExportOp
     given = with_architecture(checkpoint, options.arch)
     check_inverse(given, exporter.read(one), planned, exact_codes=options.type is None)
     return True
+
+
+def output_name(name: str, planned: PlannedArtifact) -> str:
+    """`name`, with a word in it that the artifact's name must hold."""
+    return "-".join((name, *planned.name_keywords[:1]))
 
 
 def check_refusal(exporter: Exporter, checkpoint: Checkpoint, refusal: UnsupportedSpec) -> None:

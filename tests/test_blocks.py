@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from quantkit import blocks
+from quantkit import bits, blocks
 from quantkit.blocks import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BlockType
 from quantkit.errors import NonFiniteValues, ValueOutOfRange
 
@@ -140,7 +140,7 @@ def test_packing_is_a_bijection_on_codes(block: BlockType) -> None:
 
 @by_type
 def test_packed_codes_stand_for_scale_times_code_minus_offset(block: BlockType) -> None:
-    codes = np.arange(32, dtype=np.uint8)[None] % 2**block.bits
+    codes = (np.arange(32)[None] * 7 % 2**block.bits).astype(np.uint8)
     minimum = np.array([[0.5]], np.float16) if block.has_minimum else None
     raw = blocks.pack(block, codes, np.array([[0.25]], np.float16), minimum)
     zero = 0 if block.offset is None else block.offset
@@ -184,3 +184,19 @@ def test_a_scale_beyond_float16_is_refused_by_name(block: BlockType) -> None:
     values[0, 0] = 3e7
     with pytest.raises(ValueOutOfRange, match="'w'"):
         blocks.quantize("w", block, values)
+
+
+def test_maxima_of_blocks_are_those_of_numpy_and_nan_is_the_largest() -> None:
+    magnitudes = np.abs(np.random.default_rng(4).standard_normal((77, 32))).astype(np.float32)
+    assert np.array_equal(bits.block_maxima(magnitudes), magnitudes.max(axis=1, keepdims=True))
+    magnitudes[3, 9], magnitudes[4, 31] = np.inf, np.nan
+    found = bits.block_maxima(magnitudes)[:, 0]
+    assert np.isposinf(found[3])
+    assert np.isnan(found[4])
+
+
+def test_a_magnitude_takes_the_signs_of_other_values() -> None:
+    values = np.array([1, -2, 0.0, -0.0, np.inf, -np.inf, 1e-45, -1e-45], np.float32)
+    out = np.empty_like(values)
+    bits.with_sign_of(values, np.float32(0.5), out=out)
+    assert np.array_equal(out, np.copysign(np.float32(0.5), values))

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibration import HiddenStates, calibration_samples, embedded, input_statistics
+from quantkit.calibration import calibration_samples, cross_products, embedded, input_statistics
 from quantkit.calibration_generation import _sampled, generated_samples
 from quantkit.calibration_text import CalibrationOptions, Samples, file_samples, make_samples
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import BadOption, InconsistentCheckpoint, MalformedFile, MissingDependency, QuantkitError
+from quantkit.errors import BadOption, MalformedFile, MissingDependency, QuantkitError
 from quantkit.family import LAYER_NAMES, Role
+from quantkit.hidden_states import HiddenStates
 from quantkit.loading import load_block, load_model
 from quantkit.tokenizer import Tokenizer, open_tokenizer
 from tests.memory import memory_checkpoint, tiny_config
@@ -55,13 +56,13 @@ def random_samples(*lengths: int, vocab: int = 97) -> Samples:
 @pytest.mark.parametrize("cols", [7, 512, 1100])
 def test_the_hessian_is_the_sum_of_outer_products(cols: int):
     inputs = [torch.randn(rows, cols, generator=torch.Generator().manual_seed(rows)) for rows in (1, 20, 33)]
-    statistics = input_statistics(inputs)
+    statistics = input_statistics(inputs, cols)
     x = torch.cat(inputs).numpy().astype(np.float64)
     assert statistics.tokens == 54
     assert statistics.hessian.dtype == np.float64
     assert np.array_equal(statistics.hessian, statistics.hessian.T)
     np.testing.assert_allclose(statistics.hessian, x.T @ x, rtol=1e-12, atol=1e-12 * cols)
-    assert statistics.hessian.tobytes() == input_statistics(inputs, threads=2).hessian.tobytes()
+    assert statistics.hessian.tobytes() == input_statistics(inputs, cols, threads=2).hessian.tobytes()
 
 
 def test_embedding_rows_are_scaled_and_in_place():
@@ -87,13 +88,15 @@ def test_statistics_are_those_of_what_the_layers_of_the_whole_model_see():
     hidden = HiddenStates(checkpoint, samples)
     for layer in range(checkpoint.spec.num_hidden_layers):
         order = []
-        for roles, statistics in hidden.stages(load_block(checkpoint, layer)):
-            order += roles
-            for role in roles:
-                x = np.concatenate(seen[f"model.layers.{layer}.{LAYER_NAMES[role]}"])
-                expected = x.T @ x
-                assert statistics.tokens == 29
-                assert np.abs(statistics.hessian - expected).max() < 1e-5 * np.abs(expected).max()
+        for stage in hidden.stages(load_block(checkpoint, layer), load_block(checkpoint, layer)):
+            order += stage.roles
+            for role in stage.roles:
+                name = f"model.layers.{layer}.{LAYER_NAMES[role]}"
+                for x, statistics in zip(seen[name], (stage.fitted, stage.held_out), strict=True):
+                    expected = x.T @ x
+                    assert statistics.tokens == len(x)
+                    assert np.abs(statistics.hessian - expected).max() < 1e-5 * np.abs(expected).max()
+                assert not stage.drift[role].fitted.any()  # nothing was quantized: both streams are one
         assert order == [Role.Q, Role.K, Role.V, Role.O, Role.GATE, Role.UP, Role.DOWN]
 
 
@@ -101,8 +104,8 @@ def test_every_stage_sees_the_weights_that_were_put_in_before_it():
     checkpoint, samples = memory_checkpoint(tiny_config()), random_samples(16)
     hidden, block = HiddenStates(checkpoint, samples), load_block(checkpoint, 0)
     before = hidden.states[0].clone()
-    for roles, _ in hidden.stages(block):
-        for role in roles:
+    for stage in hidden.stages(block, load_block(checkpoint, 0)):
+        for role in stage.roles:
             block.get_parameter(LAYER_NAMES[role]).mul_(0.5)
     # `block` now holds all replaced weights: its plain forward pass must give what the stages gave one by one.
     cos, sin = hidden.rotary[16]
@@ -115,15 +118,49 @@ def test_two_threads_give_the_same_statistics_as_one():
     digests = []
     for threads in (1, 2):
         hidden = HiddenStates(checkpoint, samples, threads=threads)
-        stages = hidden.stages(load_block(checkpoint, 0))
-        digests.append([statistics.hessian.tobytes() for _, statistics in stages])
+        block = load_block(checkpoint, 0)
+        digests.append([])
+        for stage in hidden.stages(block, load_block(checkpoint, 0)):
+            digests[-1] += [stage.fitted.hessian.tobytes(), stage.held_out.hessian.tobytes()]
+            digests[-1] += [drift.fitted.numpy().tobytes() for drift in stage.drift.values()]
+            block.get_parameter(LAYER_NAMES[stage.roles[0]]).mul_(0.9)
         digests[-1] += [state.numpy().tobytes() for state in hidden.states]
     assert digests[0] == digests[1]
 
 
+@pytest.mark.parametrize("skip", [0, 3])
+def test_drift_is_the_correlation_of_what_a_layer_lacks_with_what_it_sees(skip: int):
+    checkpoint, samples = memory_checkpoint(tiny_config()), random_samples(20, 9)
+    hidden = HiddenStates(checkpoint, samples, skip_positions=skip)
+    original, block = load_block(checkpoint, 0), load_block(checkpoint, 0)
+    before = [state.clone() for state in hidden.states]
+    for stage in hidden.stages(block, original):
+        for role in stage.roles:
+            block.get_parameter(LAYER_NAMES[role]).mul_(0.8)
+        if stage.roles == (Role.DOWN,):
+            drift, seen = stage.drift[Role.DOWN], stage
+    scale = checkpoint.spec.residual_scale
+    for index, found in enumerate((drift.fitted, drift.held_out)):
+        cos, sin = hidden.rotary[len(before[index])]
+        wanted, _ = original(before[index][None], cos, sin)
+        mixed = block.self_attn.mix(block.input_layernorm(before[index][None]), cos, sin, None)[0]
+        stream = before[index] + block.self_attn.o_proj(mixed)[0] * scale
+        x = block.mlp.gated(block.post_attention_layernorm(stream))
+        lacking = (wanted[0] - stream) / scale - original.mlp.down_proj(x)
+        expected = lacking[skip:].double().T @ x[skip:].double()
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    assert seen.fitted.tokens == 20 - skip
+
+
+def test_cross_products_are_sums_of_outer_products():
+    pairs = [(torch.randn(n, 5), torch.randn(n, 600)) for n in (3, 8)]
+    expected = sum(a.double().T @ b.double() for a, b in pairs)
+    assert torch.allclose(cross_products([a for a, _ in pairs], [b for _, b in pairs]), expected, rtol=1e-12)
+
+
 def test_torch_threads_are_restored():
     before = torch.get_num_threads()
-    input_statistics([torch.ones(2, 2)])
+    input_statistics([torch.ones(2, 2)], 2)
     assert torch.get_num_threads() == before
 
 
@@ -226,15 +263,9 @@ def test_options_that_mean_nothing_are_refused(option: str, value: int):
         CalibrationOptions(**{option: value})
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(
-    tmp_path: Path, golden_model: Path, monkeypatch: pytest.MonkeyPatch
-):
-    checkpoint = small_model(golden_model)
-    smaller = memory_checkpoint(tiny_config(vocab_size=300))
-    monkeypatch.setattr("quantkit.calibration.open_tokenizer", lambda _: open_tokenizer(checkpoint))
-    file = written(tmp_path / "a.txt", "def function(self): return self.value")
-    with pytest.raises(InconsistentCheckpoint, match="vocabulary ends before 300"):
-        calibration_samples(smaller, CalibrationOptions(file=file))
+def test_sequences_beyond_the_models_context_are_refused(checkpoint: Checkpoint):
+    with pytest.raises(BadOption, match="65 tokens exceed the model's context of 64"):
+        calibration_samples(checkpoint, CalibrationOptions(length=65))
 
 
 # ---------------------------------------------------------------------------------------------------------- generation

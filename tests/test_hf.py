@@ -94,7 +94,13 @@ def test_the_native_config_speaks_the_silent_defaults_out(tiny_checkpoint: Path,
     assert "tie_word_embeddings" not in before
     assert "rope_theta" not in before
     after = config_of(exported(HF.read(tiny_checkpoint), tmp_path / "out", "f16"))
-    assert after == {**before, "tie_word_embeddings": True, "rope_theta": 10000.0, "torch_dtype": "float16"}
+    assert after == {
+        **before,
+        "auto_map": {"AutoConfig": "configuration_minicpm.MiniCPMConfig"},
+        "tie_word_embeddings": True,
+        "rope_theta": 10000.0,
+        "torch_dtype": "float16",
+    }
     assert list(after) == sorted(after)
 
 
@@ -187,6 +193,7 @@ def test_the_files_of_the_tokenizer_are_carried_along(tiny_checkpoint: Path, tmp
     assert sorted(path.name for path in out.iterdir()) == [
         "chat_template.jinja",
         "config.json",
+        "configuration_minicpm.py",
         "generation_config.json",
         "model.safetensors",
         "quantkit.json",

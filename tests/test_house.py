@@ -152,7 +152,7 @@ def test_every_exporter_follows_the_protocol(name: str) -> None:
     exporter = registry.exporter(name)
     check_follows(exporter, Exporter)
     assert exporter.name == name
-    assert all(isinstance(word, str) for word in (*exporter.types, *exporter.engines))
+    assert all(isinstance(word, str) for word in (*exporter.types, *exporter.targets, *exporter.engines))
     assert "reference" in exporter.engines, "what the oracle cannot read cannot be verified"
 
 

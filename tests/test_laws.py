@@ -21,13 +21,15 @@ from quantkit.protocols import Exporter, ExportOptions
 from quantkit.quantized import QuantizedTensor
 from quantkit.spec import QuantSpec
 from quantkit.tensor import QuantizedView
-from tests.laws import check_damage, check_exporter
+from tests.laws import check_damage, check_exporter, output_name
 from tests.memory import tiny_config
 from tests.quantized_models import Choice, linears, quantized_model
 
 MINICPM = tiny_config(
     vocab_size=2048, hidden_size=128, intermediate_size=256, num_hidden_layers=2, eos_token_id=[2, 2040]
 )  # fmt: skip
+WIDE = {**MINICPM, "hidden_size": 256, "num_key_value_heads": 4}
+"""Every layer is at least 256 x 256, as some kernels need."""
 LLAMA = {**MINICPM, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
 TOKENIZER = Path(__file__).resolve().parent.parent / "golden" / "model"
 
@@ -52,6 +54,7 @@ SOURCES: dict[str, Callable[[], Checkpoint]] = {
     "dense": lambda: model(MINICPM, dense),
     "dense-llama": lambda: model(LLAMA, dense),
     "int4-g128-sym": lambda: model(MINICPM, linears(QuantSpec(bits=4, group_size=128))),
+    "int4-g128-wide": lambda: model(WIDE, linears(QuantSpec(bits=4, group_size=128))),
     "int4-g32-asym": lambda: model(MINICPM, linears(QuantSpec(bits=4, group_size=32, symmetric=False))),
     "int4-g128-bf16-scales": lambda: model(MINICPM, linears(QuantSpec(bits=4, group_size=128, scale_dtype="bfloat16"))),
     "int8-row-sym": lambda: model(MINICPM, linears(QuantSpec(bits=8, group_size=-1))),
@@ -62,32 +65,50 @@ SOURCES: dict[str, Callable[[], Checkpoint]] = {
 source = cache(lambda name: SOURCES[name]())
 
 
-def offers() -> list[tuple[str, str | None]]:
-    """Every container with every type that it offers, and with its default."""
-    return [(name, kind) for name in registry.names("exporters") for kind in (None, *registry.exporter(name).types)]
+Offer = tuple[str, str | None, str | None]
+"""Container, type and target."""
+
+
+def offers() -> list[Offer]:
+    """Every container with every type and target that it offers, and with its default."""
+    containers = [registry.exporter(name) for name in registry.names("exporters")]
+    return [
+        (container.name, kind, target)
+        for container in containers
+        for target in (container.targets or (None,))
+        for kind in (None, *container.types)
+    ]
+
+
+def shown(offer: tuple[str | None, ...]) -> str:
+    return "-".join(part for part in offer if part is not None)
 
 
 ARCHITECTURES = [(name, "native") for name in SOURCES] + [
-    (name, "llama") for name in ("dense", "int4-g128-sym", "int4-g32-asym")
+    (name, "llama") for name in ("dense", "int4-g128-sym", "int4-g128-wide", "int4-g32-asym")
 ]
 
 
 @pytest.mark.parametrize(("name", "arch"), ARCHITECTURES)
-@pytest.mark.parametrize(("exporter", "kind"), offers())
-def test_an_exporter_holds_its_laws(exporter: str, kind: str | None, name: str, arch: str, tmp_path: Path) -> None:
-    check_exporter(registry.exporter(exporter), source(name), ExportOptions(type=kind, arch=arch), tmp_path)
+@pytest.mark.parametrize("offer", offers(), ids=shown)
+def test_an_exporter_holds_its_laws(offer: Offer, name: str, arch: str, tmp_path: Path) -> None:
+    exporter, kind, target = offer
+    options = ExportOptions(type=kind, arch=arch, target=target)
+    check_exporter(registry.exporter(exporter), source(name), options, tmp_path)
 
 
-@pytest.mark.parametrize("exporter", registry.names("exporters"))
-def test_damage_to_an_artifact_is_found(exporter: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("offer", [offer for offer in offers() if offer[1] is None], ids=shown)
+def test_damage_to_an_artifact_is_found(offer: Offer, tmp_path: Path) -> None:
     """With the first of the models that the container takes; there must be one."""
+    exporter, _, target = offer
     for name in SOURCES:
         try:
-            planned = registry.exporter(exporter).prepare(source(name), ExportOptions())
+            planned = registry.exporter(exporter).prepare(source(name), ExportOptions(target=target))
         except UnsupportedSpec:
             continue
-        publish(planned, tmp_path / "artifact")
-        check_damage(tmp_path / "artifact")
+        artifact = tmp_path / output_name("artifact", planned)
+        publish(planned, artifact)
+        check_damage(artifact)
         return
     pytest.fail(f"{exporter} takes none of {', '.join(SOURCES)}")
 

@@ -238,7 +238,16 @@ def test_an_engine_that_dies_is_an_error_not_a_crash(file, checkpoint):
             session.logits([1, 2])
 
 
-def test_another_vocabulary_than_promised_is_noticed(file):
-    other = memory_checkpoint(tiny_config(vocab_size=VOCABULARY + 1)).spec
-    with LlamaCppSession(file, other) as session, pytest.raises(EngineFailed, match="320 log-probs"):
+@pytest.mark.parametrize("difference", [-1, 1])
+def test_another_vocabulary_than_promised_is_noticed(file, difference):
+    other = memory_checkpoint(tiny_config(vocab_size=VOCABULARY + difference)).spec
+    with LlamaCppSession(file, other) as session, pytest.raises(EngineFailed):
         session.logits([1])
+
+
+def test_of_a_large_vocabulary_only_the_likely_tokens_are_asked_for(session, monkeypatch):
+    monkeypatch.setattr("quantkit.runtimes.llama_cpp.CANDIDATES", 10)
+    whole, few = session.logits([1, 7])[-1], session.next_logits([1, 7])
+    likely = np.argsort(-whole)[:10]
+    np.testing.assert_allclose(few[likely], whole[likely], atol=1e-5)
+    assert np.isneginf(np.delete(few, likely)).all()

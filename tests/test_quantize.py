@@ -151,7 +151,10 @@ def test_every_layer_is_calibrated_on_the_outputs_of_all_quantized_ones_before_i
     source, rows = memory_checkpoint(tiny_config(num_hidden_layers=2)), samples(50, 30)
     spec = replace(INT4, bits=3)
     ours = [
-        tensor.codes for tensor in tensors_of(quantized(source, spec, "gptq", calibration=rows).checkpoint).values()
+        tensor.codes
+        for tensor in tensors_of(
+            quantized(source, spec, "gptq", calibration=rows, skip_positions=0, propagate=False).checkpoint
+        ).values()
     ]
     slow = codes_by_whole_passes(source, rows, spec)
     for one, other in zip(ours, slow, strict=True):

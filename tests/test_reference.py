@@ -13,7 +13,17 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.errors import BadOption
 from quantkit.family import RopeSpec, parse_config
 from quantkit.quantized import QuantizedTensor
-from quantkit.runtimes.reference import RUNTIME, ReferenceSession, attend, rms_norm, rope_angles, rotate, silu, softmax
+from quantkit.runtimes.reference import (
+    RUNTIME,
+    ReferenceSession,
+    attend,
+    rms_norm,
+    rope_angles,
+    rotate,
+    round_to_int8,
+    silu,
+    softmax,
+)
 from quantkit.spec import QuantSpec
 from tests.memory import memory_checkpoint, random_arrays, tiny_config
 
@@ -236,6 +246,25 @@ def test_the_small_functions_have_their_textbook_values():
     np.testing.assert_allclose(normed, np.sqrt(2) * np.array([[0.6, 1.6]]), rtol=1e-6)
     np.testing.assert_allclose(softmax(np.log(np.array([1.0, 3.0]))), [0.25, 0.75])
     np.testing.assert_allclose(silu(np.array([0.0, math.log(3.0), -1e9])), [0, 0.75 * math.log(3.0), 0], atol=1e-12)
+
+
+def test_rounding_to_int8_gives_each_run_of_32_its_own_scale():
+    x = np.zeros((1, 64), np.float32)
+    x[0, :4] = [127, 1.4, 1.6, -127]  # scale 1
+    x[0, 32:35] = [254, 3, -1.2]  # scale 2
+    rounded = round_to_int8(x)
+    np.testing.assert_array_equal(rounded[0, :4], [127, 1, 2, -127])
+    np.testing.assert_array_equal(rounded[0, 32:35], [254, 4, -2])
+    assert not rounded[0, 4:32].any()
+
+
+def test_rounded_logits_are_near_the_exact_ones_and_leave_the_session_as_it_was():
+    session = ReferenceSession(memory_checkpoint(tiny_config()))
+    exact = session.logits(TOKENS)
+    off = np.abs(session.rounded_logits(TOKENS) - exact)
+    # 8 bits: a relative error of about 0.4 % per matrix, on logits of order one, through 21 matrices.
+    assert 1e-3 < off.mean() < 2e-2
+    np.testing.assert_array_equal(session.logits(TOKENS), exact)
 
 
 def test_it_opens_artifacts_from_disk(tiny_checkpoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,18 @@ import pytest
 
 from quantkit import registry
 from quantkit.artifact import publish
+from quantkit.checkpoint import Checkpoint
+from quantkit.engines import runs
 from quantkit.errors import BadOption, EngineFailed
+from quantkit.family import NORM_ROLES, Role
 from quantkit.metrics import max_abs_log_prob_difference
 from quantkit.protocols import ExportOptions
 from quantkit.quantize import quantized
 from quantkit.runtimes.reference import ReferenceSession
 from quantkit.runtimes.transformers import RUNTIME, TransformersSession, _refuse_strays
 from quantkit.spec import QuantSpec
+from quantkit.tensor import QuantizedView, TensorView, Weight
+from tests.quantized_models import quantized_model
 from tests.tiny import write_tiny_checkpoint
 
 pytestmark = [
@@ -26,6 +32,7 @@ pytestmark = [
 ]
 
 TOKENS = list(range(1, 30))
+SPEC = QuantSpec(bits=4, group_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -98,22 +105,58 @@ def test_tokens_that_do_not_exist_are_refused(folded):
                 session.logits(ids)
 
 
+def published(checkpoint: Checkpoint, path: Path) -> Path:
+    return publish(registry.exporter("compressed-tensors").prepare(checkpoint, ExportOptions()), path).path
+
+
+def rounded(checkpoint: Checkpoint) -> Checkpoint:
+    """The model whose quantized weights are float16 numbers: what the package dequantizes to, when told to do so."""
+
+    def view(name: str, weight: Weight) -> Weight:
+        if not isinstance(weight, QuantizedView):
+            return weight
+        values = weight.read().dequantized().astype(np.float16)
+        return TensorView(name, values.dtype, values.shape, lambda start, stop: values[start:stop])
+
+    return replace(checkpoint, weights={name: view(name, weight) for name, weight in checkpoint.weights.items()})
+
+
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-def test_a_quantized_folder_runs_exactly_or_is_refused_by_name(folded, tmp_path, capfd, symmetric):
+def test_a_quantized_folder_runs_as_the_reference_reads_it(folded, tmp_path, capfd, symmetric):
     pytest.importorskip("compressed_tensors", reason="transformers loads such folders with compressed-tensors")
-    checkpoint = registry.open_checkpoint(folded)
-    run = quantized(checkpoint, QuantSpec(bits=4, group_size=64, symmetric=symmetric), "rtn")
-    planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions(arch="llama"))
-    folder = publish(planned, tmp_path / "int4").path
-    if symmetric:
-        with RUNTIME.open(folder) as session:
-            logits = session.logits(TOKENS)
-        expected = ReferenceSession(registry.open_checkpoint(folder)).logits(TOKENS)
-        assert max_abs_log_prob_difference(expected, logits) < 1e-4
-    else:  # it expects zero points in another shape than the package it uses writes them
-        with pytest.raises(EngineFailed, match=r"mismatched tensors, first .*weight_zero_point"):
-            RUNTIME.open(folder)
+    run = quantized(registry.open_checkpoint(folded), QuantSpec(bits=4, group_size=64, symmetric=symmetric), "rtn")
+    folder = published(run.checkpoint, tmp_path / "int4")
+    with RUNTIME.open(folder) as session:
+        logits = session.logits(TOKENS)
+    checkpoint = registry.open_checkpoint(folder)
+    expected = ReferenceSession(checkpoint if symmetric else rounded(checkpoint)).logits(TOKENS)
+    assert max_abs_log_prob_difference(expected, logits) < 1e-4
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_quantized_embedding_runs(folded, tmp_path):
+    pytest.importorskip("compressed_tensors", reason="transformers loads such folders with compressed-tensors")
+    source = registry.open_checkpoint(folded)
+    model = quantized_model(source.config, lambda slot: None if slot.role in NORM_ROLES else SPEC)
+    folder = published(model, tmp_path / "int4")
+    with RUNTIME.open(folder) as session:
+        logits = session.logits(TOKENS)
+    expected = ReferenceSession(rounded(registry.open_checkpoint(folder))).logits(TOKENS)
+    assert max_abs_log_prob_difference(expected, logits) < 1e-4
+
+
+def test_several_grids_with_zero_points_are_refused_and_not_chosen(folded, tmp_path):
+    pytest.importorskip("compressed_tensors", reason="transformers loads such folders with compressed-tensors")
+    free = QuantSpec(bits=4, group_size=64, symmetric=False)
+    source = registry.open_checkpoint(folded)
+    for name, other in {"one": free, "two": SPEC}.items():
+        model = quantized_model(
+            source.config, lambda slot, other=other: {Role.Q: free, Role.DOWN: other}.get(slot.role)
+        )
+        folder = published(model, tmp_path / name)
+        assert runs(RUNTIME, registry.open_checkpoint(folder)) == (name == "one")
+    with pytest.raises(EngineFailed, match="single grid only"):
+        RUNTIME.open(folder)
 
 
 def test_a_tensor_that_is_not_there_is_not_made_up(tmp_path):

@@ -19,7 +19,7 @@ from quantkit.golden import Golden, model_facts
 from quantkit.golden_prompts import Prompt
 from quantkit.protocols import ExportOptions
 from quantkit.report import Check, Comparison, Report
-from quantkit.verify import MAX_KL, first_divergence, precision_of, verify
+from quantkit.verify import ENGINE_FACTOR, MAX_KL, first_divergence, precision_of, verify
 from tests.tiny import tiny_config, tiny_tensors, write_tensors, write_tiny_checkpoint
 
 PROMPTS = (Prompt("short", "", (1, 5, 9)), Prompt("longer", "", tuple(range(1, 40))))
@@ -163,6 +163,16 @@ def test_an_engine_that_computes_something_else_fails_though_the_artifact_is_rig
     assert verify(tiny_checkpoint, golden=golden, engine="pretend").passed
 
 
+def test_an_engine_may_lose_on_quantized_weights_what_integer_kernels_lose(tiny_checkpoint, golden, pretend, tmp_path):
+    artifact = exported(tiny_checkpoint, tmp_path / "out.gguf", "gguf", "q8_0")
+    for distortion, passes in ((0.0, True), (1e-3, True), (3e-2, False)):
+        pretend(PretendEngine(distortion))
+        report = verify(artifact, golden=golden, engine="pretend")
+        assert (report.checks[1].measure, report.checks[1].passed) == ("kl", passes)
+        assert report.checks[1].limit < MAX_KL / 100
+        assert report.checks[2].passed  # the comparison with the original alone would not see it
+
+
 def test_an_engine_that_is_wrong_on_one_prompt_only_fails(tiny_checkpoint, golden, pretend):
     pretend(PretendEngine(0.1, only_prompt=PROMPTS[0].token_ids))
     assert not verify(tiny_checkpoint, golden=golden, engine="pretend").passed
@@ -238,3 +248,59 @@ def test_quantized_artifacts_are_held_to_a_divergence(tiny_checkpoint, golden, t
     assert (report.checks[0].measure, report.checks[0].limit) == ("kl", MAX_KL)
     assert not verify(artifact, golden=golden, engine="reference", max_kl=report.checks[0].kl / 2).passed
     assert verify(artifact, golden=golden, engine="reference", max_kl=report.checks[0].kl * 2).passed
+
+
+@pytest.fixture(scope="module")
+def with_tokenizer(tmp_path_factory, golden_model) -> Path:
+    """A random tiny model with the golden model's tokenizer, which llama.cpp needs to load a file at all."""
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("verify") / "model", vocab=2048)
+    for name in ("tokenizer.model", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(golden_model / name, folder)
+    return folder
+
+
+needs_llama_cpp = pytest.mark.skipif(
+    registry.runtime("llama-cpp").missing() is not None, reason="llama.cpp is not installed"
+)
+
+
+@needs_llama_cpp
+@pytest.mark.engine("llama-cpp")
+@pytest.mark.parametrize(("type", "arch"), [("f32", "native"), ("f32", "llama"), ("q4_0", "native")])
+def test_auto_proves_a_gguf_file_in_llama_cpp(with_tokenizer, tmp_path, type, arch):  # noqa: A002
+    artifact = exported(with_tokenizer, tmp_path / "out.gguf", "gguf", type, arch)
+    report = verify(artifact, golden=golden_of(with_tokenizer))
+    assert report.passed, report.lines()
+    assert report.engine == "llama-cpp"
+    names = ["reference against original", "llama-cpp against reference", "llama-cpp against original"]
+    assert [check.name for check in report.checks] == names
+    between = report.checks[1]
+    if type == "f32":
+        assert between.max_abs_log_prob_difference < 1e-4
+        assert between.top1 == 1
+    else:
+        # The limit is twice what rounding to int8 costs; less than half of that cost would mean that the engine did not
+        # use its kernels for quantized weights, and that the limit is too generous.
+        rounding = between.limit / ENGINE_FACTOR
+        assert 0.5 * rounding < between.kl < 1.5 * rounding
+
+
+@needs_llama_cpp
+@pytest.mark.engine("llama-cpp")
+def test_without_an_original_only_the_agreement_of_the_engines_is_claimed(with_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("quantkit.verify.default_prompts", lambda *_, **__: PROMPTS)
+    artifact = exported(with_tokenizer, tmp_path / "out.gguf", "gguf", "f16")
+    report = verify(artifact)
+    assert report.passed
+    assert [check.name for check in report.checks] == ["llama-cpp against reference"]
+    assert any("neither golden logits nor the original" in note for note in report.notes)
+
+
+def test_the_original_is_asked_its_own_prompts_when_nothing_was_recorded(with_tokenizer, monkeypatch):
+    monkeypatch.setattr("quantkit.golden_prompts.LONG_TOKENS", 20)
+    report = verify(with_tokenizer, against=with_tokenizer, engine="reference")
+    assert report.passed
+    prompts = {comparison.prompt: comparison.positions for comparison in report.checks[0].comparisons}
+    assert list(prompts) == ["code", "english", "chinese", "chat", "one token", "long"]
+    assert prompts["one token"] == 1
+    assert prompts["long"] == 20

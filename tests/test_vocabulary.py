@@ -105,9 +105,7 @@ def test_a_template_file_comes_before_the_config(files: dict[str, bytes]) -> Non
 
 def test_taking_a_vocabulary_apart_loses_nothing(vocabulary: Vocabulary) -> None:
     assert read_vocabulary(checkpoint_with(vocabulary_files(vocabulary))) == vocabulary
-    other = replace(
-        vocabulary, pad_token_id=2, add_bos=False, add_eos=True, add_space_prefix=False, chat_template=None
-    )
+    other = replace(vocabulary, pad_token_id=2, add_bos=False, add_eos=True, add_space_prefix=False, chat_template=None)
     assert read_vocabulary(checkpoint_with(vocabulary_files(other))) == other
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options import Arch, Json, Out, Overwrite
+from quantkit.cli.options import Arch, Json, Out, Overwrite, Target
 from quantkit.cli.output import Output, human_size
 
 
@@ -19,6 +19,7 @@ def export(
         str | None, typer.Option("--type", help="Element type, such as bf16 or q4_0.", show_default="chosen by source")
     ] = None,
     arch: Arch = "native",
+    target: Target = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -28,7 +29,7 @@ def export(
     from quantkit.registry import exporter, open_checkpoint
 
     output = Output(as_json=as_json)
-    name, options = parse_target(f"{format}:{type}" if type else format, arch=arch)
+    name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
     checkpoint = open_checkpoint(source)
     planned = exporter(name).prepare(checkpoint, options)
     with output.bars() as bars:

@@ -16,6 +16,14 @@ Arch = Annotated[
         "--arch", help="native: keep the family's own architecture. llama: fold its scalars into a plain Llama."
     ),
 ]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="Engine whose layout is meant, where a container has several (marlin: cpm.cu or ist).",
+        show_default="the container's first",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

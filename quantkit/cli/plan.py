@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options import Arch, Bits, GroupSize, Json, Length, Method, Samples, Symmetric
+from quantkit.cli.options import Arch, Bits, GroupSize, Json, Length, Method, Samples, Symmetric, Target
 from quantkit.cli.output import Output, human_size, table
 
 
@@ -21,6 +21,7 @@ def plan(
     samples: Samples = 32,
     length: Length = 512,
     arch: Arch = "native",
+    target: Target = None,
     as_json: Json = False,
 ) -> None:
     """Show exact sizes, peak memory, time and engines of what would be written; reads headers only, writes nothing."""
@@ -32,20 +33,20 @@ def plan(
     output = Output(as_json=as_json)
     made = make_plan(
         open_checkpoint(source),
-        [parse_target(item, arch=arch) for item in to.split(",")],
+        [parse_target(item, arch=arch, target=target) for item in to.split(",")],
         method=method,
         spec=QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric) if method else None,
         calibration_tokens=samples * length,
     )
     rows = table("format", "type", "size", "bits/weight", "engines", "", right=("size", "bits/weight"))
-    for target in made.targets:
+    for container in made.targets:
         rows.add_row(
-            target.format,
-            target.type,
-            human_size(target.size) if target.size is not None else "-",
-            f"{target.bits_per_weight:.2f}" if target.bits_per_weight is not None else "-",
-            ", ".join(target.engines),
-            f"refused: {target.refusal}" if target.refusal else "",
+            container.format,
+            container.type,
+            human_size(container.size) if container.size is not None else "-",
+            f"{container.bits_per_weight:.2f}" if container.bits_per_weight is not None else "-",
+            ", ".join(container.engines),
+            f"refused: {container.refusal}" if container.refusal else "",
         )
     tensors = ", ".join(f"{count} x {kind}" for kind, count in made.tensors.items())
     output.result(
@@ -57,10 +58,10 @@ def plan(
             f"disk {human_size(made.disk_bytes)}",
         ],
     )
-    for target in made.targets:
-        for note in target.notes:
-            output.note(f"{target.format}: {note}")
-        if target.hint:
-            output.note(f"{target.format}: hint: {target.hint}")
+    for container in made.targets:
+        for note in container.notes:
+            output.note(f"{container.format}: {note}")
+        if container.hint:
+            output.note(f"{container.format}: hint: {container.hint}")
     if not made.possible:
         raise typer.Exit(2)

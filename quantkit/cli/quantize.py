@@ -30,6 +30,12 @@ def quantize(
     ] = None,
     samples: Samples = 32,
     length: Length = 512,
+    skip_positions: Annotated[
+        int, typer.Option("--skip-positions", min=0, help="Tokens at the start of every sequence left out (P-GPTQ).")
+    ] = 4,
+    propagate: Annotated[
+        bool, typer.Option("--propagate/--no-propagate", help="Let each layer make up for what earlier layers lost.")
+    ] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the generated calibration text.")] = 0,
     arch: Arch = "native",
     threads: Threads = None,
@@ -38,7 +44,7 @@ def quantize(
 ) -> None:
     """Quantize a dense model's linear layers; embeddings, norms and head keep their type."""
     from quantkit import registry
-    from quantkit.artifact import publish
+    from quantkit.artifact import preflight, publish
     from quantkit.calibration_text import CalibrationOptions
     from quantkit.fold import with_architecture, with_source_dtypes
     from quantkit.protocols import ExportOptions
@@ -54,12 +60,16 @@ def quantize(
             spec,
             method,
             calibration=CalibrationOptions(file=calibration, sequences=samples, length=length, seed=seed),
+            skip_positions=skip_positions,
+            propagate=propagate,
             threads=threads or os.cpu_count() or 1,
             progress=bars.fraction("writing calibration text"),
         )
         planned = registry.exporter("compressed-tensors").prepare(
             with_source_dtypes(run.checkpoint, checkpoint), ExportOptions()
         )
+        preflight(planned, out, inputs=checkpoint.inputs, overwrite=overwrite)
+        run.calibrate()
         done = publish(
             planned,
             out,

@@ -34,7 +34,7 @@ def run(
     tokenizer = open_tokenizer(checkpoint)
     text = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
     token_ids = tokenizer.encode(text)
-    runtime = choose_engine(engine, checkpoint.format, checkpoint.spec.architecture)
+    runtime = choose_engine(engine, checkpoint)
     decoder = StreamDecoder(tokenizer, token_ids)
     produced: list[int] = []
     pieces: list[str] = []

@@ -1,20 +1,21 @@
-"""GPTQ: round the columns one by one, and let the columns not yet rounded make up for each error.
+"""GPTQ in stages: searched grids, error feedback in the order of importance, then descent on the true quadratic.
 
 Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers" (2022), algorithm 1, without act-order. With H = X Xᵀ (damped) and H⁻¹ = Uᵀ U, U upper triangular:
+Transformers" (2022), with everything on top of it that a standard container allows:
 
-    q_i = nearest grid point of w_i;  e_i = (w_i - q_i) / U_ii;  w_j -= e_i U_ij  for j > i      column by column
+    search      scale and zero point of every group minimise the error weighted by the inputs' energy  (_search.py)
+    act_order   columns with the most energy are rounded first; groups stay where they are on disk      (_feedback.py)
+    rounds      sweeps of coordinate descent over the codes, each with a closed-form refit of scales    (_refine.py)
 
-The paper's U is obtained without inverting H: with its rows and columns in reverse order H is L Lᵀ, L lower
-triangular, and L⁻¹ in reverse order is U. A group's scale and zero are chosen when its first column is reached, from
-the weights as updated until then. Columns whose inputs are always zero are coupled to nothing and round to nearest.
+Without the three it is the textbook's algorithm: a group's grid is chosen when its first column is reached.
 
-Weights are float32, H and its factors float64. Rows do not depend on each other and are worked on in fixed chunks.
+Weights are float32, H and its factor float64. Rows do not depend on each other and are worked on in fixed chunks, so
+the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +23,11 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import BadOption, NonFiniteValues, ValueOutOfRange
-from quantkit.grid import fitted_grid, require_finite, stacked_rows
+from quantkit.grid import fitted_grid, require_finite, round_to_nearest
 from quantkit.methods import rtn
+from quantkit.methods._feedback import BLOCK_COLUMNS, DAMPING, damped, feedback_steps, inverse_factor
+from quantkit.methods._refine import refined_steps, refitted_scales, row_errors
+from quantkit.methods._search import rounded_scale, searched_grid
 from quantkit.parallel import single_threaded_torch, torch_map
 from quantkit.protocols import Method, TensorReport
 from quantkit.quantized import QuantizedTensor
@@ -32,20 +36,45 @@ from quantkit.spec import SCALE_DTYPES, QuantSpec
 if TYPE_CHECKING:
     from quantkit.calibration import InputStatistics
 
-BLOCK_COLUMNS = 128
-"""Columns after which the rest of the matrix is updated in one product (the paper's lazy batch)."""
 ROW_CHUNK = 512
-PANEL = 512
-DAMPING = (0.01, 0.1, 1.0)
-"""Tried in turn, as a share of H's mean diagonal, until H can be factored."""
+"""Rows solved together; rows do not depend on each other."""
 
 
+@dataclass(slots=True, eq=False)
+class Grid:
+    """A solution in the making, columns first, the layout in which columns are contiguous.
+
+    W, steps: float32 [cols, rows]; the quantized weight is scale * steps, steps = code - zero.
+    scale, zero: float32 [groups, rows], scale rounded to its stored dtype.
+    """
+
+    spec: QuantSpec
+    W: Tensor
+    scale: Tensor
+    zero: Tensor
+    steps: Tensor
+
+    def wide(self, per_group: Tensor) -> Tensor:
+        """A value per group as one per column: [cols, rows]."""
+        return per_group.repeat_interleave(len(self.W) // len(per_group), dim=0)
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest step of every column, [cols, rows]."""
+        zero = self.wide(self.zero)
+        return -zero, self.spec.levels - 1 - zero
+
+
+@dataclass(slots=True, kw_only=True)
 class Gptq:
-    """Textbook GPTQ."""
+    """The method and its stages; see the module's docstring. All off is the textbook's algorithm."""
 
-    name = "gptq"
-    summary = "error feedback along the inputs' correlations: needs calibration and torch"
-    needs_calibration = True
+    name: str = field(default="gptq", init=False)
+    summary: str = field(default="searched grids, error feedback, coordinate descent: needs calibration", init=False)
+    needs_calibration: bool = field(default=True, init=False)
+
+    search: bool = True
+    act_order: bool = True
+    rounds: int = 3
 
     def quantize(
         self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None, *, threads: int = 1
@@ -62,126 +91,123 @@ class Gptq:
             raise BadOption("gptq needs statistics of the inputs")
         require_finite(weight)
         spec.groups(weight.shape[1])
+        hessian = torch.from_numpy(statistics.hessian)
+        if not bool(torch.isfinite(hessian).all()):
+            rounded, report = rtn.METHOD.quantize(weight, spec, None)
+            return rounded, replace(report, fallback="the calibration inputs hold NaN or infinity")
+        rounded = round_to_nearest(weight, spec)
         with single_threaded_torch(), torch.inference_mode():
-            hessian = torch.from_numpy(statistics.hessian)
-            factor, refusal = _inverse_factor(hessian, threads)
-            if factor is not None:
-                try:
-                    quantized = _solved(weight, factor, spec, threads)
-                    return quantized, TensorReport(_output_error(weight, quantized.dequantized(), hessian, threads))
-                except (NonFiniteValues, ValueOutOfRange):
-                    refusal = f"error feedback drove weights beyond {spec.scale_dtype} scales"
-            quantized, report = rtn.METHOD.quantize(weight, spec, None, threads=threads)
-            return quantized, TensorReport(report.error, fallback=refusal)
+            by_rounding = _output_error(weight, rounded, hessian, threads)
+            made, problem = self._solved(weight, spec, hessian, threads)
+            if made is None:
+                return rounded, TensorReport(by_rounding, by_rounding, fallback=problem)
+            return made, TensorReport(_output_error(weight, made, hessian, threads), by_rounding)
+
+    def _solved(
+        self, weight: np.ndarray, spec: QuantSpec, hessian: Tensor, threads: int
+    ) -> tuple[QuantizedTensor | None, str | None]:
+        """The solution, or None and the reason why there is none."""
+        if not bool((hessian.diagonal() > 0).any()):
+            return None, "the calibration inputs are all zero"
+        cols = len(hessian)
+        order = torch.arange(cols)
+        if self.act_order:
+            order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+        for share in DAMPING:
+            H = damped(hessian, share)
+            factor = inverse_factor(H[order][:, order])
+            if factor is None:
+                continue
+            try:
+                return self._all_rows(weight, spec, H.float(), factor=factor, order=order, threads=threads), None
+            except (NonFiniteValues, ValueOutOfRange):
+                return None, f"error feedback drove weights beyond {spec.scale_dtype} scales"
+        return None, f"the Hessian cannot be factored, even with damping {DAMPING[-1]:g}"
+
+    def _all_rows(
+        self, weight: np.ndarray, spec: QuantSpec, H: Tensor, *, factor: Tensor, order: Tensor, threads: int
+    ) -> QuantizedTensor:
+        rows, cols = weight.shape
+        codes = np.empty((rows, cols), np.uint8)
+        scale = np.empty((rows, spec.groups(cols)), SCALE_DTYPES[spec.scale_dtype])
+        zero = np.empty(scale.shape, np.uint8)
+
+        def solve(start: int) -> None:
+            part = slice(start, start + ROW_CHUNK)
+            grid = self._rows(torch.from_numpy(weight[part]), spec, H, factor, order)
+            codes[part] = (grid.steps + grid.wide(grid.zero)).T.to(torch.uint8).numpy()
+            scale[part] = grid.scale.T.numpy().astype(scale.dtype)
+            zero[part] = grid.zero.T.to(torch.uint8).numpy()
+
+        torch_map(solve, range(0, rows, ROW_CHUNK), threads)
+        return QuantizedTensor(spec, codes, scale, zero)
+
+    def _rows(self, weight: Tensor, spec: QuantSpec, H: Tensor, factor: Tensor, order: Tensor) -> Grid:
+        if self.search:
+            scale, zero = (x.T.contiguous() for x in searched_grid(weight, H.diagonal(), spec))
+        else:
+            scale, zero = _covering(weight.T, spec)
+        grid = Grid(spec, weight.T.contiguous(), scale, zero, torch.empty_like(weight.T))
+        if self.search or self.act_order:
+            ordered = [part[order] for part in (grid.W, grid.wide(scale), *grid.limits())]
+            grid.steps[order] = feedback_steps(ordered[0], factor, *ordered[1:])
+        else:
+            grid.steps = _textbook_steps(grid, factor)
+        for _ in range(self.rounds):
+            _descend(grid, H)
+        return grid
 
 
-def _inverse_factor(hessian: Tensor, threads: int) -> tuple[Tensor | None, str | None]:
-    """Upper triangular U [cols, cols] in float32 with H⁻¹ = Uᵀ U, or None and the reason why there is none."""
-    if not bool(torch.isfinite(hessian).all()):
-        return None, "the calibration inputs hold NaN or infinity"
-    for damping in DAMPING:
-        lower = _flipped_factor(hessian, damping)
-        factor = _flipped_inverse(lower, threads) if lower is not None else None
-        if factor is not None and bool(torch.isfinite(factor).all()):
-            return factor, None
-    return None, f"the Hessian cannot be factored, even with damping {DAMPING[-1]:g}"
+def _textbook_steps(grid: Grid, factor: Tensor) -> Tensor:
+    """Error feedback in column order; a group's grid covers its weights as updated when it is reached."""
+    width = len(grid.W) // len(grid.scale)
+    wide, (lowest, highest) = grid.wide(grid.scale), grid.limits()
+
+    def regrid(start: int, updated: Tensor) -> None:
+        if start % width == 0:
+            group, columns = start // width, slice(start, start + width)
+            one = replace(grid.spec, group_size=width)
+            scale, zero = _covering(updated[columns], one)
+            grid.scale[group], grid.zero[group] = scale[0], zero[0]
+            wide[columns], lowest[columns] = scale, -zero
+            highest[columns] = grid.spec.levels - 1 - zero
+
+    block = BLOCK_COLUMNS if width % BLOCK_COLUMNS == 0 else width  # a group must begin with a block
+    return feedback_steps(grid.W, factor, wide, lowest, highest, block=block, before_block=regrid)
 
 
-def _flipped_factor(hessian: Tensor, damping: float) -> Tensor | None:
-    """Lower triangular L with L Lᵀ = the damped H, its rows and columns in reverse order; None where there is none."""
-    flipped = hessian.flip(0, 1)
-    dead = flipped.diagonal() == 0
-    flipped.diagonal().add_(damping * float(flipped.diagonal().mean()))
-    flipped.diagonal()[dead] = 1.0
-    lower, info = torch.linalg.cholesky_ex(flipped)
-    return lower if int(info) == 0 else None
+def _descend(grid: Grid, H: Tensor) -> None:
+    """A sweep over the codes; then a refit of the scales and another sweep, kept for the rows that gain by it."""
+    limits = grid.limits()
+    grid.steps = refined_steps(grid.W, H, grid.steps, grid.wide(grid.scale), limits)
+    error = row_errors(grid.W, H, grid.wide(grid.scale) * grid.steps)
+    scale = refitted_scales(grid.W, H, grid.steps, grid.scale, lambda x: rounded_scale(x, grid.spec))
+    steps = refined_steps(grid.W, H, grid.steps, grid.wide(scale), limits)
+    better = row_errors(grid.W, H, grid.wide(scale) * steps) < error
+    grid.steps = torch.where(better, steps, grid.steps)
+    grid.scale = torch.where(better, scale, grid.scale)
 
 
-def _flipped_inverse(lower: Tensor, threads: int) -> Tensor:
-    """L⁻¹ with rows and columns in reverse order, float32: by panels of columns that do not depend on each other."""
-    cols = lower.shape[0]
-    inverse = torch.zeros((cols, cols), dtype=torch.float32)
-
-    def solve(start: int) -> None:
-        stop = min(start + PANEL, cols)
-        unit = torch.zeros((cols - start, stop - start), dtype=torch.float64).fill_diagonal_(1.0)
-        panel = torch.linalg.solve_triangular(lower[start:, start:], unit, upper=False)
-        inverse[: cols - start, cols - stop : cols - start] = panel.flip(0, 1)
-
-    torch_map(solve, range(0, cols, PANEL), threads)
-    return inverse
+def _covering(updated: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that cover the range of every group of `updated` [cols, rows]: float32 [groups, rows]."""
+    cols, rows = updated.shape
+    scale, zero = fitted_grid(updated.T.reshape(rows, spec.groups(cols), -1).numpy(), spec)
+    return torch.from_numpy(scale.astype(np.float32).T.copy()), torch.from_numpy(zero.astype(np.float32).T.copy())
 
 
-def _solved(weight: np.ndarray, U: Tensor, spec: QuantSpec, threads: int) -> QuantizedTensor:
-    def solve(start: int) -> QuantizedTensor:
-        return _solved_rows(weight[start : start + ROW_CHUNK], U, spec)
-
-    return stacked_rows(torch_map(solve, range(0, len(weight), ROW_CHUNK), threads))
-
-
-def _solved_rows(weight: np.ndarray, U: Tensor, spec: QuantSpec) -> QuantizedTensor:
-    """Algorithm 1 on some rows, which lie along the last axis of every matrix in here."""
-    rows, cols = weight.shape
-    width = spec.group_width(cols)
-    W = torch.from_numpy(weight).T.clone(memory_format=torch.contiguous_format)
-    steps = torch.empty((cols, rows))
-    scale = np.empty((cols // width, rows), SCALE_DTYPES[spec.scale_dtype])
-    zero = np.empty(scale.shape, np.uint8)
-    for start, stop in _column_blocks(cols, width):
-        E = torch.empty((stop - start, rows))
-        for i in range(start, stop):
-            if i % width == 0:
-                group = i // width
-                scale[group], zero[group] = fitted_grid(W[i : i + width].numpy().T, spec)
-                s = torch.from_numpy(scale[group].astype(np.float32))
-                lowest = -torch.from_numpy(zero[group].astype(np.float32))
-                highest = lowest + (spec.levels - 1)
-            torch.div(W[i], s, out=steps[i]).round_().clamp_(lowest, highest)
-            e = torch.addcmul(W[i], s, steps[i], value=-1.0).div_(U[i, i])
-            W[i + 1 : stop].addr_(U[i, i + 1 : stop], e, alpha=-1.0)
-            E[i - start] = e
-        W[stop:].addmm_(U[start:stop, stop:].T, E, alpha=-1.0)
-    codes = steps.numpy().reshape(len(zero), width, rows) + zero[:, None].astype(np.float32)
-    return QuantizedTensor(
-        spec,
-        np.ascontiguousarray(codes.reshape(cols, rows).T.astype(np.uint8)),
-        np.ascontiguousarray(scale.T),
-        np.ascontiguousarray(zero.T),
-    )
-
-
-def _column_blocks(cols: int, width: int) -> Iterator[tuple[int, int]]:
-    """Blocks of at most `BLOCK_COLUMNS` columns that contain whole groups, or lie within one."""
-    span = max(width, BLOCK_COLUMNS // width * width)
-    for first in range(0, cols, span):
-        last = min(first + span, cols)
-        for start in range(first, last, BLOCK_COLUMNS):
-            yield start, min(start + BLOCK_COLUMNS, last)
-
-
-def _output_error(weight: np.ndarray, quantized: np.ndarray, hessian: Tensor, threads: int) -> float:
+def _output_error(weight: np.ndarray, quantized: QuantizedTensor, hessian: Tensor, threads: int) -> float:
     """tr((W - Q) H (W - Q)ᵀ) / tr(W H Wᵀ); 0 where the inputs are all zero."""
-    # x H xᵀ = 2 x T xᵀ with T = the upper triangle of H and half its diagonal: half the work.
-    triangle = hessian.triu()
-    triangle.diagonal().mul_(0.5)
 
     def energies(start: int) -> tuple[float, float]:
         part = slice(start, start + ROW_CHUNK)
         W = torch.from_numpy(weight[part]).double()
-        D = W - torch.from_numpy(quantized[part])
-        return _quadratic(D, triangle), _quadratic(W, triangle)
+        D = W - torch.from_numpy(values[part])
+        return float(((D @ hessian) * D).sum()), float(((W @ hessian) * W).sum())
 
-    parts = torch_map(energies, range(0, len(weight), ROW_CHUNK), threads)
-    damage, power = (sum(values) for values in zip(*parts, strict=True))
+    values = quantized.dequantized()
+    pairs = torch_map(energies, range(0, len(weight), ROW_CHUNK), threads)
+    damage, power = (sum(column) for column in zip(*pairs, strict=True))
     return max(damage, 0.0) / power if power > 0 else 0.0
-
-
-def _quadratic(X: Tensor, triangle: Tensor) -> float:
-    total = 0.0
-    for start in range(0, X.shape[1], PANEL):
-        stop = start + PANEL
-        total += float(((X[:, :stop] @ triangle[:stop, start:stop]) * X[:, start:stop]).sum())
-    return 2.0 * total
 
 
 METHOD: Method = Gptq()

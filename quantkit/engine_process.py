@@ -1,0 +1,144 @@
+"""A child process that holds an inference engine and answers over two pipes.
+
+An engine is foreign code that parses files, may abort on them, logs to file descriptors, and gives its memory back for
+certain only when its process ends; some live in an environment of their own. The protocol: a request is one JSON line
+on the child's stdin; an answer is one JSON line on its stdout, followed by `bytes` bytes of data when it says so, or
+`{"error": "one line"}`. Stdin at its end means goodbye, so a child never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import EngineFailed
+
+FAREWELL_SECONDS = 5.0
+"""How long an engine may take to end by itself before it is killed."""
+
+Reason = Callable[[Sequence[str]], "str | None"]
+"""Finds in the lines of the child's stderr why the engine refused, in its own words; None if they do not say."""
+
+
+def _no_reason(log: Sequence[str]) -> None:
+    return None
+
+
+class EngineProcess:
+    """A running child. Every failure is an `EngineFailed` of one line that names the artifact and the engine.
+
+    Args:
+        command: what to start; its stderr is kept, for the last words of an engine that dies.
+        engine: its name in messages.
+        path: the artifact that it is started for.
+        reason: how to find the cause of a failure in the engine's log.
+    """
+
+    def __init__(self, command: Sequence[str], *, engine: str, path: Path, reason: Reason = _no_reason) -> None:
+        self._engine = engine
+        self._path = path
+        self._reason = reason
+        self._late = False
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        # A session of its own: Ctrl-C reaches us alone, and what the engine starts can be ended with it.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True
+        )
+
+    def ask(
+        self, *, timeout: float | None = None, **request: str | int | bool | Sequence[int]
+    ) -> tuple[dict[str, Any], bytes]:
+        """Send a request; return the answer and its data.
+
+        timeout: seconds after which the engine is killed, None = never.
+
+        Raises:
+            EngineFailed: the answer is an error, the engine died, or it gave no answer in time.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        with self._deadline(timeout):
+            try:
+                stdin.write(json.dumps(request).encode() + b"\n")
+                stdin.flush()
+            except BrokenPipeError:
+                raise self._death(timeout) from None
+            line = stdout.readline()
+            answer = self._parsed(line, timeout)
+            size = answer.get("bytes", 0)
+            data = stdout.read(size)
+            if len(data) != size:
+                raise self._death(timeout)
+        return answer, data
+
+    def close(self) -> None:
+        """End the process and all that it started; safe to call twice."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # when it is gone already, with a request unread
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a wedged engine would keep us for ever
+            self._process.wait(FAREWELL_SECONDS)
+        self._kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+    def _parsed(self, line: bytes, timeout: float | None) -> dict[str, Any]:
+        if not line:
+            raise self._death(timeout)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise EngineFailed(f"{self._path}: {self._engine} answered {line[:80]!r} instead of JSON")
+        if "error" in answer:
+            raise EngineFailed(f"{self._path}: {self._engine}: {self._reason(self._log_lines()) or answer['error']}")
+        return answer
+
+    @contextlib.contextmanager
+    def _deadline(self, timeout: float | None) -> Iterator[None]:
+        """Kill the child after `timeout` seconds, which ends every wait for its pipes."""
+        if timeout is None:
+            yield
+            return
+        timer = threading.Timer(timeout, self._expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _expire(self) -> None:
+        self._late = True
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._process.returncode is None and hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # PermissionError: a zombie, on macOS
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+
+    def _death(self, timeout: float | None) -> EngineFailed:
+        code = self._process.wait()
+        if self._late:
+            return EngineFailed(f"{self._path}: {self._engine} gave no answer within {timeout:g} s")
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        log = self._log_lines()
+        reason = self._reason(log) or (log or ["no message"])[-1]
+        return EngineFailed(f"{self._path}: {self._engine} died with {how}: {reason}")
+
+    def _log_lines(self) -> list[str]:
+        self._log.seek(0)
+        return [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]

@@ -1,0 +1,162 @@
+"""The residual stream of the calibration sequences, carried through the model one block at a time.
+
+Two streams run side by side: one through the original blocks, one through the blocks as quantized so far. For each
+block `stages` yields what the inputs of each group of linear layers look like (q, k, v; then o; then gate, up; then
+down) and how far their outputs have drifted from the original's; what the caller has put in place of a stage's
+weights by then is what the next stage sees.
+
+Memory: two streams and one stage's inputs, linear in the number of tokens, and one stage's statistics, which do not
+grow with it. Results do not depend on the number of threads: see `quantkit.parallel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantkit.calibration import InputStatistics, cross_products, embedded, input_statistics
+from quantkit.calibration_text import Samples
+from quantkit.checkpoint import Checkpoint
+from quantkit.family import LAYER_NAMES, ModelSpec, Role
+from quantkit.model import Block, rotary_tables
+from quantkit.parallel import torch_map
+
+HELD_OUT_EVERY = 8
+"""One sequence in so many is kept from the fit, to judge it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drift:
+    """How far the outputs of one linear layer are from the original's, as correlations with its inputs x̂.
+
+    fitted, held_out: Σ d x̂ᵀ over tokens of the fitting and of the held-out sequences, float64 [rows, cols], where d is
+    the original's output minus W x̂.
+    """
+
+    fitted: Tensor
+    held_out: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """Linear layers that read the same inputs.
+
+    fitted, held_out: statistics of the inputs on the fitting and on the held-out sequences.
+    drift: by role; empty when the original stream is not followed, or nothing is held out to judge with.
+    """
+
+    roles: tuple[Role, ...]
+    fitted: InputStatistics
+    held_out: InputStatistics
+    drift: Mapping[Role, Drift]
+
+
+class HiddenStates:
+    """Both residual streams, float32 [tokens, hidden] per sequence, in front of the next block.
+
+    skip_positions: the first so many tokens of every sequence stay out of all statistics. Their activations are
+    hundreds of times larger than all others and would decide every layer (P-GPTQ, MiniCPM4 report 4.1.2).
+    follow_original: whether the original stream is carried along.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        samples: Samples,
+        *,
+        skip_positions: int = 0,
+        follow_original: bool = True,
+        threads: int = 1,
+    ) -> None:
+        self.spec: ModelSpec = checkpoint.spec
+        self.threads = threads
+        self.skip_positions = skip_positions
+        self.states = embedded(checkpoint, samples.sequences)
+        self.original = list(self.states) if follow_original else []
+        count = len(self.states)
+        self.held_out = [i for i in range(count) if (i + 1) % HELD_OUT_EVERY == 0] or ([count - 1] if count > 1 else [])
+        cpu = torch.device("cpu")
+        self.rotary = {length: rotary_tables(self.spec, 0, length, cpu) for length in {len(x) for x in self.states}}
+
+    def stages(self, block: Block, original: Block) -> Iterator[Stage]:
+        """Move through one block.
+
+        Before asking for the next stage the caller replaces the weights of a stage's roles in `block`, whose weights
+        are those of `original` at first and must not share memory with them.
+        """
+        inputs = self._paired(lambda b: b.input_layernorm, block, original)
+        yield self._stage((Role.Q, Role.K, Role.V), inputs, original)
+        inputs = self._mixed(inputs, block, original)
+        yield self._stage((Role.O,), inputs, original)
+        self._add(inputs, block.self_attn.o_proj, original.self_attn.o_proj)
+        inputs = self._paired(lambda b: b.post_attention_layernorm, block, original)
+        yield self._stage((Role.GATE, Role.UP), inputs, original)
+        inputs = (self._each(block.mlp.gated, inputs[0]), self._each(original.mlp.gated, inputs[1]))
+        yield self._stage((Role.DOWN,), inputs, original)
+        self._add(inputs, block.mlp.down_proj, original.mlp.down_proj)
+
+    def _paired(
+        self, part: Callable[[Block], Callable[[Tensor], Tensor]], block: Block, original: Block
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        return self._each(part(block), self.states), self._each(part(original), self.original)
+
+    def _mixed(
+        self, inputs: tuple[list[Tensor], list[Tensor]], block: Block, original: Block
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        def mixed(chosen: Block) -> Callable[[Tensor], Tensor]:
+            return lambda x: chosen.self_attn.mix(x[None], *self.rotary[len(x)], None)[0][0]
+
+        return self._each(mixed(block), inputs[0]), self._each(mixed(original), inputs[1])
+
+    def _add(
+        self,
+        inputs: tuple[list[Tensor], list[Tensor]],
+        layer: Callable[[Tensor], Tensor],
+        original: Callable[[Tensor], Tensor],
+    ) -> None:
+        scale = self.spec.residual_scale
+        self.states = self._each(lambda r, x: r + layer(x) * scale, self.states, inputs[0])
+        self.original = self._each(lambda r, x: r + original(x) * scale, self.original, inputs[1])
+
+    def _stage(self, roles: tuple[Role, ...], inputs: tuple[list[Tensor], list[Tensor]], original: Block) -> Stage:
+        seen = [x[self.skip_positions :] for x in inputs[0]]
+        drift: dict[Role, Drift] = {}
+        if self.original and self.held_out:
+            moved = self._each(lambda x, y: (x - y)[self.skip_positions :], inputs[1], inputs[0])
+            drift = self._drifts(roles, moved, seen, original)
+        fitted, held_out = (input_statistics(part, seen[0].shape[1], self.threads) for part in self._split(seen))
+        return Stage(roles, fitted, held_out, drift)
+
+    def _drifts(
+        self, roles: tuple[Role, ...], moved: list[Tensor], seen: list[Tensor], original: Block
+    ) -> dict[Role, Drift]:
+        """Of layers that share their inputs from one product of inputs; of o and down from their outputs."""
+        if len(roles) > 1:
+            pairs = zip(self._split(moved), self._split(seen), strict=True)
+            fitted, held_out = (cross_products(d, x, self.threads) for d, x in pairs)
+            weights = {role: original.get_parameter(LAYER_NAMES[role]).double() for role in roles}
+            return {role: Drift(W @ fitted, W @ held_out) for role, W in weights.items()}
+        W = original.get_parameter(LAYER_NAMES[roles[0]])
+        missing = self._each(self._missing(W), moved, self.original, self.states)
+        pairs = zip(self._split(missing), self._split(seen), strict=True)
+        return {roles[0]: Drift(*(cross_products(d, x, self.threads) for d, x in pairs))}
+
+    def _missing(self, W: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """What the layer's output lacks, the residual stream's own drift included."""
+        skip, scale = self.skip_positions, self.spec.residual_scale
+        return lambda moved, wanted, stream: moved @ W.T + (wanted - stream)[skip:] / scale
+
+    def _split(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Fitting and held-out sequences."""
+        held_out = set(self.held_out)
+        return (
+            [x for i, x in enumerate(rows) if i not in held_out],
+            [x for i, x in enumerate(rows) if i in held_out],
+        )
+
+    def _each(self, function: Callable[..., Tensor], *columns: Sequence[Tensor]) -> list[Tensor]:
+        """function(column[i], ...) for every sequence i, each on one thread."""
+        return torch_map(lambda values: function(*values), zip(*columns, strict=True), self.threads)

@@ -1,0 +1,87 @@
+"""Error feedback on a fixed grid: GPTQ with the columns in any order.
+
+Frantar et al., "GPTQ" (2022), algorithm 1. With H = X Xᵀ (damped), columns permuted so that those with the largest
+H_jj come first ("act-order"), and H⁻¹ = Uᵀ U, U upper triangular:
+
+    q_i = nearest grid point of w_i;  e_i = (w_i - q_i) / U_ii;  w_j -= e_i U_ij  for j > i      column by column
+
+Every group's scale and zero point are chosen beforehand, so groups stay runs of consecutive columns on disk whatever
+the order of the solve ("static groups"): no `g_idx`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BLOCK_COLUMNS = 128
+"""The paper's lazy batch."""
+DAMPING = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Tried in turn, as a share of H's mean diagonal, until H can be factored."""
+
+
+def damped(hessian: Tensor, share: float) -> Tensor:
+    """A copy of H [cols, cols] (float64) with `share` of its mean diagonal added; 1 on the diagonal of dead columns."""
+    made = hessian.clone()
+    dead = hessian.diagonal() == 0
+    made.diagonal().add_(share * hessian.diagonal().mean())
+    made.diagonal()[dead] = 1.0
+    return made
+
+
+def inverse_factor(damped_hessian: Tensor) -> Tensor | None:
+    """Upper triangular U [cols, cols] in float32 with H⁻¹ = Uᵀ U; None when H cannot be factored.
+
+    U is obtained without inverting H: H = R Rᵀ with R upper triangular gives U = R⁻¹, and R is the Cholesky factor of
+    H with both axes reversed, reversed back.
+    """
+    lower, info = torch.linalg.cholesky_ex(damped_hessian.flip(0, 1))
+    if int(info) != 0:
+        return None
+    upper = lower.flip(0, 1)
+    unit = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+    factor = torch.linalg.solve_triangular(upper, unit, upper=True).float()
+    return factor if bool(torch.isfinite(factor).all()) else None
+
+
+def feedback_steps(
+    weight: Tensor,
+    factor: Tensor,
+    scale: Tensor,
+    lowest: Tensor,
+    highest: Tensor,
+    *,
+    block: int = BLOCK_COLUMNS,
+    before_block: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Steps q - z of every weight, with error feedback in the order of the rows of these arguments.
+
+    Args:
+        weight: float32 [cols, rows], columns of the matrix in solving order.
+        factor: U [cols, cols] float32 in the same order.
+        scale, lowest, highest: float32 [cols, rows]; each column's scale, and the range of its steps.
+        block: columns after which the rest is updated in one product.
+        before_block: called with a block's first column and the weights as updated by then; may fill in the rows of
+            scale, lowest and highest from that column on.
+
+    Returns:
+        Integral float32 [cols, rows]; the weight is `scale * steps`.
+    """
+    W = weight.clone()
+    U = factor
+    steps = torch.empty_like(W)
+    for start in range(0, len(W), block):
+        stop = min(start + block, len(W))
+        if before_block is not None:
+            before_block(start, W)
+        E = torch.empty((stop - start, W.shape[1]), device=W.device)
+        for i in range(start, stop):
+            q = torch.div(W[i], scale[i]).round_().clamp_(lowest[i], highest[i])
+            steps[i] = q
+            e = torch.addcmul(W[i], scale[i], q, value=-1.0).div_(U[i, i])
+            W[i + 1 : stop].addr_(U[i, i + 1 : stop], e, alpha=-1.0)
+            E[i - start] = e
+        W[stop:].addmm_(U[start:stop, stop:].T, E, alpha=-1.0)
+    return steps
