@@ -1,4 +1,4 @@
-"""Quantize a folder with GPTQModel on the CPU; run by `int4_quality.py` with the interpreter of GPTQModel's environment.
+"""Quantize a folder with GPTQModel on the CPU; `int4_quality.py` runs it in GPTQModel's own environment.
 
     python gptqmodel_quantize.py FOLDER TOKENS.json OUT SETTINGS.json-text
 
@@ -8,6 +8,7 @@ It imports nothing of quantkit. GPTQModel needs GPTQMODEL_CPU_WORKERS=2 on two c
 import json
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,13 +23,10 @@ def main() -> None:
     folder, tokens, out, settings = sys.argv[1:5]
     options = json.loads(settings)
     if options.pop("gptaq", False):
-        from gptqmodel.quantization.config import GPTAQConfig
-
-        options["gptaq"] = GPTAQConfig()
+        options["gptaq"] = gptqmodel.quantization.config.GPTAQConfig()
     config = gptqmodel.QuantizeConfig(**options)
     model = gptqmodel.GPTQModel.load(folder, config, device="cpu", dtype=torch.float32)
-    with open(tokens) as file:
-        rows = json.load(file)
+    rows = json.loads(Path(tokens).read_text())
     model.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows], batch_size=1)
     model.save(out)
 

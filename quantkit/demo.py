@@ -64,23 +64,23 @@ def run_demo(model: Path, golden_file: Path, out: Path, *, threads: int, overwri
     planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions())
     folder = out / "int4"
     publish(planned, folder, inputs=checkpoint.inputs, overwrite=overwrite, report=run.report)
-    yield _prove(folder, "compressed-tensors int4", planned, weights, golden)
+    yield _prove(folder, "compressed-tensors int4", planned, weights, golden, engine="reference")
     exports = [
-        ("gguf", ExportOptions(type="q4_0"), folder, "model-q4_0.gguf"),
-        ("gguf", ExportOptions(type="f16"), model, "model-f16.gguf"),
-        ("hf", ExportOptions(type="bf16", arch="llama"), model, "llama"),
+        ("gguf", ExportOptions(type="q4_0"), folder, "model-q4_0.gguf", "llama-cpp"),
+        ("gguf", ExportOptions(type="f16"), model, "model-f16.gguf", "llama-cpp"),
+        ("hf", ExportOptions(type="bf16", arch="llama"), model, "llama", "reference"),
     ]
-    for name, options, source, target in exports:
+    for name, options, source, target, engine in exports:
         tell(f"exporting {name} {options.type} from {source.name}, and verifying it")
         opened = registry.open_checkpoint(source)
         planned = registry.exporter(name).prepare(opened, options)
         publish(planned, out / target, inputs=opened.inputs, overwrite=overwrite)
         label = f"{name} {options.type}" + (" llama" if options.arch == "llama" else "")
-        yield _prove(out / target, label, planned, weights, golden)
+        yield _prove(out / target, label, planned, weights, golden, engine=engine)
 
 
-def _prove(path: Path, name: str, planned: PlannedArtifact, weights: int, golden: Golden) -> Row:
-    report: Report = verify(path, golden=golden)
+def _prove(path: Path, name: str, planned: PlannedArtifact, weights: int, golden: Golden, *, engine: str) -> Row:
+    report: Report = verify(path, golden=golden, engine=engine)
     last = report.checks[-1]
     return Row(
         name=name,

@@ -46,24 +46,42 @@ class Destination:
         return self.path.with_name(f".{self.path.name}.quantkit-old")
 
     @property
+    def run(self) -> Path:
+        """Held while a process works on this output, from before publishing."""
+        return self.path.with_name(f".{self.path.name}.quantkit-run")
+
+    @property
+    def work(self) -> Path:
+        """A folder with finished steps of a run, see `quantkit.journal`."""
+        return self.path.with_name(f".{self.path.name}.quantkit-work")
+
+    @property
     def sidecar(self) -> Path:
         """The manifest of a single file."""
         return self.path.with_name(self.path.name + SIDECAR_SUFFIX)
+
+    def names(self) -> tuple[Path, ...]:
+        """All that may be replaced or removed."""
+        return (self.path, self.sidecar, self.stage, self.old, self.lock, self.run, self.work)
 
     def has_leftovers(self) -> bool:
         """Whether another run is at work on this output, or was killed."""
         return any(os.path.lexists(path) for path in (self.lock, self.stage, self.old))
 
 
-def preflight(planned: PlannedArtifact, out: Path, *, inputs: Sequence[Path] = (), overwrite: bool = False) -> None:
+def preflight(
+    planned: PlannedArtifact, out: Path, *, inputs: Sequence[Path] = (), overwrite: bool = False, journal_size: int = 0
+) -> None:
     """Refuse what can be refused before any work; touches nothing. `publish` begins with it.
+
+    journal_size: bytes that `quantkit.journal` will keep beside the output meanwhile.
 
     Raises:
         BadOption: the name of `out` has none of the words that an engine looks for.
         UnsafePath: a planned file is not a bare file name.
         OutputExists: `out` is taken, is or holds an input, or is something that `overwrite` must not replace.
         WriteFailed: the parent is missing, not a folder or not writable; the name is too long.
-        NoSpace: the disk holds less than the plan, the manifest and 2 %.
+        NoSpace: the disk holds less than the plan, the manifest and 2 %, and the journal.
     """
     destination = resolve(planned, out)
     _check_keywords(planned, destination)
@@ -71,7 +89,7 @@ def preflight(planned: PlannedArtifact, out: Path, *, inputs: Sequence[Path] = (
     check_apart(destination, inputs)
     _check_parent(destination)
     check_vacant(destination, overwrite)
-    _check_space(destination, planned)
+    _check_space(destination, planned, journal_size)
 
 
 def resolve(planned: PlannedArtifact, out: Path) -> Destination:
@@ -116,7 +134,7 @@ def check_apart(destination: Destination, inputs: Sequence[Path]) -> None:
         # Both the way that was given and the one behind links: replacing a folder of links would lose the links.
         ways = [path.absolute(), path.resolve()]
         holders = {_identity(step) for way in ways for step in (way, *way.parents)}
-        for name in (destination.path, destination.sidecar, destination.stage, destination.old, destination.lock):
+        for name in destination.names():
             if os.path.lexists(name) and _identity(name) in holders:
                 raise OutputExists(f"{destination.shown} is, or holds, the input {path}", hint="choose another output")
 
@@ -170,12 +188,14 @@ def check_vacant(destination: Destination, overwrite: bool) -> None:
         )
 
 
-def _check_space(destination: Destination, planned: PlannedArtifact) -> None:
+def _check_space(destination: Destination, planned: PlannedArtifact, journal_size: int) -> None:
     needed = planned.size + len(encoded(describe(planned))) + MANIFEST_ALLOWANCE
-    needed += int(planned.size * SPACE_MARGIN)
+    needed += int(planned.size * SPACE_MARGIN) + journal_size
     with refusals(f"{destination.shown}: cannot tell the free space"):
         disk = os.statvfs(destination.path.parent)
     free = disk.f_bavail * disk.f_frsize
+    if journal_size:  # a run that goes on reuses what a killed one left
+        free += _bytes_below(destination.stage) + _bytes_below(destination.work)
     if disk.f_blocks and free < needed:  # some network file systems report zero blocks: unknown
         wanted, there = size_text(needed), size_text(free)
         if wanted == there:
@@ -184,6 +204,13 @@ def _check_space(destination: Destination, planned: PlannedArtifact) -> None:
             f"{destination.shown}: needs {wanted}, {there} free",
             hint=f"free {size_text(needed - free)} or choose another disk; nothing was written",
         )
+
+
+def _bytes_below(folder: Path) -> int:
+    try:
+        return sum(path.lstat().st_blocks * 512 for path in folder.iterdir())
+    except OSError:
+        return 0
 
 
 def size_text(count: int) -> str:

@@ -87,15 +87,27 @@ class HiddenStates:
         Before asking for the next stage the caller replaces the weights of a stage's roles in `block`, whose weights
         are those of `original` at first and must not share memory with them.
         """
+        for roles, inputs in self._steps(block, original):
+            yield self._stage(roles, inputs, original)
+
+    def advance(self, block: Block, original: Block) -> None:
+        """Move through one block whose weights are all in place."""
+        for _ in self._steps(block, original):
+            pass
+
+    def _steps(
+        self, block: Block, original: Block
+    ) -> Iterator[tuple[tuple[Role, ...], tuple[list[Tensor], list[Tensor]]]]:
+        """Layers that read the same inputs, with these inputs."""
         inputs = self._paired(lambda b: b.input_layernorm, block, original)
-        yield self._stage((Role.Q, Role.K, Role.V), inputs, original)
+        yield (Role.Q, Role.K, Role.V), inputs
         inputs = self._mixed(inputs, block, original)
-        yield self._stage((Role.O,), inputs, original)
+        yield (Role.O,), inputs
         self._add(inputs, block.self_attn.o_proj, original.self_attn.o_proj)
         inputs = self._paired(lambda b: b.post_attention_layernorm, block, original)
-        yield self._stage((Role.GATE, Role.UP), inputs, original)
+        yield (Role.GATE, Role.UP), inputs
         inputs = (self._each(block.mlp.gated, inputs[0]), self._each(original.mlp.gated, inputs[1]))
-        yield self._stage((Role.DOWN,), inputs, original)
+        yield (Role.DOWN,), inputs
         self._add(inputs, block.mlp.down_proj, original.mlp.down_proj)
 
     def _paired(

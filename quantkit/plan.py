@@ -7,6 +7,7 @@ are exact, not estimates; memory and time are estimates, and say so.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,9 +19,12 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.family import LINEAR_ROLES, ModelSpec, Role
 from quantkit.fold import folded
+from quantkit.kernels import Verdict, verdicts
 from quantkit.protocols import ExportOptions
 from quantkit.quantize import planned
+from quantkit.recipe import Recipe
 from quantkit.spec import QuantSpec
+from quantkit.tensor import TensorView, Weight
 
 INTERPRETER_BYTES = 120 << 20
 TORCH_BYTES = 350 << 20
@@ -42,6 +46,17 @@ class Target:
     refusal: str | None = None
     hint: str | None = None
     notes: tuple[str, ...] = ()
+    kernels: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedWeight:
+    """One tensor of the result: what it becomes ("int4 g128 sym", "bfloat16") and by which method, None = as it is."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    method: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +64,7 @@ class Plan:
     """The answer of `quantkit plan`.
 
     peak_memory_bytes and seconds are estimates for the quantization step; sizes of targets are exact.
-    tensors: how many tensors become what, such as {"int4 g128 sym": 35, "bfloat16": 12}.
+    tensors: how many tensors become what, such as {"int4 g128 sym": 35, "bfloat16": 12}. weights: the same one by one.
     """
 
     source: str
@@ -57,6 +72,7 @@ class Plan:
     method: str | None
     spec: str | None
     tensors: Mapping[str, int]
+    weights: tuple[PlannedWeight, ...]
     targets: tuple[Target, ...]
     peak_memory_bytes: int
     seconds: float
@@ -98,25 +114,34 @@ def plan(
     *,
     method: str | None = None,
     spec: QuantSpec | None = None,
+    recipe: Recipe | None = None,
     calibration_tokens: int = 0,
 ) -> Plan:
     """Plan quantizing `checkpoint` (when `method` is given) and writing it as each of `targets`.
 
     Raises:
-        BadOption: an unknown method.
+        BadOption: an unknown method, or a recipe that does not fit the model.
         UnsupportedSpec: a weight that `spec` cannot divide into groups.
     """
     result = checkpoint
-    needs_calibration = False
+    needs_calibration, methods = False, {}
     if method is not None and spec is not None:
-        needs_calibration = registry.method(method).needs_calibration
-        result = planned(checkpoint, spec)
+        registry.method(method)
+        assignments = (recipe or Recipe()).assign(checkpoint.spec, spec, method)
+        methods = {name: assigned.method for name, assigned in assignments.items() if assigned.spec is not None}
+        needs_calibration = any(registry.method(name).needs_calibration for name in set(methods.values()))
+        result = planned(checkpoint, assignments)
+    weights = tuple(
+        PlannedWeight(name=name, shape=weight.shape, type=_type(weight), method=methods.get(name))
+        for name, weight in result.weights.items()
+    )
     return Plan(
         source=checkpoint.path.name,
         parameters=sum(weight.size for weight in checkpoint.weights.values()),
         method=method,
         spec=str(spec) if spec is not None else None,
-        tensors=_count_types(result),
+        tensors=Counter(weight.type for weight in weights),
+        weights=weights,
         targets=tuple(_target(result, name, options) for name, options in targets),
         peak_memory_bytes=peak_memory(checkpoint.spec, calibration_tokens if needs_calibration else 0),
         seconds=_seconds(checkpoint, calibration_tokens if needs_calibration else 0),
@@ -148,16 +173,12 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
         bits_per_weight=artifact.size * 8 / parameters,
         engines=exporter.engines,
         notes=artifact.notes,
+        kernels=verdicts(source, name, target=options.target or next(iter(exporter.targets), None)),
     )
 
 
-def _count_types(checkpoint: Checkpoint) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for weight in checkpoint.weights.values():
-        spec = getattr(weight, "spec", None)
-        kind = str(spec) if spec is not None else str(getattr(weight, "dtype", ""))
-        counts[kind] = counts.get(kind, 0) + 1
-    return counts
+def _type(weight: Weight) -> str:
+    return str(weight.dtype if isinstance(weight, TensorView) else weight.spec)
 
 
 def peak_memory(spec: ModelSpec, calibration_tokens: int) -> int:

@@ -7,8 +7,10 @@ tensor is read and keeps the result until the next block's turn, so that one blo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -16,10 +18,14 @@ import numpy as np
 from quantkit import registry
 from quantkit.calibration_text import CalibrationOptions, Samples
 from quantkit.checkpoint import Checkpoint
+from quantkit.destination import resolve
 from quantkit.errors import BadOption, MissingDependency, QuantkitError
-from quantkit.family import LINEAR_ROLES
+from quantkit.journal import Journal
+from quantkit.layout import PlannedArtifact
 from quantkit.protocols import Method, TensorReport
 from quantkit.quantized import QuantizedTensor
+from quantkit.recipe import Assignment, Recipe
+from quantkit.resumption import decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.spec import QuantSpec
 from quantkit.tensor import QuantizedView
 
@@ -29,29 +35,35 @@ if TYPE_CHECKING:
 SKIP_POSITIONS = 4
 """The first tokens attract attention from everywhere and carry activations hundreds of times the usual size."""
 
+SAMPLES_STEP = "samples"
 Progress = Callable[[int, int], None]
 """progress(done, total): tokens of calibration text generated; called now and then, maybe from another thread."""
 
 
-def planned(checkpoint: Checkpoint, spec: QuantSpec) -> Checkpoint:
-    """`checkpoint` as it will be once its linear layers are quantized with `spec`; their views cannot be read.
+def planned(checkpoint: Checkpoint, assignments: Mapping[str, Assignment]) -> Checkpoint:
+    """`checkpoint` as it will be once its weights are what they are assigned to be; quantized views cannot be read.
+
+    Args:
+        checkpoint: a dense model.
+        assignments: by weight name, see `Recipe.assign`.
 
     Raises:
-        BadOption: a linear layer is quantized already.
+        BadOption: a weight that is assigned a grid is quantized already.
         UnsupportedSpec: a group size that does not divide a layer's columns, with the layer's name.
     """
     views: dict[str, QuantizedView] = {}
-    for slot in checkpoint.spec.slots():
-        if slot.role in LINEAR_ROLES:
-            weight = checkpoint.weights[slot.name]
-            if isinstance(weight, QuantizedView):
-                raise BadOption(
-                    f"{slot.name} is quantized already ({weight.spec})",
-                    hint="quantize the original checkpoint, or export this one as it is",
-                )
-            rows, cols = weight.shape
-            spec.groups(cols, name=slot.name)
-            views[slot.name] = QuantizedView(slot.name, (rows, cols), spec, _unreadable)
+    for name, assignment in assignments.items():
+        weight = checkpoint.weights[name]
+        if assignment.spec is None:
+            continue
+        if isinstance(weight, QuantizedView):
+            raise BadOption(
+                f"{name} is quantized already ({weight.spec})",
+                hint="quantize the original checkpoint, or export this one as it is",
+            )
+        rows, cols = weight.shape
+        assignment.spec.groups(cols, name=name)
+        views[name] = QuantizedView(name, (rows, cols), assignment.spec, _unreadable)
     return replace(checkpoint, weights={**checkpoint.weights, **views})
 
 
@@ -64,6 +76,7 @@ def quantized(
     spec: QuantSpec,
     method_name: str,
     *,
+    recipe: Recipe | None = None,
     calibration: CalibrationOptions | Samples | None = None,
     skip_positions: int = SKIP_POSITIONS,
     propagate: bool = True,
@@ -74,8 +87,9 @@ def quantized(
 
     Args:
         checkpoint: a dense model; `quantkit.fold.folded` beforehand for an exact `--arch llama`.
-        spec: the grid of every linear layer.
-        method_name: see `quantkit.registry.names("methods")`.
+        spec: the grid of every linear layer that the recipe does not decide.
+        method_name: their method, see `quantkit.registry.names("methods")`.
+        recipe: exceptions; None = there are none.
         calibration: what to calibrate on, or the sequences themselves; None = the defaults of `CalibrationOptions`.
         skip_positions: tokens at the start of every sequence that stay out of the statistics.
         propagate: whether each layer makes up for what the layers before it lost.
@@ -83,26 +97,30 @@ def quantized(
         progress: told how far the generation of calibration text is.
 
     Raises:
-        BadOption: an unknown method, or a checkpoint that is quantized already.
+        BadOption: an unknown method, a checkpoint that is quantized already, or a recipe that does not fit the model.
         UnsupportedSpec: a group size that does not divide a layer's columns.
         MissingDependency: the method needs torch, and it is not installed.
     """
-    try:
-        method = registry.method(method_name)
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            f"method {method_name} needs {error.name}, which is not installed", hint="pip install 'quantkit[torch]'"
-        ) from None
     return Quantization(
         checkpoint,
         spec,
-        method,
+        _method(method_name),
+        recipe=recipe,
         calibration=calibration or CalibrationOptions(),
         skip_positions=skip_positions,
         propagate=propagate,
         threads=threads,
         progress=progress,
     )
+
+
+def _method(name: str) -> Method:
+    try:
+        return registry.method(name)
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"method {name} needs {error.name}, which is not installed", hint="pip install 'quantkit[torch]'"
+        ) from None
 
 
 class Quantization:
@@ -114,6 +132,7 @@ class Quantization:
         spec: QuantSpec,
         method: Method,
         *,
+        recipe: Recipe | None = None,
         calibration: CalibrationOptions | Samples,
         skip_positions: int = SKIP_POSITIONS,
         propagate: bool = True,
@@ -123,6 +142,15 @@ class Quantization:
         self._source = source
         self._spec = spec
         self._method = method
+        self._recipe = recipe or Recipe()
+        assignments = self._recipe.assign(source.spec, spec, method.name)
+        plan = planned(source, assignments)
+        self._methods = {
+            name: method if assignment.method == method.name else _method(assignment.method)
+            for name, assignment in assignments.items()
+            if assignment.spec is not None
+        }
+        self._calibrated = any(used.needs_calibration for used in self._methods.values())
         self._calibration = calibration
         self._skip_positions = skip_positions
         self._propagate = propagate
@@ -130,7 +158,8 @@ class Quantization:
         self._progress = progress
         self._reports: dict[str, TensorReport] = {}
         self._stream: BlockStream | None = None
-        self.checkpoint = self._with_readers(planned(source, spec))
+        self._journal: Journal | None = None
+        self.checkpoint = self._with_readers(plan)
 
     def calibrate(self) -> None:
         """Read or generate the calibration sequences now, and not when the first view is read.
@@ -140,8 +169,30 @@ class Quantization:
         Raises:
             Everything that `quantkit.calibration.calibration_samples` raises; NonFiniteValues: a bad embedding.
         """
-        if self._method.needs_calibration:
+        if self._calibrated:
             self._stream = self._stream or self._open_stream()
+
+    @contextmanager
+    def journal(self, planned: PlannedArtifact, out: Path) -> Iterator[None]:
+        """Within it finished blocks are kept beside `out`, and those that a killed run has kept are not done again.
+
+        Enter it before `calibrate`, and leave it after publishing. Without calibration nothing is kept.
+
+        Raises:
+            What `quantkit.journal.Journal` and `quantkit.resumption.run_key` raise.
+        """
+        if not self._calibrated:
+            yield
+            return
+        choices = {"skip_positions": self._skip_positions, "propagate": self._propagate}
+        key = run_key(self._source, self._wanted(), self._calibration, **choices)
+        with Journal(resolve(planned, out), key) as self._journal:
+            yield
+
+    def journal_size(self) -> int:
+        """Bytes that `journal` will keep, samples and reports aside."""
+        views = [self.checkpoint.weights[name] for name in (self._wanted() if self._calibrated else ())]
+        return sum(kept_bytes(view.shape, view.spec) for view in views if isinstance(view, QuantizedView))
 
     def report(self) -> dict[str, Any]:
         """JSON for the manifest: method, spec, calibration coverage, and every tensor's error and fallback so far."""
@@ -149,6 +200,7 @@ class Quantization:
         return {
             "method": self._method.name,
             "spec": self._spec.to_json(),
+            "recipe": self._recipe.to_json(),
             "calibration": coverage,
             "tensors": {name: asdict(report) for name, report in self._reports.items()},
         }
@@ -157,12 +209,13 @@ class Quantization:
         weights = dict(plan.weights)
         for slot in plan.spec.slots():
             view = weights[slot.name]
-            if isinstance(view, QuantizedView) and slot.layer is not None:
+            if isinstance(view, QuantizedView):
                 weights[slot.name] = replace(view, read=self._reader(view, slot.layer))
         return replace(plan, weights=weights)
 
-    def _reader(self, view: QuantizedView, layer: int) -> Callable[[], QuantizedTensor]:
-        if self._method.needs_calibration:
+    def _reader(self, view: QuantizedView, layer: int | None) -> Callable[[], QuantizedTensor]:
+        """Once one weight is calibrated, all those of the blocks come from the stream: later ones see their errors."""
+        if self._calibrated and layer is not None:
             return lambda: self._from_stream(view.name, layer)
         return lambda: self._alone(view)
 
@@ -170,7 +223,7 @@ class Quantization:
         """A tensor by itself, in any order."""
         weight = np.asarray(self._source.weights[view.name].read(), np.float32)
         try:
-            tensor, report = self._method.quantize(weight, view.spec, None, threads=self._threads)
+            tensor, report = self._methods[view.name].quantize(weight, view.spec, None, threads=self._threads)
         except QuantkitError as error:
             raise type(error)(f"{view.name}: {error}", hint=error.hint) from None
         self._reports[view.name] = report
@@ -187,18 +240,32 @@ class Quantization:
 
     def _open_stream(self) -> BlockStream:
         from quantkit.block_stream import BlockStream  # noqa: PLC0415 - imports torch
-        from quantkit.calibration import calibration_samples  # noqa: PLC0415 - imports torch
 
-        samples = self._calibration
-        if isinstance(samples, CalibrationOptions):
-            samples = calibration_samples(self._source, samples, threads=self._threads, progress=self._progress)
-        specs = {name: view.spec for name, view in self.checkpoint.weights.items() if isinstance(view, QuantizedView)}
         return BlockStream(
             self._source,
-            specs,
-            self._method,
-            samples,
+            self._wanted(),
+            self._samples(),
             skip_positions=self._skip_positions,
             propagate=self._propagate,
             threads=self._threads,
+            journal=self._journal,
         )
+
+    def _wanted(self) -> dict[str, tuple[QuantSpec, Method]]:
+        """Grid and method of every weight that is quantized."""
+        weights = self.checkpoint.weights
+        views = [view for name in self._methods if isinstance(view := weights[name], QuantizedView)]
+        return {view.name: (view.spec, self._methods[view.name]) for view in views}
+
+    def _samples(self) -> Samples:
+        from quantkit.calibration import calibration_samples  # noqa: PLC0415 - imports torch
+
+        samples, journal = self._calibration, self._journal
+        if isinstance(samples, CalibrationOptions):
+            kept = journal.recall(SAMPLES_STEP) if journal is not None and samples.file is None else None
+            if kept is not None:
+                return decoded_samples(kept)
+            samples = calibration_samples(self._source, samples, threads=self._threads, progress=self._progress)
+        if journal is not None:
+            journal.keep(SAMPLES_STEP, encoded_samples(samples))
+        return samples

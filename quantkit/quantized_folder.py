@@ -16,7 +16,7 @@ from quantkit.cast import FLOAT32, check_range
 from quantkit.checkpoint import Checkpoint
 from quantkit.config import native_config, with_dtype
 from quantkit.errors import BadOption, IncompleteCheckpoint, InconsistentCheckpoint, QuantkitError, UnsupportedSpec
-from quantkit.family import NORM_ROLES, Role
+from quantkit.family import LAYER_NAMES, NORM_ROLES, Role
 from quantkit.fold import with_architecture, with_source_dtypes
 from quantkit.layout import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, blob
 from quantkit.native_config_class import config_files
@@ -107,17 +107,6 @@ def module_specs(checkpoint: Checkpoint) -> dict[str, QuantSpec | None]:
     }
 
 
-def check_only_linears(checkpoint: Checkpoint, *, container: str) -> None:
-    """Raise `UnsupportedSpec` when embedding or head are quantized."""
-    for name in ENDS:
-        weight = checkpoint.weights.get(name)
-        if isinstance(weight, QuantizedView):
-            raise UnsupportedSpec(
-                f"{name}: {container} keeps embedding and head dense, this one is {weight.spec}",
-                hint="compressed-tensors and gguf hold quantized embeddings and heads",
-            )
-
-
 def check_fused(checkpoint: Checkpoint, *, container: str) -> None:
     """Raise `UnsupportedSpec` when q, k and v of a block, or gate and up, are not on one grid (or all dense)."""
     for layer in range(checkpoint.spec.num_hidden_layers):
@@ -141,11 +130,7 @@ def grid(weight: Weight) -> QuantSpec | None:
 
 
 def _layer_weight(checkpoint: Checkpoint, layer: int, role: Role) -> Weight:
-    return next(
-        checkpoint.weights[slot.name]
-        for slot in checkpoint.spec.slots()
-        if slot.layer == layer and slot.role is role
-    )  # fmt: skip
+    return checkpoint.weights[f"model.layers.{layer}.{LAYER_NAMES[role]}"]
 
 
 def plan_folder(

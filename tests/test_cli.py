@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from quantkit.cli.app import main
+from quantkit.registry import open_checkpoint
 from tests.malformed import SAFETENSORS_CASES, Case
 from tests.malformed_folders import FOLDER_CASES, INDEX, Q, edit_json, replace_tensors, write_small_checkpoint
 from tests.tiny import write_tiny_checkpoint
@@ -192,6 +193,4 @@ def test_a_wrong_index_entry_is_named(model, capsys):
 
 
 def test_bfloat16_is_what_the_tiny_model_holds(model):
-    from quantkit.registry import open_checkpoint
-
     assert open_checkpoint(model).weights[Q].dtype == np.dtype(ml_dtypes.bfloat16)

@@ -49,7 +49,7 @@ def test_a_group_with_code_zero_has_no_mirror_where_the_zero_point_is_fixed():
     codes = tensor.codes.copy()
     codes[:32, ::32] = 0
     with_zeros = QuantizedTensor(spec=tensor.spec, codes=codes, scale=tensor.scale, zero=tensor.zero)
-    assert (mirrored_tensor(with_zeros).scale[:32] > -1e-9).all()
+    assert (mirrored_tensor(with_zeros).scale[:32] >= 0).all()
 
 
 def test_another_choice_weighs_what_the_reference_prefers_its_own_by():

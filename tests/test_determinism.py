@@ -2,13 +2,14 @@
 
 Every verb that writes runs twice in child processes that differ in all that must not matter: threads, working
 directory, hash seed, the arithmetic library's own thread count, clock and output folder. The second run is also the
-first one's repetition. The sources are made once per session.
+first one's repetition. The model is random, with the golden model's tokenizer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import write_tiny_checkpoint
+
 ROOT = Path(__file__).resolve().parent.parent
 THREADS = (1, 2)
-GPTQ = ("--method", "gptq", "--bits", "4", "--group-size", "128", "--samples", "4", "--length", "64")
+GPTQ = ("--method", "gptq", "--bits", "4", "--group-size", "128", "--samples", "4", "--length", "32")
 
 
 def quantkit(*arguments: str | Path, cwd: Path, threads: int) -> None:
@@ -37,12 +40,21 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.fixture(scope="session")
-def quantized(golden_model, tmp_path_factory) -> tuple[Path, Path]:
-    """The golden model quantized with GPTQ on text of its own, once on one thread and once on two."""
+@pytest.fixture(scope="module")
+def dense(golden_model, tmp_path_factory) -> Path:
+    """A random bfloat16 model that can write its own calibration text."""
+    model = write_tiny_checkpoint(tmp_path_factory.mktemp("dense") / "model", vocab=2048, intermediate=768)
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
+        shutil.copy(golden_model / name, model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def quantized(dense, tmp_path_factory) -> tuple[Path, Path]:
+    """That model quantized with GPTQ on text of its own, once on one thread and once on two."""
     homes = [tmp_path_factory.mktemp(f"quantize-{threads}-threads") for threads in THREADS]
     for home, threads in zip(homes, THREADS, strict=True):
-        arguments = ("quantize", golden_model, *GPTQ, "--threads", str(threads))
+        arguments = ("quantize", dense, *GPTQ, "--threads", str(threads))
         quantkit(*arguments, "--out", home / "out" / "int4", cwd=home / "out", threads=threads)
     return homes[0] / "out" / "int4", homes[1] / "out" / "int4"
 
@@ -67,9 +79,9 @@ def test_gptq_gives_the_same_bytes_on_one_and_two_threads(quantized):
     ids=lambda value: value if isinstance(value, str) else "-".join(value).replace("---", "-"),
 )
 def test_export_gives_the_same_bytes_wherever_and_however_it_runs(
-    source: str, arguments: Sequence[str], golden_model, quantized, tmp_path
+    source: str, arguments: Sequence[str], dense, quantized, tmp_path
 ):
-    model = golden_model if source == "dense" else quantized[0]
+    model = dense if source == "dense" else quantized[0]
     found = []
     for threads in THREADS:
         home = tmp_path / f"run-{threads}"

@@ -26,6 +26,7 @@ from quantkit.loading import load_block, load_model
 from quantkit.model import Block
 from quantkit.quantize import planned, quantized
 from quantkit.quantized import QuantizedTensor
+from quantkit.recipe import Recipe
 from quantkit.spec import QuantSpec
 from quantkit.tensor import QuantizedView, TensorView
 from tests.memory import memory_checkpoint, random_arrays, tiny_config
@@ -257,7 +258,8 @@ def test_what_cannot_be_quantized_is_refused_before_any_work():
 
 def test_a_planned_model_has_the_views_but_no_values():
     source = memory_checkpoint(tiny_config())
-    plan, run = planned(source, INT4), quantized(source, INT4, "rtn")
+    plan = planned(source, Recipe().assign(source.spec, INT4, "rtn"))
+    run = quantized(source, INT4, "rtn")
     for name, weight in run.checkpoint.weights.items():
         assert type(plan.weights[name]) is type(weight)
         assert plan.weights[name].shape == weight.shape

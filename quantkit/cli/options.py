@@ -35,6 +35,10 @@ Method = Annotated[
     str | None,
     typer.Option("--method", help="rtn (round to nearest) or gptq (calibrated).", show_default=False),
 ]
+Recipe = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="TOML file of exceptions by role or name (docs/recipes.md).", show_default=False),
+]
 Bits = Annotated[int, typer.Option("--bits", min=2, max=8, help="Bits per code.")]
 GroupSize = Annotated[int, typer.Option("--group-size", help="Input columns per scale; -1 = one scale per row.")]
 Symmetric = Annotated[bool, typer.Option("--sym/--asym", help="Fixed zero point in the middle, or one per group.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options import Arch, Bits, GroupSize, Json, Length, Method, Samples, Symmetric, Target
+from quantkit.cli.options import Arch, Bits, GroupSize, Json, Length, Method, Recipe, Samples, Symmetric, Target
 from quantkit.cli.output import Output, human_size, table
 
 
@@ -18,24 +18,31 @@ def plan(
     bits: Bits = 4,
     group_size: GroupSize = 128,
     symmetric: Symmetric = True,
+    recipe: Recipe = None,
     samples: Samples = 32,
     length: Length = 512,
     arch: Arch = "native",
     target: Target = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List what every tensor becomes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show exact sizes, peak memory, time and engines of what would be written; reads headers only, writes nothing."""
+    from quantkit.errors import BadOption
     from quantkit.plan import parse_target
     from quantkit.plan import plan as make_plan
+    from quantkit.recipe import Recipe as Rules
     from quantkit.registry import open_checkpoint
     from quantkit.spec import QuantSpec
 
+    if recipe is not None and method is None:
+        raise BadOption("--recipe is an exception to --method, which is missing", hint="add --method rtn or gptq")
     output = Output(as_json=as_json)
     made = make_plan(
         open_checkpoint(source),
         [parse_target(item, arch=arch, target=target) for item in to.split(",")],
         method=method,
         spec=QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric) if method else None,
+        recipe=Rules.read(recipe) if recipe is not None else None,
         calibration_tokens=samples * length,
     )
     rows = table("format", "type", "size", "bits/weight", "engines", "", right=("size", "bits/weight"))
@@ -48,14 +55,26 @@ def plan(
             ", ".join(container.engines),
             f"refused: {container.refusal}" if container.refusal else "",
         )
-    tensors = ", ".join(f"{count} x {kind}" for kind, count in made.tensors.items())
+    listing = table("tensor", "shape", "becomes", "by")
+    for weight in made.weights:
+        listing.add_row(weight.name, " x ".join(map(str, weight.shape)), weight.type, weight.method or "")
+    kernels = [
+        f"{container.format}: {verdict.kernel} "
+        + (f"refuses: {verdict.refusal}" if verdict.refusal else "takes it")
+        + (f", but {verdict.remark}" if verdict.remark else "")
+        for container in made.targets
+        for verdict in container.kernels
+    ]
+    counts = ", ".join(f"{count} x {kind}" for kind, count in made.tensors.items())
     output.result(
         made.to_json(),
+        *([listing] if tensors else []),
         rows,
         lines=[
-            f"{made.source}: {made.parameters:,} parameters; {tensors}",
+            f"{made.source}: {made.parameters:,} parameters; {counts}",
             f"peak memory about {human_size(made.peak_memory_bytes)}, about {made.seconds:.0f} s, "
             f"disk {human_size(made.disk_bytes)}",
+            *kernels,
         ],
     )
     for container in made.targets:

@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options import Arch, Bits, GroupSize, Json, Length, Out, Overwrite, Samples, Symmetric, Threads
+from quantkit.cli.options import (
+    Arch,
+    Bits,
+    GroupSize,
+    Json,
+    Length,
+    Out,
+    Overwrite,
+    Recipe,
+    Samples,
+    Symmetric,
+    Threads,
+)
 from quantkit.cli.output import Output, human_size, table
 
 
@@ -20,6 +32,7 @@ def quantize(
     group_size: GroupSize = 128,
     symmetric: Symmetric = True,
     scale_dtype: Annotated[str, typer.Option("--scale-dtype", help="float16, bfloat16 or float32.")] = "float16",
+    recipe: Recipe = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -42,13 +55,17 @@ def quantize(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize a dense model's linear layers; embeddings, norms and head keep their type."""
+    """Quantize a dense model's linear layers; embeddings, norms and head keep their type.
+
+    A run that was stopped, by whatever, goes on after its last finished block when the same command is given again.
+    """
     from quantkit import registry
     from quantkit.artifact import preflight, publish
     from quantkit.calibration_text import CalibrationOptions
     from quantkit.fold import with_architecture, with_source_dtypes
     from quantkit.protocols import ExportOptions
     from quantkit.quantize import quantized
+    from quantkit.recipe import Recipe as Rules
     from quantkit.spec import QuantSpec
 
     output = Output(as_json=as_json)
@@ -59,6 +76,7 @@ def quantize(
             with_architecture(checkpoint, arch),
             spec,
             method,
+            recipe=Rules.read(recipe) if recipe is not None else None,
             calibration=CalibrationOptions(file=calibration, sequences=samples, length=length, seed=seed),
             skip_positions=skip_positions,
             propagate=propagate,
@@ -68,16 +86,18 @@ def quantize(
         planned = registry.exporter("compressed-tensors").prepare(
             with_source_dtypes(run.checkpoint, checkpoint), ExportOptions()
         )
-        preflight(planned, out, inputs=checkpoint.inputs, overwrite=overwrite)
-        run.calibrate()
-        done = publish(
-            planned,
-            out,
-            inputs=checkpoint.inputs,
-            overwrite=overwrite,
-            progress=bars.counter(f"quantizing to {out.name}", planned.size),
-            report=run.report,
-        )
+        size = run.journal_size()
+        preflight(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, journal_size=size)
+        with run.journal(planned, out):
+            run.calibrate()
+            done = publish(
+                planned,
+                out,
+                inputs=checkpoint.inputs,
+                overwrite=overwrite,
+                progress=bars.counter(f"quantizing to {out.name}", planned.size),
+                report=run.report,
+            )
     report = run.report()
     rows = table("layer", "error", right=("error",))
     for name, tensor in report["tensors"].items():
