@@ -22,7 +22,7 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 
-# Every container in every engine, on the golden model; an hour on two cores, most of it vLLM's start-ups.
+# Every container in every engine, on the golden model; most of the time is vLLM starting, once per artifact.
 conformance: $(VENV)/.dev .venv-vllm/.done
 	$(BIN)/python -m benchmarks.conformance --out docs/conformance.md
 

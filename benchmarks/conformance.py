@@ -6,7 +6,8 @@ The model is quantized once per grid; every container that takes the result is w
 Llama, and every engine that takes the artifact runs all golden prompts. A row says how far the engine lies from the
 reference runtime on the same artifact (largest difference of a log-probability, KL, top-1), and from the recorded
 logits of the original. Rows with negative scales hold the same weights written otherwise: in every second group that
-allows it scale and codes are mirrored, which an engine that takes scales for positive would turn upside down.
+allows it scale and codes are mirrored, which an engine that takes scales for positive would turn upside down. (GPTQ
+chooses scales of both signs for symmetric grids by itself.)
 
 A row passes as `quantkit verify` judges it: KL (quantized) or the largest difference (dense) within the limits that
 are written there. vLLM computes quantized weights in float16, which moves log-probabilities by itself: there a row

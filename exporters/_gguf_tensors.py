@@ -90,7 +90,8 @@ def holds(block: BlockType, spec: QuantSpec, cols: int) -> bool:
     if block.offset is None:
         return spec.levels <= 2**block.bits
     lowest, highest = _differences(spec)
-    return -block.offset <= lowest and highest < 2**block.bits - block.offset
+    fits: bool = -block.offset <= lowest and highest < 2**block.bits - block.offset
+    return fits
 
 
 def carried_spec(block: BlockType, spec: QuantSpec) -> QuantSpec:

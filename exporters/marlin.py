@@ -116,6 +116,7 @@ class Marlin:
         for matrix in blocks:
             check_shape(matrix, spec)
         dense = [_in_16_bits(weight) for weight in model.weights.values() if isinstance(weight, TensorView)]
+        parts: list[Matrix | TensorView] = [*dense, *blocks]
         config = with_dtype(written_config(model, target, spec.group_size), dense[0].dtype)
         return PlannedArtifact(
             format=self.name,
@@ -125,7 +126,7 @@ class Marlin:
                 *_weight_files(_units(model, spec, [*dense, *blocks]), target, spec),
                 *(blob(name, read()) for name, read in sorted(model.files.items())),
             ),
-            tensors=tuple(_planned(item, spec) for item in (*dense, *blocks)),
+            tensors=tuple(_planned(item, spec) for item in parts),
             options={"arch": options.arch, "target": target.name},
             notes=(*model.notes, *notes_on(model.spec, target)),
             name_keywords=NAME_KEYWORDS if target is CPM_CU else (),

@@ -8,8 +8,8 @@ A failure removes the stage. A killed process leaves only dotted names, which th
     .NAME.quantkit-part   the stage: a folder with the final files, also when the artifact is a single file
     .NAME.quantkit-old    a replaced folder, where the file system cannot exchange two names in one step
 
-Files are written from start to end in planned order, unit by unit, so a journal of finished units beside the stage
-is all that resuming would need.
+Files are written from start to end in planned order, unit by unit. The stage is not resumed: what takes long to
+compute is kept by `quantkit.journal`, and written anew.
 """
 
 from __future__ import annotations

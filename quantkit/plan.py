@@ -140,7 +140,7 @@ def plan(
         parameters=sum(weight.size for weight in checkpoint.weights.values()),
         method=method,
         spec=str(spec) if spec is not None else None,
-        tensors=Counter(weight.type for weight in weights),
+        tensors=dict(Counter(weight.type for weight in weights)),
         weights=weights,
         targets=tuple(_target(result, name, options) for name, options in targets),
         peak_memory_bytes=peak_memory(checkpoint.spec, calibration_tokens if needs_calibration else 0),

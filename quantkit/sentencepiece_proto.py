@@ -120,7 +120,8 @@ _NO_ID = (1 << 64) - 1  # -1, as protobuf writes a negative int32
 
 def _piece(data: bytes, where: str) -> tuple[str, bytes, TokenKind]:
     """Text, the four bytes of the score, and the kind of one piece."""
-    if data[:1] == b"\n" and data[-5:-4] == b"\x15" and data[1] == len(data) - 7 < 128:
+    size = len(data)
+    if 7 < size < 135 and data[0] == 0x0A and data[1] == size - 7 and data[-5] == 0x15:
         return _text(data[2:-5], where), data[-4:], TokenKind.NORMAL  # how nearly every piece is written
     piece, score, kind = b"", bytes(4), 1
     for number, value in _fields(data, where):
@@ -160,8 +161,11 @@ def _fields(data: bytes, where: str) -> Iterator[tuple[int, _FieldValue]]:
             value, place = _varint(data, place, where)
             yield number, value
             continue
-        size = 8 if wire == 1 else 4
-        if wire == 2:
+        if wire != 2:
+            size = 8 if wire == 1 else 4
+        elif place < end and data[place] < 128:
+            size, place = data[place], place + 1
+        else:
             size, place = _varint(data, place, where)
         if size > end - place:
             raise MalformedFile(f"{where}: field {number} has {size:,} bytes, {end - place:,} left")

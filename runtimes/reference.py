@@ -235,7 +235,8 @@ class ReferenceSession:
 
         def heads(name: str) -> np.ndarray:
             flat = self._linear(x, f"{block}.{name}")  # (T, heads * D)
-            return flat.reshape(len(x), -1, self.spec.head_dim).swapaxes(0, 1)  # (heads, T, D)
+            split: np.ndarray = flat.reshape(len(x), -1, self.spec.head_dim).swapaxes(0, 1)
+            return split  # (heads, T, D)
 
         q = rotate(heads("q_proj"), cos, sin)  # (H, T, D)
         k, v = past.extend(layer, rotate(heads("k_proj"), cos, sin), heads("v_proj"))  # (G, S, D)

@@ -5,10 +5,8 @@ Deaths are played in forks of a fresh process, see `tests.faults`.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +36,9 @@ def sequences(seed: int = 5) -> Samples:
     return make_samples([rng.integers(0, 300, length) for length in (33, 40, 7)], source="text", digest="0" * 64)
 
 
-def write_model(folder: Path, *, seed: int = 0, vocab: int = 300) -> Path:
-    """A random model of `BLOCKS` small blocks."""
-    return write_tiny_checkpoint(folder, layers=BLOCKS, hidden=64, intermediate=96, vocab=vocab, seed=seed)
+def write_model(folder: Path, *, seed: int = 0, vocab: int = 300, layers: int = BLOCKS) -> Path:
+    """A random model of small blocks."""
+    return write_tiny_checkpoint(folder, layers=layers, hidden=64, intermediate=96, vocab=vocab, seed=seed)
 
 
 def quantize(
@@ -72,7 +70,7 @@ def quantize(
 
 def sweep(base: Path) -> int:
     """Kill a run before its first call, its second, ... until one lives; return the number of deaths."""
-    model, out, solved = write_model(base / "model"), base / "area" / "out", base / "solved"
+    model, out, solved = write_model(base / "model", layers=2), base / "area" / "out", base / "solved"
     solve = BlockStream._solve
 
     def counted(stream: BlockStream, *blocks: object) -> object:
@@ -105,7 +103,7 @@ def sweep(base: Path) -> int:
             assert forked(lambda: quantize(model, out) and None) == 0
             assert {path.name for path in out.parent.iterdir()} == {"out"}, list(out.parent.iterdir())
         assert {name: data for name, data in content(out).items() if not name.startswith(".out.")} == wanted
-        redone = len(solved.read_bytes()) - BLOCKS
+        redone = len(solved.read_bytes()) - 2
         assert redone in (0, 1), f"{redone} blocks were done again after call {k}"
     raise AssertionError("no run was ever left alone")
 

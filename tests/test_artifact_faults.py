@@ -7,6 +7,7 @@ what happened, and the same command run again gives the same bytes and leaves no
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
@@ -16,12 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantkit import renaming
 from quantkit.artifact import check_files, publish
 from quantkit.errors import NoSpace, OutputExists, QuantkitError, WriteFailed
-from quantkit.layout import blob
+from quantkit.layout import PlannedArtifact, blob
 from tests.faults import (
     IMPORTS,
     ROOT,
@@ -142,6 +144,49 @@ def test_a_disk_that_cannot_reserve_is_written_all_the_same(fast_path: Path, mon
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: fail(errno.EOPNOTSUPP)())
     publish(plan(True), fast_path / "out")
     assert check_files(fast_path / "out") == []
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no direct reads")
+@pytest.mark.parametrize("refuses", ["open", "preadv"])
+def test_a_disk_without_direct_reads_is_read_by_way_of_the_cache(
+    fast_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    direct: set[int] = set()
+    refused = []
+    open_, preadv = os.open, os.preadv
+
+    def open_for(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        descriptor = open_(path, flags & ~os.O_DIRECT, *rest, **options)
+        direct.discard(descriptor)
+        if flags & os.O_DIRECT:
+            direct.add(descriptor)
+            if refuses == "open":
+                os.close(descriptor)
+                refused.append("open")
+                fail(errno.EINVAL)()
+        return descriptor
+
+    def read(descriptor: int, buffers: Any, offset: int) -> int:
+        if refuses == "preadv" and descriptor in direct:
+            refused.append("preadv")
+            fail(errno.EINVAL)()
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "open", open_for)
+    monkeypatch.setattr(os, "preadv", read)
+    publish(plan(True), fast_path / "out")
+    monkeypatch.undo()
+    assert set(refused) == {refuses}
+    assert check_files(fast_path / "out") == []
+
+
+def test_a_file_of_any_length_is_read_back_from_a_real_disk(tmp_path: Path) -> None:
+    for size in (0, 1, 4095, 4096, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (3 << 20) + 511):
+        data = np.random.default_rng(size).bytes(size)
+        out = tmp_path / f"of-{size}"
+        done = publish(PlannedArtifact("demo", False, (blob("model.bin", data),), ()), out)
+        assert out.read_bytes() == data
+        assert done.manifest["files"]["model.bin"]["sha256"] == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize("read", [0, 1, 4, 6])

@@ -84,7 +84,7 @@ def test_nothing_is_computed_before_a_view_is_read():
 
 def test_a_bad_calibration_file_is_found_before_any_output_is_begun():
     source = memory_checkpoint(tiny_config())
-    missing = CalibrationOptions(file=Path("absent.txt"))
+    missing = CalibrationOptions(file=Path("absent.txt"), length=32)
     with pytest.raises(QuantkitError, match=r"absent\.txt|tokenizer\.model"):
         quantized(source, INT4, "gptq", calibration=missing).calibrate()
     quantized(source, INT4, "rtn", calibration=missing).calibrate()

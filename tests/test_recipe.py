@@ -201,19 +201,28 @@ def test_a_calibrated_run_follows_the_recipe_and_calibrates_on_it():
     assert set(report["tensors"]) == set(found)
 
 
-def test_a_kept_layer_leaves_what_follows_as_if_it_had_never_been_quantized():
-    """With everything before it kept, a layer is calibrated on the inputs of the original model."""
-    source = memory_checkpoint(tiny_config())
+def test_kept_weights_are_used_as_they_are_in_front_of_calibrated_ones():
+    """Where nothing before a layer is quantized there is nothing to make up for: propagation changes no code."""
+    source, up = memory_checkpoint(tiny_config()), "model.layers.2.mlp.up_proj.weight"
     kept = recipe({"match": "model.layers.[01].*", "keep": True}, {"role": ["q", "k", "v", "o", "gate"], "keep": True})
-    lone = read_in_order(quantized(source, INT4, "gptq", recipe=kept, calibration=samples(40, 30)).checkpoint)
-    assert list(lone) == ["model.layers.2.mlp.up_proj.weight", DOWN_2]
-    usual = read_in_order(quantized(source, INT4, "gptq", calibration=samples(40, 30)).checkpoint)
-    up = "model.layers.2.mlp.up_proj.weight"
-    assert not np.array_equal(lone[up].codes, usual[up].codes)
-    rounded = recipe({"match": "model.layers.2.*", "method": "rtn"})
+
+    def codes(rules: Recipe | None, *, propagate: bool) -> np.ndarray:
+        rows = samples(40, 30)
+        run = quantized(source, INT4, "gptq", recipe=rules, calibration=rows, propagate=propagate)
+        return run.checkpoint.weights[up].read().codes
+
+    assert np.array_equal(codes(kept, propagate=True), codes(kept, propagate=False))
+    assert not np.array_equal(codes(None, propagate=True), codes(None, propagate=False))
+
+
+def test_a_rounded_weight_is_seen_by_the_calibrated_ones_behind_it():
+    source = memory_checkpoint(tiny_config())
+    rounded = recipe({"match": "model.layers.1.*", "method": "rtn"})
     mixed = read_in_order(quantized(source, INT4, "gptq", recipe=rounded, calibration=samples(40, 30)).checkpoint)
-    assert same(mixed[up], round_to_nearest(source.weights[up].read(), INT4))
-    assert same(mixed[Q_1], usual[Q_1])
+    usual = read_in_order(quantized(source, INT4, "gptq", calibration=samples(40, 30)).checkpoint)
+    assert same(mixed[DOWN_0], usual[DOWN_0])
+    assert same(mixed[DOWN_1], round_to_nearest(source.weights[DOWN_1].read(), INT4))
+    assert not same(mixed[DOWN_2], usual[DOWN_2])
 
 
 def test_a_run_in_which_nothing_is_calibrated_needs_no_calibration():
