@@ -7,7 +7,7 @@ holds modules out), for groups of 128, symmetric:
 
     rtn                  round to nearest
     textbook             the paper's loop as it stands, float64, one column at a time, on inputs caught by hooks in
-                         passes of the whole model; shares no code with ours
+                         passes from the embedding on; shares no code with ours
     gptq, paper's stages ours with everything off that the paper does not have
     gptq                 ours as `quantkit quantize` does it
     gptq, training text  the same, calibrated on as many tokens that the model was trained on
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def ours(checkpoint: Checkpoint, run: Quantization) -> MiniCPM:
 
 @torch.no_grad()
 def textbook(checkpoint: Checkpoint, bits: int, samples: Samples) -> MiniCPM:
-    """The model by the paper's loop: for every stage of every block one pass of the whole model."""
+    """The model by the paper's loop: for every stage of every block a pass from the start."""
     model = load_model(checkpoint)
     torch.set_num_threads(1)
     for block in model.model.layers:
@@ -103,14 +104,20 @@ def textbook(checkpoint: Checkpoint, bits: int, samples: Samples) -> MiniCPM:
             def catch(_: torch.nn.Module, inputs: tuple[torch.Tensor], H: np.ndarray = H) -> None:
                 X = inputs[0][0].double().numpy()
                 H += X.T @ X
+                raise _CaughtError
 
             hook = layers[0].register_forward_pre_hook(catch)
             for row in samples.sequences:
-                model(torch.from_numpy(row)[None])
+                with suppress(_CaughtError):
+                    model(torch.from_numpy(row)[None])
             hook.remove()
             for layer in layers:
                 layer.weight.copy_(torch.from_numpy(textbook_loop(layer.weight.numpy(), H, bits)))
     return model
+
+
+class _CaughtError(Exception):
+    """Ends a pass when the inputs that it was made for are known."""
 
 
 def textbook_loop(weight: np.ndarray, H: np.ndarray, bits: int) -> np.ndarray:

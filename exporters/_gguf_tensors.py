@@ -88,7 +88,7 @@ def holds(block: BlockType, spec: QuantSpec, cols: int) -> bool:
     if spec.group_width(cols) % BLOCK:
         return False
     if block.offset is None:
-        return spec.levels <= 2**block.bits
+        return spec.bits <= block.bits
     lowest, highest = _differences(spec)
     fits: bool = -block.offset <= lowest and highest < 2**block.bits - block.offset
     return fits
