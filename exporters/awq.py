@@ -31,7 +31,7 @@ from quantkit.errors import (
     UnsupportedSpec,
 )
 from quantkit.family import Role, TensorSlot, parse_config
-from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder, select_weights
+from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
 from quantkit.json_file import read_json
 from quantkit.layout import Buffer, PlannedArtifact
 from quantkit.protocols import ExportOptions
@@ -49,6 +49,7 @@ from quantkit.quantized_folder import (
     named_tensor,
     plan_folder,
     quantized_views,
+    read_checkpoint,
     taken_parts,
 )
 from quantkit.spec import PER_ROW, SCALE_DTYPES, QuantSpec
@@ -132,16 +133,7 @@ class AWQ:
                 weights[slot.name] = _taken(slot, group_size, tensors, str(path))
         if not weights:
             raise InconsistentCheckpoint(f"{path}: the config says {METHOD}, but no weight is quantized")
-        return Checkpoint(
-            path=path,
-            format=self.name,
-            config=folder.config,
-            spec=spec,
-            weights=select_weights({**tensors, **weights}, spec, str(path)),
-            files=folder.files,
-            inputs=folder.inputs,
-            notes=folder.notes,
-        )
+        return read_checkpoint(folder, spec, {**tensors, **weights}, container=self.name)
 
 
 def _check_spec(name: str, spec: QuantSpec) -> None:

@@ -38,7 +38,7 @@ from quantkit.exporters._compressed_tensors_config import (
     read_schemes,
 )
 from quantkit.family import NORM_ROLES, TensorSlot, parse_config
-from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder, select_weights
+from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
 from quantkit.json_file import read_json
 from quantkit.layout import Buffer, PlannedArtifact
 from quantkit.protocols import ExportOptions
@@ -52,6 +52,7 @@ from quantkit.quantized_folder import (
     module_specs,
     named_tensor,
     plan_folder,
+    read_checkpoint,
     taken_parts,
 )
 from quantkit.spec import SCALE_DTYPES, QuantSpec
@@ -123,16 +124,7 @@ class CompressedTensors:
             scheme = schemes.of(module_name(slot.name)) if slot.role not in NORM_ROLES else None
             if scheme is not None:
                 weights[slot.name] = _taken(slot, scheme, tensors, path)
-        return Checkpoint(
-            path=path,
-            format=self.name,
-            config=folder.config,
-            spec=spec,
-            weights=select_weights({**tensors, **weights}, spec, str(path)),
-            files=folder.files,
-            inputs=folder.inputs,
-            notes=folder.notes,
-        )
+        return read_checkpoint(folder, spec, {**tensors, **weights}, container=self.name)
 
 
 def _notes(specs: Mapping[str, QuantSpec | None]) -> Iterator[str]:

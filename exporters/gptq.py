@@ -34,7 +34,7 @@ from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, Quantk
 from quantkit.exporters._gptq_config import BITS, METHOD, quantization_config, read_settings, settings_of
 from quantkit.exporters._gptq_reading import QWEIGHT, WORD, part_shapes, taken_weight
 from quantkit.family import parse_config
-from quantkit.folder import CONFIG_NAME, open_folder, select_weights
+from quantkit.folder import CONFIG_NAME, open_folder
 from quantkit.layout import Buffer, PlannedArtifact, blob
 from quantkit.protocols import ExportOptions
 from quantkit.quantized import QuantizedTensor
@@ -49,6 +49,7 @@ from quantkit.quantized_folder import (
     module_name,
     plan_folder,
     quantized_views,
+    read_checkpoint,
 )
 from quantkit.spec import PER_ROW, QuantSpec
 from quantkit.tensor import QuantizedView, TensorView, Weight
@@ -140,16 +141,8 @@ class GPTQ:
             if dense
             else ""
         )
-        return Checkpoint(
-            path=path,
-            format=self.name,
-            config=folder.config,
-            spec=spec,
-            weights=select_weights({**tensors, **weights}, spec, str(path)),
-            files=folder.files,
-            inputs=folder.inputs,
-            notes=(*folder.notes, *([note] if note else [])),
-        )
+        notes = [note] if note else []
+        return read_checkpoint(folder, spec, {**tensors, **weights}, container=self.name, notes=notes)
 
 
 def _check_spec(name: str, spec: QuantSpec, kind: str | None) -> None:

@@ -61,12 +61,12 @@ from quantkit.exporters._marlin_targets import (
     written_config,
 )
 from quantkit.family import parse_config
-from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder, select_weights
+from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
 from quantkit.json_file import read_json
 from quantkit.layout import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, blob
 from quantkit.native_config_class import config_files
 from quantkit.protocols import ExportOptions
-from quantkit.quantized_folder import architecture_of, check_fused
+from quantkit.quantized_folder import architecture_of, check_fused, read_checkpoint
 from quantkit.safetensors_file import TensorEntry, TensorUnit, plan_safetensors
 from quantkit.spec import QuantSpec
 from quantkit.tensor import QuantizedView, TensorView, Weight
@@ -151,16 +151,7 @@ class Marlin:
         weights: dict[str, Weight] = {}
         for matrix in matrices(spec, target):
             weights.update(taken(matrix, grid, tensors, str(path)))
-        return Checkpoint(
-            path=path,
-            format=self.name,
-            config=folder.config,
-            spec=spec,
-            weights=select_weights({**tensors, **weights}, spec, str(path)),
-            files=folder.files,
-            inputs=folder.inputs,
-            notes=folder.notes,
-        )
+        return read_checkpoint(folder, spec, {**tensors, **weights}, container=self.name)
 
 
 def _in_16_bits(view: TensorView) -> TensorView:

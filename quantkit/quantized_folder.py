@@ -16,7 +16,8 @@ from quantkit.cast import FLOAT32, check_range
 from quantkit.checkpoint import Checkpoint
 from quantkit.config import native_config, with_dtype
 from quantkit.errors import BadOption, IncompleteCheckpoint, InconsistentCheckpoint, QuantkitError, UnsupportedSpec
-from quantkit.family import LAYER_NAMES, NORM_ROLES, Role
+from quantkit.family import LAYER_NAMES, NORM_ROLES, ModelSpec, Role
+from quantkit.folder import AnyWeight, Folder, select_weights
 from quantkit.fold import with_architecture, with_source_dtypes
 from quantkit.layout import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, blob
 from quantkit.native_config_class import config_files
@@ -81,6 +82,38 @@ def architecture_of(
             hint="quantize it first, or write dense weights with `export hf`",
         )
     return model
+
+
+def read_checkpoint(
+    folder: Folder,
+    spec: ModelSpec,
+    tensors: Mapping[str, AnyWeight],
+    *,
+    container: str,
+    notes: Iterable[str] = (),
+) -> Checkpoint:
+    """The checkpoint that `folder` holds.
+
+    Args:
+        folder: what was opened.
+        spec: the model that config.json describes.
+        tensors: every weight found, the quantized ones already put together.
+        container: the exporter's name.
+        notes: what the reader has to say besides the folder's own notes.
+
+    Raises:
+        IncompleteCheckpoint, InconsistentCheckpoint: see `select_weights`.
+    """
+    return Checkpoint(
+        path=folder.path,
+        format=container,
+        config=folder.config,
+        spec=spec,
+        weights=select_weights(tensors, spec, str(folder.path)),
+        files=folder.files,
+        inputs=folder.inputs,
+        notes=(*folder.notes, *notes),
+    )
 
 
 def quantized_views(checkpoint: Checkpoint, *, linears_only: bool = False) -> list[QuantizedView]:
