@@ -9,6 +9,9 @@ the interpreter that runs this file, in sorted order, so one Python version alwa
 
 A module is held out, or not, by a hash of its path. All documents of a module are on the same side.
 
+Another text takes the standard library's place with `read_text`: a second model of the same kind is trained and
+measured on one file. Its documents are of the kind ``text``; every eighth is held out.
+
     python golden/corpus.py
 """
 
@@ -21,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 HELD_OUT_PERCENT = 5
+TEXT_RUN_CHARS = 1 << 14
+TEXT_HELD_OUT_STRIDE = 8
 MIN_PROSE_CHARS = 200
 MIN_ANSWER_CHARS = 20
 
@@ -41,7 +46,10 @@ QUESTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A piece of text with its module (path relative to the standard library), kind and side of the split."""
+    """A piece of text with its module (path relative to the standard library), kind and side of the split.
+
+    Of another text, `module` is the file's name and the number of the run in it.
+    """
 
     module: str
     kind: str
@@ -162,6 +170,36 @@ def module_documents(module: str, text: str) -> Iterator[Document]:
 def read_corpus(root: Path | None = None) -> list[Document]:
     """Return the whole corpus in its fixed order."""
     return [document for path, text in read_modules(root) for document in module_documents(path, text)]
+
+
+def cut_lines(text: str) -> list[str]:
+    """Cut a text into runs of whole lines, each the shortest of at least TEXT_RUN_CHARS; the last may be shorter."""
+    runs, start = [], 0
+    while start < len(text):
+        end = text.find("\n", start + TEXT_RUN_CHARS - 1) + 1 or len(text)
+        runs.append(text[start:end])
+        start = end
+    return runs
+
+
+def read_text(path: Path) -> list[Document]:
+    """Return a UTF-8 text file as documents, the runs of `cut_lines`; the last of every eight is held out.
+
+    Runs are long, so that the two sides share few topics: a split by paragraphs would ask for names and facts that
+    stand in the paragraphs beside it.
+
+    Raises:
+        ValueError: too short for a held-out run.
+    """
+    runs = cut_lines(path.read_text(encoding="utf-8"))
+    if len(runs) < TEXT_HELD_OUT_STRIDE:
+        least = TEXT_HELD_OUT_STRIDE * TEXT_RUN_CHARS
+        raise ValueError(f"{path}: too short to hold a part of it out, about {least:,} characters are needed")
+    last = TEXT_HELD_OUT_STRIDE - 1
+    return [
+        Document(f"{path.name}/{number}", "text", run, number % TEXT_HELD_OUT_STRIDE == last)
+        for number, run in enumerate(runs)
+    ]
 
 
 def split_corpus(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:

@@ -7,7 +7,9 @@ tied embeddings that the config does not mention.
 
 The same seed, thread count, processor kind and library versions give the same weights.
 
-    python golden/train.py [--steps N] [--seed S] [--device cpu|cuda] [--out golden/model]
+    python golden/train.py [--steps N] [--seed S] [--text FILE] [--device cpu|cuda] [--out golden/model]
+
+With `--text` the same architecture learns, tokenizer included, from another text (`golden.corpus.read_text`).
 """
 
 import argparse
@@ -15,6 +17,8 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from golden.corpus import Document, read_corpus, split_corpus
+from golden.corpus import Document, read_corpus, read_text, split_corpus
 from golden.tokenizer import (
     CONTROL_IDS,
     VOCAB_SIZE,
@@ -44,7 +48,32 @@ from quantkit.model import MiniCPM
 
 Tokens = NDArray[np.int64]
 
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of training.
+
+    lr, embed_lr: peak learning rates of the matrices, and of embedding and norms. noise: relative, on the inputs of
+    matrices. logit_penalty: price on the variance of the logits.
+    """
+
+    name: str
+    steps: int
+    lr: float
+    embed_lr: float
+    noise: float
+    logit_penalty: float
+    noisy_head: bool = False
+
+
+PHASES = (
+    Phase("learn", 1500, lr=4e-3, embed_lr=1e-2, noise=0.08, logit_penalty=0.06),
+    Phase("calm", 350, lr=1.5e-3, embed_lr=4e-3, noise=0.1, logit_penalty=0.5, noisy_head=True),
+)
+"""The second begins with the weights as bf16 holds them, and makes the model bear rounding as large ones do."""
+
 SEQUENCE = 512
+BATCH = 4
 CONTEXT = 1024
 HEAD_DIM = 64
 WARMUP_STEPS = 100
@@ -106,8 +135,18 @@ def generation_config() -> dict[str, Any]:
 
 def encode_documents(tokenizer: GoldenTokenizer, documents: list[Document]) -> list[Tokens]:
     """Return the ids of every document: BOS before it and, except after a chat, EOS behind it."""
-    end = {"source": [EOS], "prose": [EOS], "chat": []}
+    end = {"source": [EOS], "prose": [EOS], "text": [EOS], "chat": []}
     return [np.array(tokenizer.encode(item.text) + end[item.kind], dtype=np.int64) for item in documents]
+
+
+def learn_pieces(documents: list[Document]) -> bytes:
+    """Train the SentencePiece model on these documents; on the standard library where they are too poor for it."""
+    try:
+        return train_sentencepiece(item.text for item in documents if item.kind in {"source", "text"})
+    except RuntimeError as error:
+        print(f"no {VOCAB_SIZE} pieces in this text, the standard library's are taken: {error}", flush=True)
+        modules, _ = split_corpus(read_corpus())
+        return train_sentencepiece(item.text for item in modules if item.kind == "source")
 
 
 def cut_windows(stream: Tokens) -> Tensor:
@@ -140,19 +179,16 @@ def build_model(config: Mapping[str, Any], seed: int) -> MiniCPM:
     return model
 
 
-def make_optimizers(model: MiniCPM, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """Return the optimizers: Muon or AdamW for the matrices in the blocks, AdamW for embedding and norms."""
+def make_optimizers(model: MiniCPM, phase: Phase) -> list[torch.optim.Optimizer]:
+    """Return the optimizers: Muon for the matrices in the blocks, AdamW for embedding and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     embedding = [model.model.embed_tokens.weight]
     norms = [p for p in model.parameters() if p.ndim == 1]
     groups = [
-        {"params": embedding, "lr": options.embed_lr, "weight_decay": 0.0},
-        {"params": norms, "lr": options.embed_lr, "weight_decay": 0.0},
+        {"params": embedding, "lr": phase.embed_lr, "weight_decay": 0.0},
+        {"params": norms, "lr": phase.embed_lr, "weight_decay": 0.0},
     ]
-    if options.optimizer == "adamw":
-        groups.append({"params": matrices, "lr": options.lr, "weight_decay": 0.1})
-        return [torch.optim.AdamW(groups, betas=(0.9, 0.95))]
-    muon = torch.optim.Muon(matrices, lr=options.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(matrices, lr=phase.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.95))]
 
 
@@ -164,23 +200,44 @@ def rate_at(step: int, steps: int) -> float:
     return (steps - step) / (steps - warmup)
 
 
-def loss_of(model: MiniCPM, rows: Tensor) -> Tensor:
-    """Return the mean negative log-likelihood of the rows' tokens after the first."""
+def loss_of(model: MiniCPM, rows: Tensor, logit_penalty: float = 0.0) -> Tensor:
+    """Return the mean negative log-likelihood of the rows' tokens after the first, and a price on the logits' spread.
+
+    Without it the logits of unlikely tokens drift apart for nothing, and half-precision engines that round
+    activations miss them by tenths; large models, trained longer with weight decay, are calmer.
+    """
     logits = model(rows[:, :-1])
-    return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+    loss = cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+    return loss + logit_penalty * logits.float().var(-1).mean() if logit_penalty else loss
 
 
-def train(model: MiniCPM, documents: list[Tokens], options: argparse.Namespace) -> None:
-    """Run the optimization and print the loss now and then."""
-    device = torch.device(options.device)
-    optimizers = make_optimizers(model, options)
-    rate = partial(rate_at, steps=options.steps)
+@contextmanager
+def noisy_inputs(model: MiniCPM, phase: Phase) -> Iterator[None]:
+    """Within it the inputs of matrices are off by the phase's noise, and the model learns to bear it."""
+
+    def disturbed(x: Tensor) -> Tensor:
+        return x * (1 + phase.noise * torch.randn_like(x))
+
+    layers = [module for name, module in model.named_modules() if name.endswith("_proj")]
+    hooks = [layer.register_forward_pre_hook(lambda _, inputs: (disturbed(inputs[0]),)) for layer in layers]
+    if phase.noisy_head:
+        hooks.append(model.model.norm.register_forward_hook(lambda _, __, output: disturbed(output)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def train(model: MiniCPM, stream: Iterator[Tensor], phase: Phase, device: torch.device) -> None:
+    """Run one phase and print the loss now and then."""
+    optimizers = make_optimizers(model, phase)
+    rate = partial(rate_at, steps=phase.steps)
     schedules = [LambdaLR(optimizer, rate) for optimizer in optimizers]
-    stream = batches(documents, options.batch, options.seed)
     started, average = time.monotonic(), 0.0
-    for step, rows in zip(range(options.steps), stream, strict=False):
+    for step, rows in zip(range(phase.steps), stream, strict=False):
         with torch.autocast(device.type, torch.bfloat16):
-            loss = loss_of(model, rows.to(device))
+            loss = loss_of(model, rows.to(device), phase.logit_penalty)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -188,9 +245,9 @@ def train(model: MiniCPM, documents: list[Tokens], options: argparse.Namespace) 
             schedule.step()
             optimizer.zero_grad()
         average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
-        if step % 50 == 49 or step == options.steps - 1:
+        if step % 50 == 49 or step == phase.steps - 1:
             speed = (step + 1) * rows[:, 1:].numel() / (time.monotonic() - started)
-            print(f"step {step + 1:>5}/{options.steps} loss {average:.4f} {speed:,.0f} tokens/s", flush=True)
+            print(f"{phase.name} {step + 1:>5}/{phase.steps} loss {average:.4f} {speed:,.0f} tokens/s", flush=True)
 
 
 def round_weights(model: MiniCPM) -> dict[str, Tensor]:
@@ -230,12 +287,9 @@ def write_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps")
-    parser.add_argument("--batch", type=int, default=4, help="sequences of 512 tokens per step")
-    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="for the matrices")
-    parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate of the matrices")
-    parser.add_argument("--embed-lr", type=float, default=1e-2, help="the same of embedding and norms")
+    parser.add_argument("--share", type=float, default=1.0, help="of the usual steps, for a smaller text")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--text", type=Path, help="learn from this UTF-8 file, and not from the standard library")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; the result depends on them")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="checkpoint folder")
@@ -243,12 +297,12 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train, write the checkpoint, and compare it with the trigram on held-out modules."""
+    """Train, write the checkpoint, and compare it with the trigram on held-out text."""
     options = parse_options()
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
-    train_documents, held_out_documents = split_corpus(read_corpus())
-    pieces = train_sentencepiece(item.text for item in train_documents if item.kind == "source")
+    train_documents, held_out_documents = split_corpus(read_text(options.text) if options.text else read_corpus())
+    pieces = learn_pieces(train_documents)
     tokenizer = GoldenTokenizer(pieces)
     documents = encode_documents(tokenizer, train_documents)
     held_out = np.concatenate(encode_documents(tokenizer, held_out_documents))
@@ -256,8 +310,13 @@ def main() -> None:
 
     config = model_config()
     model = build_model(config, options.seed).to(options.device)
-    train(model, documents, options)
-    weights = round_weights(model)
+    for number, phase in enumerate(PHASES):
+        if number:
+            torch.manual_seed(options.seed + number)
+        stream = batches(documents, BATCH, options.seed + number)
+        with noisy_inputs(model, phase):
+            train(model, stream, replace(phase, steps=round(options.share * phase.steps)), torch.device(options.device))
+        weights = round_weights(model)
 
     options.out.mkdir(parents=True, exist_ok=True)
     write_tokenizer(pieces, options.out)

@@ -1,0 +1,33 @@
+"""The text that a golden model learns from, when it is a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from golden.corpus import TEXT_RUN_CHARS, read_text, split_corpus
+
+
+def lines(count: int) -> str:
+    return "".join(f"line {number} of a text that goes on for a while\n" for number in range(count))
+
+
+def test_a_text_file_is_cut_into_runs_of_whole_lines_and_every_eighth_is_held_out(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(lines(8000), encoding="utf-8")
+    documents = read_text(path)
+    assert "".join(document.text for document in documents) == path.read_text(encoding="utf-8")
+    assert all(document.text.endswith("\n") for document in documents)
+    assert all(len(document.text) >= TEXT_RUN_CHARS for document in documents[:-1])
+    assert [number for number, document in enumerate(documents) if document.held_out] == [7, 15][: len(documents) // 8]
+    train, held_out = split_corpus(documents)
+    assert len(train) + len(held_out) == len(documents)
+    assert held_out
+
+
+def test_a_text_too_short_to_hold_a_part_of_it_out_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(lines(100), encoding="utf-8")
+    with pytest.raises(ValueError, match="too short"):
+        read_text(path)
