@@ -6,7 +6,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,10 @@ class Cost:
     peak_rss: int
 
 
-def measured(command: Sequence[str | Path], *, expected: Collection[int] = (0,)) -> tuple[Cost, str]:
-    """Run `command` to its end; returns its cost and what it printed on stdout.
+def measured(
+    command: Sequence[str | Path], *, expected: Collection[int] = (0,), environment: Mapping[str, str] | None = None
+) -> tuple[Cost, str]:
+    """Run `command` to its end, with `environment` added to ours; returns its cost and what it printed on stdout.
 
     Processor time and memory come from `wait4`, so grandchildren count only when the child waited for them.
     `ru_maxrss` is at least the resident size of this process at the time of the call (Linux carries it through exec):
@@ -32,7 +34,8 @@ def measured(command: Sequence[str | Path], *, expected: Collection[int] = (0,))
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:
         start = time.perf_counter()
-        child = subprocess.Popen([str(part) for part in command], stdout=out, stderr=log)
+        added = {**os.environ, **(environment or {})}
+        child = subprocess.Popen([str(part) for part in command], stdout=out, stderr=log, env=added)
         _, status, usage = os.wait4(child.pid, 0)
         wall = time.perf_counter() - start
         child.returncode = os.waitstatus_to_exitcode(status)

@@ -37,7 +37,7 @@ from golden.corpus import Document, read_corpus, split_corpus
 from quantkit.calibration import calibration_samples
 from quantkit.calibration_text import CalibrationOptions, Samples
 from quantkit.checkpoint import Checkpoint
-from quantkit.loading import load_model
+from quantkit.loading import load_model, read_float32
 from quantkit.methods.gptq import Gptq
 from quantkit.metrics import kl_divergence
 from quantkit.model import MiniCPM
@@ -45,7 +45,6 @@ from quantkit.parallel import single_threaded_torch
 from quantkit.quantize import Quantization, quantized
 from quantkit.registry import open_checkpoint
 from quantkit.spec import QuantSpec
-from quantkit.tensor import QuantizedView
 from quantkit.tokenizer import open_tokenizer
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "model"
@@ -57,10 +56,11 @@ GPTQ_TO_RTN, GPTQ_TO_TEXTBOOK = 0.45, 0.02
 
 
 def held_out_rows(model: Path, documents: Sequence[Document], count: int) -> list[torch.Tensor]:
-    """`count` sequences of LENGTH tokens, BOS first, spread evenly over the documents."""
+    """At most `count` sequences of LENGTH tokens, BOS first, spread evenly over the documents."""
     tokenizer = open_tokenizer(open_checkpoint(model))
     ids = [token for item in documents for token in [*tokenizer.encode(item.text, add_bos=False), 2]]
     windows = len(ids) // (LENGTH - 1)
+    count = min(count, windows)
     starts = [i * windows // count * (LENGTH - 1) for i in range(count)]
     return [torch.tensor([[*tokenizer.beginning, *ids[start : start + LENGTH - 1]]]) for start in starts]
 
@@ -83,11 +83,11 @@ def divergence(original: MiniCPM, changed: MiniCPM, rows: Sequence[torch.Tensor]
 
 
 def ours(checkpoint: Checkpoint, run: Quantization) -> MiniCPM:
-    """The model as `run` makes it."""
+    """The model as `run` makes it, with the norms that smoothing changes."""
     model = load_model(checkpoint)
     for name, view in run.checkpoint.weights.items():
-        if isinstance(view, QuantizedView):
-            model.get_parameter(name).copy_(torch.from_numpy(view.read().dequantized()))
+        if view is not checkpoint.weights[name]:
+            model.get_parameter(name).copy_(torch.from_numpy(read_float32(view)))
     return model
 
 

@@ -1,171 +1,216 @@
 """How good are our 4-bit codes, stage by stage, against textbook GPTQ and GPTQModel?
 
-    python -m benchmarks.int4_quality [--model DIR] [--bits 4 3] [--threads 2] [--gptqmodel PYTHON] [--text FILE]
+    python -m benchmarks.int4_quality [--model DIR] [--bits 4 3] [--text FILE] [--gptqmodel PYTHON]
+                                      [--only SUBSTRING ...] [--json FILE]
 
-KL(original || quantized) per token, in nats, on held-out text (`golden/corpus.py` holds modules out), groups of 128,
-symmetric. Every row sees the same calibration sequences:
+KL(original || quantized) per token, in nats, on held-out text, symmetric, groups of 128. Every row sees the same
+calibration sequences:
 
     rtn             round to nearest
     textbook        the paper's loop, independent of our code (`benchmarks/first_quality.py`)
-    gptqmodel ...   GPTQModel, its defaults and its act-order, GAR and GPTAQ options, run in an environment of its own
-                    (`--gptqmodel` names its interpreter) on the folded model
-    ours ...        our stages, each on top of those above it; `default` is what `quantkit quantize` does
+    ours: ...       our stages, each on top of those above it
+    gptqmodel: ...  GPTQModel, its defaults and its options, run in an environment of its own (`--gptqmodel` names
+                    its interpreter) on the folded model
 
---model may be any MiniCPM folder; --text calibrates and measures on halves of a text file instead of the standard
-library, for a model that was trained on another text.
+The text is the standard library, with modules held out by a hash of their path; with --text it is a UTF-8 file, cut
+into runs of lines of which every eighth is held out. Both splits are those of the training (`golden/corpus.py`), so
+the model has not seen what is measured. Calibration takes training text only.
+
+The table can be made in parts: --only runs the rows whose names hold one of the substrings, and --json adds them to
+those that are in the file. A file of other inputs is refused. Exits with 1 when a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.first_quality import GOLDEN, LENGTH, divergence, held_out_rows, textbook, training_samples
-from golden.corpus import read_corpus, split_corpus
+from benchmarks import gptqmodel_runs
+from benchmarks.child import measured
+from benchmarks.first_quality import GOLDEN, GROUP, LENGTH, divergence, held_out_rows, ours, textbook, training_samples
+from benchmarks.int4_results import Results, inputs_of
+from golden.corpus import read_corpus, read_text, split_corpus
 from quantkit import registry
-from quantkit.artifact import publish
 from quantkit.calibration_text import CalibrationOptions, Samples
 from quantkit.checkpoint import Checkpoint
 from quantkit.loading import load_model
 from quantkit.methods.gptq import Gptq
 from quantkit.model import MiniCPM
-from quantkit.protocols import ExportOptions, Method
-from quantkit.quantize import Quantization
+from quantkit.protocols import Method
+from quantkit.quantize import SKIP_POSITIONS, Quantization
 from quantkit.spec import QuantSpec
-from quantkit.tensor import QuantizedView
-
-GPTQMODEL_SCRIPT = Path(__file__).with_name("gptqmodel_quantize.py")
-GPTQMODEL_OPTIONS = {
-    "gptqmodel default": {},
-    "gptqmodel act-order": {"desc_act": True, "act_group_aware": False},
-    "gptqmodel plain": {"desc_act": False, "act_group_aware": False},
-    "gptqmodel gptaq": {"gptaq": True},
-}
-DEFAULT_TO_DEFAULT, DEFAULT_TO_BEST = 0.50, 0.80
-
-Stage = tuple[str, Method, int, bool]
 
 
-def stages() -> Iterator[Stage]:
-    """Name, method, skipped positions and propagation of our rows, each stage on top of the one before."""
-    yield "ours: feedback", Gptq(search=False, act_order=False, rounds=0), 0, False
-    yield "ours: + P-GPTQ", Gptq(search=False, act_order=False, rounds=0), 4, False
-    yield "ours: + act-order", Gptq(search=False, act_order=True, rounds=0), 4, False
-    yield "ours: + search", Gptq(rounds=0), 4, False
-    yield "ours: + refine", Gptq(), 4, False
-    yield "ours: + propagation", Gptq(), 4, True
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One of our rows; a stage that says nothing but its name is `quantkit quantize` as it stands."""
+
+    name: str
+    method: Method
+    skip_positions: int = SKIP_POSITIONS
+    propagate: bool = True
+    smooth: bool | None = None
 
 
-def quantized_model(run: Quantization, checkpoint: Checkpoint) -> MiniCPM:
-    """The torch model with the run's weights."""
-    model = load_model(checkpoint)
-    for name, view in run.checkpoint.weights.items():
-        if isinstance(view, QuantizedView):
-            model.get_parameter(name).copy_(torch.from_numpy(view.read().dequantized()))
-    return model
+DEFAULT = "ours: + propagation"
+"""The stage that `quantkit quantize` does by itself."""
+
+FEEDBACK = Gptq(search=False, act_order=False, rounds=0)
+STAGES = (
+    Stage(name="ours: feedback", method=FEEDBACK, skip_positions=0, propagate=False),
+    Stage(name="ours: + P-GPTQ", method=FEEDBACK, propagate=False),
+    Stage(name="ours: + act-order", method=Gptq(search=False, rounds=0), propagate=False),
+    Stage(name="ours: + search", method=Gptq(rounds=0), propagate=False),
+    Stage(name="ours: + refine", method=Gptq(), propagate=False),
+    Stage(name=DEFAULT, method=Gptq()),
+    Stage(name="ours: + smoothing", method=Gptq(), smooth=True),
+    Stage(name="ours: awq", method=registry.method("awq")),
+)
+NAMES = ("rtn", "textbook", *(stage.name for stage in STAGES), *gptqmodel_runs.OPTIONS)
 
 
-def gptqmodel(
-    python: Path, folder: Path, samples: Samples, bits: int, options: dict[str, object], out: Path
-) -> MiniCPM:
-    """Quantize the folded model with GPTQModel in its own environment; read what it wrote with our reader."""
-    tokens = out.with_suffix(".json")
-    tokens.write_text(json.dumps([row.tolist() for row in samples.sequences]))
-    settings = json.dumps({"bits": bits, "group_size": 128, "sym": True, **options})
-    command = [str(python), str(GPTQMODEL_SCRIPT), str(folder), str(tokens), str(out), settings]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
-    checkpoint = registry.open_checkpoint(out)
-    return load_model(checkpoint)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What all rows share. rows: int64 [1, tokens] each, held out. folder: for what GPTQModel reads and writes."""
+
+    checkpoint: Checkpoint
+    samples: Samples
+    rows: Sequence[torch.Tensor]
+    group_size: int
+    threads: int
+    gptqmodel: Path | None
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """A quantized model, and what its maker says about itself."""
+
+    model: MiniCPM
+    notes: Mapping[str, Any]
+
+
+def makers(setting: Setting, bits: int) -> Iterator[tuple[str, Callable[[], Made]]]:
+    """Every row that can be made here, by name."""
+    rtn = Stage(name="rtn", method=registry.method("rtn"))
+    yield rtn.name, partial(by_stage, setting, bits, rtn)
+    if setting.group_size == GROUP:
+        yield "textbook", lambda: Made(textbook(setting.checkpoint, bits, setting.samples), {})
+    for stage in STAGES:
+        yield stage.name, partial(by_stage, setting, bits, stage)
+    if setting.gptqmodel is not None:
+        for name in gptqmodel_runs.OPTIONS:
+            yield name, partial(by_gptqmodel, setting, bits, name)
+
+
+def by_stage(setting: Setting, bits: int, stage: Stage) -> Made:
+    """The model by our code."""
+    run = Quantization(
+        setting.checkpoint,
+        QuantSpec(bits=bits, group_size=setting.group_size),
+        stage.method,
+        calibration=setting.samples,
+        skip_positions=stage.skip_positions,
+        propagate=stage.propagate,
+        smooth=stage.smooth,
+        threads=setting.threads,
+    )
+    model = ours(setting.checkpoint, run)
+    fallbacks = [name for name, tensor in run.report()["tensors"].items() if tensor["fallback"]]
+    return Made(model, {"fallbacks": fallbacks})
+
+
+def by_gptqmodel(setting: Setting, bits: int, name: str) -> Made:
+    """The model by GPTQModel, read by our reader from what it wrote."""
+    folded, tokens = setting.folder / "llama", setting.folder / "tokens.json"
+    out = setting.folder / f"{bits} {name}".replace(" ", "-").replace(":", "")
+    if not folded.exists():
+        gptqmodel_runs.write_folded(setting.checkpoint, folded)
+        gptqmodel_runs.write_tokens(setting.samples.sequences, tokens)
+    command = gptqmodel_runs.command(
+        setting.gptqmodel or Path(),
+        folded,
+        tokens,
+        out,
+        bits=bits,
+        group_size=setting.group_size,
+        options=gptqmodel_runs.OPTIONS[name],
+    )
+    measured(command)
+    return Made(load_model(registry.open_checkpoint(out)), gptqmodel_runs.used_settings(out))
+
+
+def prepared(options: argparse.Namespace, folder: Path) -> Setting:
+    """Read the model and the text."""
+    checkpoint = registry.open_checkpoint(options.model)
+    train, held_out = split_corpus(read_text(options.text) if options.text else read_corpus())
+    wanted = CalibrationOptions(sequences=options.sequences, length=LENGTH)
+    return Setting(
+        checkpoint=checkpoint,
+        samples=training_samples(checkpoint, train, wanted),
+        rows=held_out_rows(options.model, held_out, options.rows),
+        group_size=options.group_size,
+        threads=options.threads,
+        gptqmodel=options.gptqmodel,
+        folder=folder,
+    )
+
+
+def measure(setting: Setting, original: MiniCPM, only: Sequence[str], bits: int, results: Results) -> None:
+    """Make and measure the rows that are wanted, and keep each as soon as it is there."""
+    for name, make in makers(setting, bits):
+        if only and not any(part in name for part in only):
+            continue
+        start = time.perf_counter()
+        made = make()
+        seconds = time.perf_counter() - start
+        kl = divergence(original, made.model, setting.rows)
+        results.add(bits, name, {"kl": kl, "seconds": seconds, **made.notes})
+        print(f"{bits} bits  {name:30}{kl:.3e}  {seconds:7.1f} s", flush=True)
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, default=GOLDEN, help="any MiniCPM folder")
+    parser.add_argument("--text", type=Path, help="UTF-8 text in place of the standard library")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--group-size", type=int, default=GROUP)
+    parser.add_argument("--sequences", type=int, default=60, help=f"of {LENGTH} tokens, to calibrate on")
+    parser.add_argument("--rows", type=int, default=64, help=f"held-out sequences of {LENGTH} tokens")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--gptqmodel", type=Path, help="interpreter of an environment that has GPTQModel")
+    parser.add_argument("--only", nargs="+", default=(), metavar="SUBSTRING", help="rows to run; default: all")
+    parser.add_argument("--json", type=Path, help="file that results are added to")
+    return parser.parse_args()
 
 
 def main() -> int:
-    """Print the table as it grows; return 1 when a target is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, default=GOLDEN)
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
-    parser.add_argument("--group-size", type=int, default=128)
-    parser.add_argument("--sequences", type=int, default=60)
-    parser.add_argument("--rows", type=int, default=64, help="held-out sequences of 512 tokens")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--gptqmodel", type=Path, help="interpreter of an environment that has GPTQModel")
-    options = parser.parse_args()
-
-    checkpoint = registry.open_checkpoint(options.model)
-    train, held_out = split_corpus(read_corpus())
-    rows = held_out_rows(options.model, held_out, options.rows)
-    wanted = CalibrationOptions(sequences=options.sequences, length=LENGTH)
-    samples = training_samples(checkpoint, train, wanted)
+    """Measure, print the table; return 1 when a target is missed."""
+    options = parsed()
     torch.set_num_threads(options.threads)
-    original = load_model(checkpoint)
-    print(f"{samples.coverage.sequences} calibration sequences, {samples.coverage.tokens} tokens; {len(rows)} held out")
-    failed = False
-    for bits in options.bits:
-        spec = QuantSpec(bits=bits, group_size=options.group_size)
-        kl: dict[str, float] = {}
-
-        def tell(name: str, make: Callable[[], MiniCPM], kl: dict[str, float] = kl, bits: int = bits) -> None:
-            start = time.perf_counter()
-            model = make()
-            seconds = time.perf_counter() - start
-            kl[name] = divergence(original, model, rows)
-            print(
-                f"{bits} bits  {name:24s} {kl[name]:.3e}  {kl[name] / kl['rtn']:6.3f} x rtn  {seconds:6.1f} s",
-                flush=True,
-            )
-
-        def ours(method: Method, skip: int, propagate: bool, spec: QuantSpec = spec) -> MiniCPM:
-            run = Quantization(
-                checkpoint,
-                spec,
-                method,
-                calibration=samples,
-                skip_positions=skip,
-                propagate=propagate,
-                threads=options.threads,
-            )
-            return quantized_model(run, checkpoint)
-
-        tell("rtn", lambda: ours(registry.method("rtn"), 0, False))
-        if options.group_size == 128:
-            tell("textbook", lambda bits=bits: textbook(checkpoint, bits, samples))
-        for name, method, skip, propagate in stages():
-            tell(name, lambda m=method, s=skip, p=propagate: ours(m, s, p))
-        if options.gptqmodel:
-            failed |= compare_gptqmodel(options.gptqmodel, checkpoint, samples, bits, kl, tell)
-    return int(failed)
-
-
-def compare_gptqmodel(
-    python: Path,
-    checkpoint: Checkpoint,
-    samples: Samples,
-    bits: int,
-    kl: dict[str, float],
-    tell: Callable[[str, Callable[[], MiniCPM]], None],
-) -> bool:
-    """Add GPTQModel's rows, then say whether our default keeps the targets; True when it does not."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "llama"
-        planned = registry.exporter("hf").prepare(checkpoint, ExportOptions(type="f32", arch="llama"))
-        publish(planned, folder)
-        for label, settings in GPTQMODEL_OPTIONS.items():
-            out = Path(name) / label.replace(" ", "-")
-            tell(label, lambda s=settings, o=out: gptqmodel(python, folder, samples, bits, s, o))
-    mine = kl["ours: + propagation"]
-    default, best = kl["gptqmodel default"], min(value for label, value in kl.items() if "gptqmodel" in label)
-    print(f"{bits} bits  default / GPTQModel default {mine / default:.3f} (at most {DEFAULT_TO_DEFAULT})")
-    print(f"{bits} bits  default / GPTQModel best    {mine / best:.3f} (at most {DEFAULT_TO_BEST})")
-    return mine > DEFAULT_TO_DEFAULT * default or (bits == 4 and mine > DEFAULT_TO_BEST * best)
+    with tempfile.TemporaryDirectory() as folder:
+        setting = prepared(options, Path(folder))
+        coverage = setting.samples.coverage
+        print(f"{coverage.sequences} calibration sequences, {coverage.tokens} tokens; {len(setting.rows)} held out")
+        inputs = inputs_of(setting.checkpoint, setting.samples.sequences, setting.rows, setting.group_size)
+        results = Results(options.json, inputs)
+        original = load_model(setting.checkpoint)
+        for bits in options.bits:
+            measure(setting, original, options.only, bits, results)
+    print("\n" + "\n".join(results.table(NAMES)) + "\n")
+    verdicts = results.verdicts(DEFAULT, gptqmodel_runs.DEFAULT, tuple(gptqmodel_runs.OPTIONS))
+    print("\n".join(verdict.text for verdict in verdicts))
+    return int(any(verdict.missed for verdict in verdicts))
 
 
 if __name__ == "__main__":

@@ -235,10 +235,22 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def make_checkpoint(folder: Path, shape: str, *, shards: int | None = None, sparse: bool = False, seed: int = 0) -> int:
-    """Write a whole checkpoint into the new folder `folder`; returns the bytes of its weights."""
+def make_checkpoint(
+    folder: Path,
+    shape: str,
+    *,
+    shards: int | None = None,
+    layers: int | None = None,
+    sparse: bool = False,
+    seed: int = 0,
+) -> int:
+    """Write a whole checkpoint into the new folder `folder`; returns the bytes of its weights.
+
+    layers: how many, where it is not to be the shape's number.
+    """
     folder.mkdir(parents=True)
     settings = config(shape)
+    settings["num_hidden_layers"] = layers or settings["num_hidden_layers"]
     write_json(folder / "config.json", settings)
     generation = {"bos_token_id": 1, "do_sample": True, "eos_token_id": settings["eos_token_id"], "temperature": 0.8}
     write_json(folder / "generation_config.json", generation)
@@ -252,11 +264,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", choices=tuple(SHARDS), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
     parser.add_argument("--shards", type=int, help="number of weight files (default: 1 for 0.5b, 4 for 8b)")
+    parser.add_argument("--layers", type=int, help="number of layers (default: the shape's)")
     parser.add_argument("--sparse", action="store_true", help="leave the weights as holes: zeros that take no room")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     start = time.perf_counter()
-    size = make_checkpoint(options.out, options.shape, shards=options.shards, sparse=options.sparse, seed=options.seed)
+    size = make_checkpoint(
+        options.out,
+        options.shape,
+        shards=options.shards,
+        layers=options.layers,
+        sparse=options.sparse,
+        seed=options.seed,
+    )
     print(f"{options.out}: {size:,} bytes of weights in {time.perf_counter() - start:.2f} s")
     return 0
 
