@@ -17,6 +17,7 @@ from threading import Lock
 import numpy as np
 import torch
 
+from quantkit.calibration import CPU
 from quantkit.calibration_text import CalibrationOptions, Samples, make_samples
 from quantkit.checkpoint import Checkpoint
 from quantkit.loading import load_model
@@ -35,13 +36,14 @@ def generated_samples(
     options: CalibrationOptions,
     *,
     threads: int = 1,
+    device: torch.device = CPU,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
-    """`options.sequences` sequences of `options.length` tokens; holds the whole model in float32 meanwhile."""
+    """`options.sequences` sequences of `options.length` tokens; the whole float32 model is on `device` meanwhile."""
     text = resources.files("quantkit").joinpath(PROMPTS_FILE).read_text(encoding="utf-8")
     prompts = _prompts(text, tokenizer)
     starts = [prompts[i % len(prompts)][: options.length] for i in range(options.sequences)]
-    model = load_model(checkpoint)
+    model = load_model(checkpoint).to(device)
     counter = _Counter(options.sequences * options.length, progress)
 
     def generate(first: int) -> np.ndarray:
@@ -79,10 +81,11 @@ def _continued(
     for row, start in enumerate(starts):
         ids[row, : len(start)] = start
         given[row, : len(start)] = True
+    device = model.model.embed_tokens.weight.device
     cache = Cache()
     done, position = 0, min(map(len, starts))
     while position < length:
-        logits = model(torch.from_numpy(ids[:, done:position]), cache)[:, -1]
+        logits = model(torch.from_numpy(ids[:, done:position]).to(device), cache)[:, -1]
         sampled = _sampled(logits, uniform[:, position])
         ids[:, position] = np.where(given[:, position], ids[:, position], sampled)
         counter.add(len(starts) * (position - done))
@@ -94,9 +97,9 @@ def _continued(
 def _sampled(logits: torch.Tensor, uniform: np.ndarray) -> np.ndarray:
     """One token per row of logits [batch, vocab], by inverting the cumulative distribution in float64."""
     cumulative = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
-    points = torch.from_numpy(uniform)[:, None] * cumulative[:, -1:]
+    points = torch.from_numpy(uniform).to(cumulative.device)[:, None] * cumulative[:, -1:]
     tokens: np.ndarray = (
-        torch.searchsorted(cumulative, points, right=True)[:, 0].clamp_(max=logits.shape[1] - 1).numpy()
+        torch.searchsorted(cumulative, points, right=True)[:, 0].clamp_(max=logits.shape[1] - 1).cpu().numpy()
     )
     return tokens
 

@@ -12,12 +12,13 @@ grow with it. Results do not depend on the number of threads: see `quantkit.para
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quantkit.calibration import InputStatistics, cross_products, embedded, input_statistics
+from quantkit.calibration import CPU, InputStatistics, cross_products, embedded, input_statistics
 from quantkit.calibration_text import Samples
 from quantkit.checkpoint import Checkpoint
 from quantkit.family import LAYER_NAMES, ModelSpec, Role
@@ -54,12 +55,21 @@ class Stage:
     drift: Mapping[Role, Drift]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """What linear layers read: float32 [tokens, cols] of every fitting and every held-out sequence."""
+
+    roles: tuple[Role, ...]
+    fitted: list[Tensor]
+    held_out: list[Tensor]
+
+
 class HiddenStates:
     """Both residual streams, float32 [tokens, hidden] per sequence, in front of the next block.
 
     skip_positions: the first so many tokens of every sequence stay out of all statistics. Their activations are
     hundreds of times larger than all others and would decide every layer (P-GPTQ, MiniCPM4 report 4.1.2).
-    follow_original: whether the original stream is carried along.
+    follow_original: whether the original stream is carried along. device: where all of it lies and is computed.
     """
 
     def __init__(
@@ -70,16 +80,17 @@ class HiddenStates:
         skip_positions: int = 0,
         follow_original: bool = True,
         threads: int = 1,
+        device: torch.device = CPU,
     ) -> None:
         self.spec: ModelSpec = checkpoint.spec
         self.threads = threads
         self.skip_positions = skip_positions
-        self.states = embedded(checkpoint, samples.sequences)
+        self.device = device
+        self.states = [x.to(device) for x in embedded(checkpoint, samples.sequences)]
         self.original = list(self.states) if follow_original else []
         count = len(self.states)
         self.held_out = [i for i in range(count) if (i + 1) % HELD_OUT_EVERY == 0] or ([count - 1] if count > 1 else [])
-        cpu = torch.device("cpu")
-        self.rotary = {length: rotary_tables(self.spec, 0, length, cpu) for length in {len(x) for x in self.states}}
+        self.rotary = {length: rotary_tables(self.spec, 0, length, device) for length in {len(x) for x in self.states}}
 
     def stages(self, block: Block, original: Block) -> Iterator[Stage]:
         """Move through one block.
@@ -89,6 +100,13 @@ class HiddenStates:
         """
         for roles, inputs in self._steps(block, original):
             yield self._stage(roles, inputs, original)
+
+    def inputs(self, block: Block) -> Iterator[Inputs]:
+        """What each group of linear layers of `block` reads as its weights are now; moves nothing."""
+        ahead = copy(self)
+        ahead.original = []
+        for roles, (inputs, _) in ahead._steps(block, block):
+            yield Inputs(roles, *self._split([x[self.skip_positions :] for x in inputs]))
 
     def advance(self, block: Block, original: Block) -> None:
         """Move through one block whose weights are all in place."""
@@ -139,7 +157,9 @@ class HiddenStates:
         if self.original and self.held_out:
             moved = self._each(lambda x, y: (x - y)[self.skip_positions :], inputs[1], inputs[0])
             drift = self._drifts(roles, moved, seen, original)
-        fitted, held_out = (input_statistics(part, seen[0].shape[1], self.threads) for part in self._split(seen))
+        fitted, held_out = (
+            input_statistics(part, seen[0].shape[1], self.threads, self.device) for part in self._split(seen)
+        )
         return Stage(roles, fitted, held_out, drift)
 
     def _drifts(

@@ -21,11 +21,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quantkit.methods._error import output_energy, row_chunks
 from quantkit.methods._feedback import damped
+from quantkit.parallel import torch_map
 
 
 def propagated_target(
-    weight: Tensor, hessian: Tensor, drift: Tensor, held_hessian: Tensor, held_drift: Tensor, *, damping: float = 0.01
+    weight: Tensor,
+    hessian: Tensor,
+    drift: Tensor,
+    held_hessian: Tensor,
+    held_drift: Tensor,
+    *,
+    damping: float = 0.01,
+    threads: int = 1,
 ) -> tuple[Tensor, float]:
     """The weights to aim at, float32 [rows, cols], and the strength α that was used.
 
@@ -34,12 +43,17 @@ def propagated_target(
         hessian, drift: H [cols, cols] and M [rows, cols] of the fitting sequences, float64.
         held_hessian, held_drift: the same of the held-out sequences.
         damping: share of H's mean diagonal added to it.
+        threads: how many to use; the result does not depend on it.
     """
     lower, info = torch.linalg.cholesky_ex(damped(hessian, damping))
     if int(info) != 0:
         return weight, 0.0
-    delta = torch.cholesky_solve(drift.T, lower).T
+    chunks = row_chunks(len(drift), drift.device)
+    solved = torch_map(
+        lambda start: torch.cholesky_solve(drift[start : start + chunks.step].T, lower).T, chunks, threads
+    )
+    delta = torch.cat(solved)
     gained = float((delta * held_drift).sum())
-    spent = float(((delta @ held_hessian) * delta).sum())
+    spent = output_energy(delta, held_hessian.float(), threads)
     strength = min(1.0, max(0.0, gained / spent)) if spent > 0 else 0.0
     return (weight.double() + strength * delta).float(), strength

@@ -47,12 +47,15 @@ class TensorReport:
     error_of_rounding: the same for round-to-nearest, where the method compared itself with it.
     strength: how far the weights were moved to make up for earlier layers, 0 to 1; None when that was not tried.
     fallback: None, or why the method's result was given up for round-to-nearest.
+    smoothing: exponent of the input scales (`quantkit.smoothing_search`), 0 where none did better; None when that was
+        not tried.
     """
 
     error: float
     error_of_rounding: float | None = None
     strength: float | None = None
     fallback: str | None = None
+    smoothing: float | None = None
 
 
 class Method(Protocol):
@@ -61,6 +64,8 @@ class Method(Protocol):
     name: str
     summary: str
     needs_calibration: bool
+    smooths: bool
+    """Whether inputs are scaled beforehand (`quantkit.smoothing`) where the user does not say."""
 
     def quantize(
         self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None, *, threads: int = 1

@@ -25,9 +25,10 @@ from quantkit.layout import PlannedArtifact
 from quantkit.protocols import Method, TensorReport
 from quantkit.quantized import QuantizedTensor
 from quantkit.recipe import Assignment, Recipe
-from quantkit.resumption import decoded_samples, encoded_samples, kept_bytes, run_key
+from quantkit.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
+from quantkit.smoothing import smoothable, weight_name
 from quantkit.spec import QuantSpec
-from quantkit.tensor import QuantizedView
+from quantkit.tensor import QuantizedView, TensorView
 
 if TYPE_CHECKING:
     from quantkit.block_stream import BlockStream
@@ -80,7 +81,9 @@ def quantized(
     calibration: CalibrationOptions | Samples | None = None,
     skip_positions: int = SKIP_POSITIONS,
     propagate: bool = True,
+    smooth: bool | None = None,
     threads: int = 1,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Quantization:
     """Set up the quantization of every linear layer; the work is done when the result's views are read.
@@ -93,11 +96,16 @@ def quantized(
         calibration: what to calibrate on, or the sequences themselves; None = the defaults of `CalibrationOptions`.
         skip_positions: tokens at the start of every sequence that stay out of the statistics.
         propagate: whether each layer makes up for what the layers before it lost.
+        smooth: whether to scale the inputs of calibrated layers (`quantkit.smoothing`); None = where their methods ask
+            for it.
         threads: how many to use; the result does not depend on it.
+        device: what calibrated methods compute on, cpu or cuda; their sums are added in another order there, so a few
+            codes in a thousand may differ.
         progress: told how far the generation of calibration text is.
 
     Raises:
-        BadOption: an unknown method, a checkpoint that is quantized already, or a recipe that does not fit the model.
+        BadOption: an unknown method, a checkpoint that is quantized already, a recipe that does not fit the model, or
+            `smooth` without a calibrated layer.
         UnsupportedSpec: a group size that does not divide a layer's columns.
         MissingDependency: the method needs torch, and it is not installed.
     """
@@ -109,7 +117,9 @@ def quantized(
         calibration=calibration or CalibrationOptions(),
         skip_positions=skip_positions,
         propagate=propagate,
+        smooth=smooth,
         threads=threads,
+        device=device,
         progress=progress,
     )
 
@@ -121,6 +131,21 @@ def _method(name: str) -> Method:
         raise MissingDependency(
             f"method {name} needs {error.name}, which is not installed", hint="pip install 'quantkit[torch]'"
         ) from None
+
+
+def _check_device(device: str, method_name: str, *, calibrated: bool) -> None:
+    """Raise `BadOption` unless something can be computed on `device` here."""
+    if device != "cuda":
+        raise BadOption(f"there is no device {device!r}", hint="choose cpu or cuda")
+    if not calibrated:
+        raise BadOption(f"{method_name} is not calibrated and works on the CPU", hint="leave --device out")
+    import torch  # noqa: PLC0415 - heavy, and round-to-nearest does without it
+
+    if not torch.cuda.is_available():
+        raise BadOption(
+            f"torch {torch.__version__} sees no CUDA device here",
+            hint="leave --device out, or install a build of torch for CUDA and its driver",
+        )
 
 
 class Quantization:
@@ -136,7 +161,9 @@ class Quantization:
         calibration: CalibrationOptions | Samples,
         skip_positions: int = SKIP_POSITIONS,
         propagate: bool = True,
+        smooth: bool | None = None,
         threads: int = 1,
+        device: str = "cpu",
         progress: Progress | None = None,
     ) -> None:
         self._source = source
@@ -151,10 +178,18 @@ class Quantization:
             if assignment.spec is not None
         }
         self._calibrated = any(used.needs_calibration for used in self._methods.values())
+        if smooth and not self._calibrated:
+            raise BadOption(
+                f"{method.name} is not calibrated, so there is nothing to smooth by", hint="choose --method gptq or awq"
+            )
+        if device != "cpu":
+            _check_device(device, method.name, calibrated=self._calibrated)
         self._calibration = calibration
         self._skip_positions = skip_positions
         self._propagate = propagate
+        self._smooth = smooth
         self._threads = threads
+        self._device = device
         self._progress = progress
         self._reports: dict[str, TensorReport] = {}
         self._stream: BlockStream | None = None
@@ -184,15 +219,24 @@ class Quantization:
         if not self._calibrated:
             yield
             return
-        choices = {"skip_positions": self._skip_positions, "propagate": self._propagate}
-        key = run_key(self._source, self._wanted(), self._calibration, **choices)
+        choices = {
+            "skip_positions": self._skip_positions,
+            "propagate": self._propagate,
+            "smooth": self._smooth,
+            "device": self._device,
+        }
+        key = run_key(self._source, self._wanted(self.checkpoint), self._calibration, **choices)
         with Journal(resolve(planned, out), key) as self._journal:
             yield
 
     def journal_size(self) -> int:
         """Bytes that `journal` will keep, samples and reports aside."""
-        views = [self.checkpoint.weights[name] for name in (self._wanted() if self._calibrated else ())]
-        return sum(kept_bytes(view.shape, view.spec) for view in views if isinstance(view, QuantizedView))
+        if not self._calibrated:
+            return 0
+        weights = self.checkpoint.weights
+        views = [weights[name] for name in self._wanted(self.checkpoint)]
+        scales = sum(weights[name].shape[0] * SMOOTHING_SCALE.itemsize for name in self._smoothable(self.checkpoint))
+        return scales + sum(kept_bytes(view.shape, view.spec) for view in views if isinstance(view, QuantizedView))
 
     def report(self) -> dict[str, Any]:
         """JSON for the manifest: method, spec, calibration coverage, and every tensor's error and fallback so far."""
@@ -201,23 +245,42 @@ class Quantization:
             "method": self._method.name,
             "spec": self._spec.to_json(),
             "recipe": self._recipe.to_json(),
+            "device": self._device,
             "calibration": coverage,
             "tensors": {name: asdict(report) for name, report in self._reports.items()},
         }
 
     def _with_readers(self, plan: Checkpoint) -> Checkpoint:
         weights = dict(plan.weights)
+        smoothable = self._smoothable(plan)
         for slot in plan.spec.slots():
             view = weights[slot.name]
             if isinstance(view, QuantizedView):
                 weights[slot.name] = replace(view, read=self._reader(view, slot.layer))
+            elif slot.layer is not None and slot.name in smoothable:
+                weights[slot.name] = replace(view, fetch=self._norm_fetch(view, slot.layer))
         return replace(plan, weights=weights)
 
     def _reader(self, view: QuantizedView, layer: int | None) -> Callable[[], QuantizedTensor]:
         """Once one weight is calibrated, all those of the blocks come from the stream: later ones see their errors."""
         if self._calibrated and layer is not None:
-            return lambda: self._from_stream(view.name, layer)
+            return lambda: self._at_block(view.name, layer).tensors[view.name]
         return lambda: self._alone(view)
+
+    def _norm_fetch(self, view: TensorView, layer: int) -> Callable[[int, int], np.ndarray]:
+        """A norm that smoothing may change when its block is quantized."""
+
+        def fetch(start: int, stop: int) -> np.ndarray:
+            changed = self._at_block(view.name, layer).norms.get(view.name)
+            return view.fetch(start, stop) if changed is None else changed[start:stop]
+
+        return fetch
+
+    def _smoothable(self, plan: Checkpoint) -> set[str]:
+        """Names of the norms and matrices whose outputs may be divided."""
+        wanted = self._wanted(plan)
+        layers = range(plan.spec.num_hidden_layers)
+        return {weight_name(layer, role) for layer in layers for role in smoothable(wanted, layer, self._smooth)}
 
     def _alone(self, view: QuantizedView) -> QuantizedTensor:
         """A tensor by itself, in any order."""
@@ -229,35 +292,41 @@ class Quantization:
         self._reports[view.name] = report
         return tensor
 
-    def _from_stream(self, name: str, layer: int) -> QuantizedTensor:
-        """A tensor of the current block, or of a later one once the blocks between are done."""
+    def _at_block(self, name: str, layer: int) -> BlockStream:
+        """The stream at block `layer`, which `name` belongs to: the current one, or a later one after those between."""
         stream = self._stream = self._stream or self._open_stream()
         while stream.layer < layer:
             self._reports |= stream.advance()
         if stream.layer > layer:
             raise RuntimeError(f"{name} was read after block {stream.layer}; blocks are computed once, in order")
-        return stream.tensors[name]
+        return stream
 
     def _open_stream(self) -> BlockStream:
+        import torch  # noqa: PLC0415 - heavy, and round-to-nearest does without it
+
         from quantkit.block_stream import BlockStream  # noqa: PLC0415 - imports torch
 
         return BlockStream(
             self._source,
-            self._wanted(),
+            self._wanted(self.checkpoint),
             self._samples(),
             skip_positions=self._skip_positions,
             propagate=self._propagate,
+            smooth=self._smooth,
             threads=self._threads,
+            device=torch.device(self._device),
             journal=self._journal,
         )
 
-    def _wanted(self) -> dict[str, tuple[QuantSpec, Method]]:
+    def _wanted(self, plan: Checkpoint) -> dict[str, tuple[QuantSpec, Method]]:
         """Grid and method of every weight that is quantized."""
-        weights = self.checkpoint.weights
+        weights = plan.weights
         views = [view for name in self._methods if isinstance(view := weights[name], QuantizedView)]
         return {view.name: (view.spec, self._methods[view.name]) for view in views}
 
     def _samples(self) -> Samples:
+        import torch  # noqa: PLC0415 - heavy, and round-to-nearest does without it
+
         from quantkit.calibration import calibration_samples  # noqa: PLC0415 - imports torch
 
         samples, journal = self._calibration, self._journal
@@ -265,7 +334,13 @@ class Quantization:
             kept = journal.recall(SAMPLES_STEP) if journal is not None and samples.file is None else None
             if kept is not None:
                 return decoded_samples(kept)
-            samples = calibration_samples(self._source, samples, threads=self._threads, progress=self._progress)
+            samples = calibration_samples(
+                self._source,
+                samples,
+                threads=self._threads,
+                device=torch.device(self._device),
+                progress=self._progress,
+            )
         if journal is not None:
             journal.keep(SAMPLES_STEP, encoded_samples(samples))
         return samples

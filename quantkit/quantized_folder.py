@@ -17,8 +17,8 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.config import native_config, with_dtype
 from quantkit.errors import BadOption, IncompleteCheckpoint, InconsistentCheckpoint, QuantkitError, UnsupportedSpec
 from quantkit.family import LAYER_NAMES, NORM_ROLES, ModelSpec, Role
-from quantkit.folder import AnyWeight, Folder, select_weights
 from quantkit.fold import with_architecture, with_source_dtypes
+from quantkit.folder import AnyWeight, Folder, select_weights
 from quantkit.layout import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, blob
 from quantkit.native_config_class import config_files
 from quantkit.protocols import ExportOptions

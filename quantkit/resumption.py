@@ -21,12 +21,14 @@ from quantkit.bits import pack_bitstream, unpack_bitstream
 from quantkit.calibration_text import CalibrationOptions, Coverage, Samples
 from quantkit.checkpoint import Checkpoint
 from quantkit.digest import source_digest
+from quantkit.family import Role
 from quantkit.protocols import Method, TensorReport
 from quantkit.quantized import QuantizedTensor
 from quantkit.spec import SCALE_DTYPES, QuantSpec
 
 LENGTH_BYTES = 8
 TOKEN = np.dtype("<i8")
+SMOOTHING_SCALE = np.dtype("<f4")
 LIBRARIES = ("numpy", "torch")
 """Packages whose arithmetic the last bits depend on."""
 
@@ -35,7 +37,7 @@ def run_key(
     source: Checkpoint,
     wanted: Mapping[str, tuple[QuantSpec, Method]],
     calibration: CalibrationOptions | Samples,
-    **choices: int | bool,
+    **choices: int | bool | str | None,
 ) -> bytes:
     """SHA-256 of all that decides the codes, except sequences that are given or read from a file.
 
@@ -92,27 +94,40 @@ def decoded_samples(data: memoryview) -> Samples:
     return Samples(sequences, Coverage(**head["coverage"]))
 
 
-def encoded_block(tensors: Mapping[str, QuantizedTensor], reports: Mapping[str, TensorReport]) -> bytes:
-    """Reports, grids and shapes as JSON behind its length; then each tensor's codes as bitstreams, scales and zeros."""
+def encoded_block(
+    tensors: Mapping[str, QuantizedTensor], reports: Mapping[str, TensorReport], scales: Mapping[Role, np.ndarray]
+) -> bytes:
+    """A block as bytes.
+
+    Reports, grids and shapes as JSON behind its length; then each tensor's codes as bitstreams, scales and zeros; then
+    the scales that the block was smoothed with.
+    """
     head = {
-        name: {"report": asdict(reports[name]), "spec": tensor.spec.to_json(), "shape": tensor.shape}
-        for name, tensor in tensors.items()
+        "tensors": {
+            name: {"report": asdict(reports[name]), "spec": tensor.spec.to_json(), "shape": tensor.shape}
+            for name, tensor in tensors.items()
+        },
+        "smoothed": {role.value: len(scale) for role, scale in scales.items()},
     }
     buffers = [(pack_bitstream(x.codes, x.spec.bits), x.scale, x.zero) for x in tensors.values()]
-    return _headed(head, *(buffer for three in buffers for buffer in three))
+    smoothed = (scale.astype(SMOOTHING_SCALE) for scale in scales.values())
+    return _headed(head, *(buffer for three in buffers for buffer in three), *smoothed)
 
 
-def decoded_block(data: memoryview) -> tuple[dict[str, QuantizedTensor], dict[str, TensorReport]]:
+def decoded_block(
+    data: memoryview,
+) -> tuple[dict[str, QuantizedTensor], dict[str, TensorReport], dict[Role, np.ndarray]]:
     """Inverse of `encoded_block`."""
     head, parts = _Parts.behind_head(data)
     tensors = {}
-    for name, entry in head.items():
+    for name, entry in head["tensors"].items():
         spec = QuantSpec.from_json(entry["spec"])
         rows, cols = entry["shape"]
         codes = unpack_bitstream(parts.take(np.dtype(np.uint32), rows, -(-cols * spec.bits // 32)), spec.bits, cols)
         scale = parts.take(SCALE_DTYPES[spec.scale_dtype], rows, spec.groups(cols))
         tensors[name] = QuantizedTensor(spec, codes, scale, parts.take(np.dtype(np.uint8), *scale.shape))
-    return tensors, {name: TensorReport(**entry["report"]) for name, entry in head.items()}
+    reports = {name: TensorReport(**entry["report"]) for name, entry in head["tensors"].items()}
+    return tensors, reports, {Role(role): parts.take(SMOOTHING_SCALE, size) for role, size in head["smoothed"].items()}
 
 
 def kept_bytes(shape: tuple[int, int], spec: QuantSpec) -> int:

@@ -50,6 +50,7 @@ def quantize(
     calibration: Samples | CalibrationOptions | None = None,
     threads: int = 1,
     skip_positions: int = 4,
+    smooth: bool | None = None,
 ) -> Quantization:
     """What the command does, as one call."""
     checkpoint = registry.open_checkpoint(model) if isinstance(model, Path) else model
@@ -60,6 +61,7 @@ def quantize(
         calibration=calibration or sequences(),
         threads=threads,
         skip_positions=skip_positions,
+        smooth=smooth,
     )
     planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions())
     with run.journal(planned, out):

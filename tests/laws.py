@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from quantkit import registry
 from quantkit.artifact import check_files, publish
@@ -228,15 +229,17 @@ def check_method_error(
     """The reported error is the true one and lies between two bounds: too small would mean that nothing was quantized.
 
     Without calibration: 0.6 to 1.7 times that of noise spread evenly over each step, step² / 12.
-    With calibration: 0.05 to 0.7 times the output error of round to nearest.
+    With calibration: 0.05 to 0.7 times the output error of round to nearest; below 1 for a method that `smooths`, most
+    of whose gain lies in the scaling beforehand.
     """
-    spec, hessian = tensor.spec, statistics.hessian if method.needs_calibration else np.eye(weight.shape[1])
+    spec, hessian = tensor.spec, statistics.hessian.numpy() if method.needs_calibration else np.eye(weight.shape[1])
     error = relative_output_error(weight, tensor.dequantized(), hessian)
     assert report.error == pytest.approx(error, rel=1e-6)
     if method.needs_calibration:
         baseline, _ = registry.method("rtn").quantize(weight, spec, None)
         reference = relative_output_error(weight, baseline.dequantized(), hessian)
-        assert 0.05 * reference < error < 0.7 * reference, f"{spec}: {error / reference:.3f} x round to nearest"
+        most = 1.0 if method.smooths else 0.7
+        assert 0.05 * reference < error < most * reference, f"{spec}: {error / reference:.3f} x round to nearest"
     else:
         steps = spread(tensor.scale, weight.shape[1])[weight.any(axis=1)].astype(np.float64)
         reference = (steps**2).sum() / 12 / (weight.astype(np.float64) ** 2).sum()
@@ -248,7 +251,7 @@ def correlated_statistics(cols: int, *, tokens: int = 4096, seed: int = 1) -> In
     rng = np.random.default_rng(seed)
     mixing = rng.standard_normal((cols, cols)) * (rng.random(cols) ** 3)[:, None]
     inputs = rng.standard_normal((tokens, cols)) @ mixing
-    return InputStatistics(inputs.T @ inputs, tokens)
+    return InputStatistics(torch.from_numpy(inputs.T @ inputs), tokens)
 
 
 def relative_output_error(weight: np.ndarray, quantized: np.ndarray, hessian: np.ndarray) -> float:

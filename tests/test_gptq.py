@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from quantkit.calibration import InputStatistics
 from quantkit.errors import BadOption, NonFiniteValues, UnsupportedSpec, ValueOutOfRange
@@ -57,10 +58,10 @@ def test_codes_and_error_agree_with_the_textbook_loop(bits: int, group: int, sym
     weight, statistics = random_weights(40, 384), correlated_statistics(384)
     spec = QuantSpec(bits=bits, group_size=group, symmetric=symmetric)
     tensor, report = TEXTBOOK.quantize(weight, spec, statistics)
-    codes, quantized = textbook_gptq(weight, statistics.hessian, bits=bits, group=group, symmetric=symmetric)
+    codes, quantized = textbook_gptq(weight, statistics.hessian.numpy(), bits=bits, group=group, symmetric=symmetric)
     # Where float32 and float64 fall on two sides of a tie, the rest of that row differs too.
     assert (tensor.codes != codes).any(axis=1).mean() < 0.1
-    assert report.error == pytest.approx(relative_output_error(weight, quantized, statistics.hessian), rel=1e-3)
+    assert report.error == pytest.approx(relative_output_error(weight, quantized, statistics.hessian.numpy()), rel=1e-3)
 
 
 def test_it_beats_round_to_nearest_on_correlated_inputs_by_the_expected_margin():
@@ -68,8 +69,8 @@ def test_it_beats_round_to_nearest_on_correlated_inputs_by_the_expected_margin()
     spec = QuantSpec(bits=4, group_size=128)
     ours, _ = TEXTBOOK.quantize(weight, spec, statistics)
     baseline, _ = rtn.METHOD.quantize(weight, spec, None)
-    ratio = relative_output_error(weight, ours.dequantized(), statistics.hessian) / relative_output_error(
-        weight, baseline.dequantized(), statistics.hessian
+    ratio = relative_output_error(weight, ours.dequantized(), statistics.hessian.numpy()) / relative_output_error(
+        weight, baseline.dequantized(), statistics.hessian.numpy()
     )
     assert 0.10 < ratio < 0.30
 
@@ -77,7 +78,8 @@ def test_it_beats_round_to_nearest_on_correlated_inputs_by_the_expected_margin()
 def test_uncorrelated_inputs_give_round_to_nearest():
     weight = random_weights(64, 256)
     spec = QuantSpec(bits=4, group_size=64, symmetric=False)
-    tensor, report = TEXTBOOK.quantize(weight, spec, InputStatistics(np.diag(np.arange(1.0, 257.0)), 9))
+    diagonal = torch.arange(1.0, 257.0, dtype=torch.float64).diag()
+    tensor, report = TEXTBOOK.quantize(weight, spec, InputStatistics(diagonal, 9))
     baseline, _ = rtn.METHOD.quantize(weight, spec, None)
     assert np.array_equal(tensor.codes, baseline.codes)
     assert np.array_equal(tensor.scale, baseline.scale)
@@ -88,7 +90,7 @@ def test_uncorrelated_inputs_give_round_to_nearest():
 def test_a_singular_hessian_of_few_tokens_is_solved_by_damping(tokens: int):
     inputs = np.random.default_rng(3).standard_normal((tokens, 256))
     weight, spec = random_weights(32, 256), QuantSpec(bits=4, group_size=128)
-    tensor, report = TEXTBOOK.quantize(weight, spec, InputStatistics(inputs.T @ inputs, tokens))
+    tensor, report = TEXTBOOK.quantize(weight, spec, InputStatistics(torch.from_numpy(inputs.T @ inputs), tokens))
     baseline, _ = rtn.METHOD.quantize(weight, spec, None)
     assert report.fallback is None
     rounded = relative_output_error(weight, baseline.dequantized(), inputs.T @ inputs)
@@ -101,12 +103,12 @@ def test_a_singular_hessian_of_few_tokens_is_solved_by_damping(tokens: int):
 def test_dead_columns_are_rounded_to_nearest_and_change_nothing_else():
     statistics = correlated_statistics(128)
     dead = [0, 17, 64, 127]
-    hessian = statistics.hessian.copy()
+    hessian = statistics.hessian.numpy().copy()
     hessian[dead] = 0
     hessian[:, dead] = 0
     weight = random_weights(16, 128)
     spec = QuantSpec(bits=4, group_size=-1)
-    tensor, report = TEXTBOOK.quantize(weight, spec, InputStatistics(hessian, 9))
+    tensor, report = TEXTBOOK.quantize(weight, spec, InputStatistics(torch.from_numpy(hessian), 9))
     baseline, _ = rtn.METHOD.quantize(weight, spec, None)
     assert report.fallback is None
     assert np.array_equal(tensor.scale, baseline.scale)
@@ -116,7 +118,7 @@ def test_dead_columns_are_rounded_to_nearest_and_change_nothing_else():
 
 def test_inputs_that_are_all_zero_give_round_to_nearest():
     weight, spec = random_weights(8, 64), QuantSpec(bits=4, group_size=32)
-    tensor, report = TEXTBOOK.quantize(weight, spec, InputStatistics(np.zeros((64, 64)), 5))
+    tensor, report = TEXTBOOK.quantize(weight, spec, InputStatistics(torch.from_numpy(np.zeros((64, 64))), 5))
     baseline, _ = rtn.METHOD.quantize(weight, spec, None)
     assert np.array_equal(tensor.codes, baseline.codes)
     assert report.error == 0
@@ -124,10 +126,10 @@ def test_inputs_that_are_all_zero_give_round_to_nearest():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_inputs_that_are_not_finite_give_round_to_nearest_and_say_so(value: float):
-    hessian = correlated_statistics(64).hessian.copy()
+    hessian = correlated_statistics(64).hessian.numpy().copy()
     hessian[3, 5] = value
     weight, spec = random_weights(8, 64), QuantSpec(bits=4, group_size=32)
-    tensor, report = TEXTBOOK.quantize(weight, spec, InputStatistics(hessian, 9))
+    tensor, report = TEXTBOOK.quantize(weight, spec, InputStatistics(torch.from_numpy(hessian), 9))
     baseline, expected = rtn.METHOD.quantize(weight, spec, None)
     assert np.array_equal(tensor.codes, baseline.codes)
     assert report.fallback == "the calibration inputs hold NaN or infinity"
@@ -138,7 +140,7 @@ def test_a_hessian_that_no_damping_mends_gives_round_to_nearest_and_says_so():
     hessian = np.eye(64)
     hessian[0, 1] = hessian[1, 0] = 1e6  # no sum of x xᵀ: not positive semidefinite
     tensor, report = TEXTBOOK.quantize(
-        random_weights(8, 64), QuantSpec(bits=4, group_size=32), InputStatistics(hessian, 9)
+        random_weights(8, 64), QuantSpec(bits=4, group_size=32), InputStatistics(torch.from_numpy(hessian), 9)
     )
     assert report.fallback == "the Hessian cannot be factored, even with damping 1"
     assert tensor.shape == (8, 64)
@@ -146,7 +148,7 @@ def test_a_hessian_that_no_damping_mends_gives_round_to_nearest_and_says_so():
 
 def test_feedback_beyond_the_scales_range_gives_round_to_nearest_and_says_so():
     weight = np.full((2, 64), 9e4, np.float32)  # at 2 bits the scale is 6e4 and the largest value 6e4: 3e4 is left over
-    ones = InputStatistics(np.ones((64, 64)), 1)  # and the next column is asked to make up for all of it
+    ones = InputStatistics(torch.ones((64, 64), dtype=torch.float64), 1)  # the next column shall make up for all of it
     tensor, report = TEXTBOOK.quantize(weight, QuantSpec(bits=2, group_size=32), ones)
     assert report.fallback == "error feedback drove weights beyond float16 scales"
     assert (tensor.dequantized() == 6e4).all()
@@ -191,7 +193,7 @@ def test_every_stage_lowers_the_error_of_the_one_before(bits: int, symmetric: bo
     errors = {}
     for name, method in STAGES.items():
         tensor, report = method.quantize(weight, spec, statistics)
-        errors[name] = relative_output_error(weight, tensor.dequantized(), statistics.hessian)
+        errors[name] = relative_output_error(weight, tensor.dequantized(), statistics.hessian.numpy())
         assert report.error == pytest.approx(errors[name], rel=1e-6)
     # Static groups take from act-order what they give up in grids that follow the updated weights.
     assert errors["act_order"] < 1.05 * errors["textbook"]
@@ -204,7 +206,7 @@ def test_no_single_code_can_be_changed_for_the_better_after_the_descent():
     weight, statistics = random_weights(8, 128), correlated_statistics(128)
     spec = QuantSpec(bits=3, group_size=64)
     tensor, _ = Gptq(rounds=8).quantize(weight, spec, statistics)
-    H = statistics.hessian + 0.01 * np.diag(statistics.hessian).mean() * np.eye(128)
+    H = statistics.hessian.numpy() + 0.01 * np.diag(statistics.hessian.numpy()).mean() * np.eye(128)
     scale = np.repeat(tensor.scale.astype(np.float64), 64, axis=1)
     R = (tensor.dequantized() - weight.astype(np.float64)) @ H
     for change in (-1, 1):

@@ -140,7 +140,7 @@ def codes_by_whole_passes(source: Checkpoint, rows: Samples, spec: QuantSpec) ->
                 model(torch.from_numpy(row)[None])
             hook.remove()
             x = torch.cat(caught)
-            statistics = InputStatistics((x.T @ x).numpy(), len(x))
+            statistics = InputStatistics(x.T @ x, len(x))
             for layer in layers:
                 tensor, _ = method.quantize(layer.weight.numpy(), spec, statistics)
                 codes.append(tensor.codes)
@@ -209,11 +209,12 @@ def test_the_report_says_how_well_it_went():
         assert entry["fallback"] is None
 
 
-def test_hidden_states_that_are_not_finite_give_a_finished_model_that_says_so():
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_hidden_states_that_are_not_finite_give_a_finished_model_that_says_so(method: str):
     arrays = random_arrays(memory_checkpoint(tiny_config()).spec)
     arrays["model.layers.1.input_layernorm.weight"][:] = 3e38  # q times k overflows: NaN from block 1 on
     source = memory_checkpoint(tiny_config(), arrays)
-    run = quantized(source, INT4, "gptq", calibration=samples(12))
+    run = quantized(source, INT4, method, calibration=samples(12))
     found = tensors_of(run.checkpoint)
     reports = run.report()["tensors"]
     assert reports[DOWN_0]["fallback"] is None
@@ -221,8 +222,9 @@ def test_hidden_states_that_are_not_finite_give_a_finished_model_that_says_so():
     assert same(found[DOWN_2], round_to_nearest(arrays[DOWN_2], INT4))
 
 
-def test_one_calibration_token_gives_a_finished_model():
-    run = quantized(memory_checkpoint(tiny_config()), INT4, "gptq", calibration=samples(1))
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_one_calibration_token_gives_a_finished_model(method: str):
+    run = quantized(memory_checkpoint(tiny_config()), INT4, method, calibration=samples(1))
     assert len(tensors_of(run.checkpoint)) == 21
 
 
@@ -233,7 +235,7 @@ def test_a_folded_model_is_quantized_exactly_as_its_folded_weights():
     assert same(run.checkpoint.weights[DOWN_0].read(), round_to_nearest(source.weights[DOWN_0].read(), INT4))
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
 @pytest.mark.parametrize(("value", "error"), [(np.nan, NonFiniteValues), (1e8, ValueOutOfRange)])
 def test_a_bad_weight_is_refused_by_name(method: str, value: float, error: type[Exception]):
     arrays = random_arrays(memory_checkpoint(tiny_config()).spec)
@@ -283,3 +285,9 @@ def test_round_to_nearest_needs_no_torch():
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["21", "MissingDependency pip install 'quantkit[torch]'"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_here_is_refused_before_anything_is_read():
+    with pytest.raises(BadOption, match="sees no CUDA device"):
+        quantized(memory_checkpoint(tiny_config()), QuantSpec(bits=4, group_size=32), "gptq", device="cuda")

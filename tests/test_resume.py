@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +20,11 @@ from quantkit import registry
 from quantkit.artifact import preflight
 from quantkit.block_stream import BlockStream
 from quantkit.calibration_text import CalibrationOptions
+from quantkit.checkpoint import Checkpoint
 from quantkit.cli.app import main
 from quantkit.destination import Destination
 from quantkit.errors import Interrupted, NonFiniteValues, NoSpace, OutputExists, WriteFailed
+from quantkit.family import Role
 from quantkit.journal import Journal
 from quantkit.methods import rtn
 from quantkit.methods.gptq import Gptq
@@ -32,6 +35,7 @@ from quantkit.resumption import decoded_block, decoded_samples, encoded_block, e
 from quantkit.spec import QuantSpec
 from tests.faults import ROOT, content
 from tests.killed_runs import BLOCKS, QUICK, SPEC, quantize, sequences, write_model
+from tests.outliers import outlier_model, token_samples
 
 STEPS = ["samples", *(f"block-{layer:05}" for layer in range(BLOCKS))]
 
@@ -101,7 +105,7 @@ def stopping(steps: int, error: type[BaseException]) -> Iterator[None]:
 
 
 def stop(
-    model: Path, out: Path, steps: int, error: type[BaseException] = KeyboardInterrupt, **options: object
+    model: Path | Checkpoint, out: Path, steps: int, error: type[BaseException] = KeyboardInterrupt, **options: object
 ) -> Exception:
     """A run that ends with `error` once so many steps are kept."""
     with stopping(steps, error), pytest.raises(Interrupted if error is KeyboardInterrupt else error) as failure:
@@ -133,6 +137,26 @@ def test_no_finished_block_is_solved_again(
     quantize(model, out, threads=2)
     assert content(out) == wanted
     assert solved == list(range(BLOCKS))
+
+
+def test_a_smoothed_run_goes_on_with_the_scales_that_it_chose(out: Path, solved: list[int]) -> None:
+    options = {"smooth": True, "spec": replace(SPEC, bits=4), "calibration": token_samples(*[24] * 9)}
+    source = outlier_model(dtype=np.float16, num_hidden_layers=BLOCKS)
+    whole = out.parent / "whole" / "out"
+    whole.parent.mkdir()
+    run = quantize(source, whole, **options)  # type: ignore[arg-type]
+    assert any(entry["smoothing"] for entry in run.report()["tensors"].values())
+    for steps in (2, 4):
+        out = out.parent / str(steps) / "out"
+        out.parent.mkdir()
+        solved.clear()
+        stop(source, out, steps, **options)  # type: ignore[arg-type]
+        kept = sum(path.stat().st_size for path in work(out).iterdir()) if steps == len(STEPS) else None
+        again = quantize(source, out, **options)  # type: ignore[arg-type]
+        assert solved == list(range(BLOCKS))
+        assert content(out) == content(whole)
+        assert again.report() == run.report()
+        assert kept is None or again.journal_size() - 1000 < kept < again.journal_size() + 20_000
 
 
 def flip(path: Path, place: int) -> None:
@@ -194,6 +218,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "scale dtype": {"spec": QuantSpec(bits=3, group_size=32, symmetric=False, scale_dtype="float32")},
     "method settings": {"method": Gptq(search=False, rounds=1)},
     "skipped positions": {"skip_positions": 3},
+    "smoothing": {"smooth": True},
     "sequences": {"calibration": sequences(6)},
 }
 
@@ -342,17 +367,21 @@ def test_a_block_comes_back_from_its_bytes(bits: int, scale_dtype: str) -> None:
         )
         for name, rows in (("a", 5), ("b", 3))
     }
-    reports = {"a": TensorReport(0.1 + 0.2, 1e-300, None, "why"), "b": TensorReport(0.0, None, 0.5)}
-    data = encoded_block(tensors, reports)
-    found, found_reports = decoded_block(memoryview(data))
+    reports = {"a": TensorReport(0.1 + 0.2, 1e-300, None, "why"), "b": TensorReport(0.0, None, 0.5, smoothing=0.35)}
+    scales = {Role.V: rng.random(7).astype(np.float32), Role.MLP_NORM: rng.random(5).astype(np.float32)}
+    data = encoded_block(tensors, reports, scales)
+    found, found_reports, found_scales = decoded_block(memoryview(data))
     assert found_reports == reports
+    assert {role: scale.tobytes() for role, scale in found_scales.items()} == {
+        role: scale.tobytes() for role, scale in scales.items()
+    }
     assert list(found) == ["a", "b"]
     for name, tensor in tensors.items():
         assert found[name].spec == spec
         for part in ("codes", "scale", "zero"):
             assert getattr(found[name], part).tobytes() == getattr(tensor, part).tobytes()
     arrays = sum(kept_bytes(tensor.shape, spec) for tensor in tensors.values())
-    assert len(data) == 8 + int.from_bytes(data[:8], "little") + arrays
+    assert len(data) == 8 + int.from_bytes(data[:8], "little") + arrays + 4 * 12
 
 
 def test_samples_come_back_from_their_bytes() -> None:

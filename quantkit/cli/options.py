@@ -33,7 +33,7 @@ Threads = Annotated[
 Engine = Annotated[str, typer.Option("--engine", help="auto, or the name of an engine (see `quantkit formats`).")]
 Method = Annotated[
     str | None,
-    typer.Option("--method", help="rtn (round to nearest) or gptq (calibrated).", show_default=False),
+    typer.Option("--method", help="rtn (round to nearest), gptq or awq (calibrated).", show_default=False),
 ]
 Recipe = Annotated[
     Path | None,

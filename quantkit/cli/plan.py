@@ -35,7 +35,7 @@ def plan(
     from quantkit.spec import QuantSpec
 
     if recipe is not None and method is None:
-        raise BadOption("--recipe is an exception to --method, which is missing", hint="add --method rtn or gptq")
+        raise BadOption("--recipe is an exception to --method, which is missing", hint="add --method rtn, gptq or awq")
     output = Output(as_json=as_json)
     made = make_plan(
         open_checkpoint(source),

@@ -27,7 +27,7 @@ from quantkit.cli.output import Output, human_size, table
 def quantize(
     model: Annotated[Path, typer.Argument(help="A dense model: a folder, or any artifact with 16 or 32-bit weights.")],
     out: Out,
-    method: Annotated[str, typer.Option("--method", help="rtn (round to nearest) or gptq (calibrated).")] = "gptq",
+    method: Annotated[str, typer.Option("--method", help="rtn (round to nearest), gptq or awq (calibrated).")] = "gptq",
     bits: Bits = 4,
     group_size: GroupSize = 128,
     symmetric: Symmetric = True,
@@ -49,8 +49,17 @@ def quantize(
     propagate: Annotated[
         bool, typer.Option("--propagate/--no-propagate", help="Let each layer make up for what earlier layers lost.")
     ] = True,
+    smooth: Annotated[
+        bool | None,
+        typer.Option(
+            "--smooth/--no-smooth",
+            help="Scale what layers read, at no cost later on, so that large inputs lose less; for awq unless told.",
+            show_default="for awq",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the generated calibration text.")] = 0,
     arch: Arch = "native",
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda: what calibrated methods compute on.")] = "cpu",
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -80,7 +89,9 @@ def quantize(
             calibration=CalibrationOptions(file=calibration, sequences=samples, length=length, seed=seed),
             skip_positions=skip_positions,
             propagate=propagate,
+            smooth=smooth,
             threads=threads or os.cpu_count() or 1,
+            device=device,
             progress=bars.fraction("writing calibration text"),
         )
         planned = registry.exporter("compressed-tensors").prepare(

@@ -1,9 +1,10 @@
 """Descent on the true quadratic after GPTQ: codes one by one, then all scales of a row at once.
 
-With Q = s * steps, the error of a row is (Q - W) H (Q - W)ᵀ.
+With Q = s * steps, the error of a row is (Q - W) H (Q - W)ᵀ, and R = H (Q - W) is half its gradient. R is what
+everything here needs and what costs most, so it is handed on from step to step.
 
-Codes ("CDQuant", Nair and Suggala 2024, cyclic form): with R = (Q - W) H, the best real value of Q_j when all others
-stay is Q_j - R_j / H_jj; the nearest grid point to it is never worse than the current one. R is kept up to date.
+Codes ("CDQuant", Nair and Suggala 2024, cyclic form): the best real value of Q_j when all others stay is
+Q_j - R_j / H_jj; the nearest grid point to it is never worse than the current one.
 
 Scales: for fixed steps the error is quadratic in the row's group scales s, with A_gk = Σ steps_g H_gk steps_kᵀ and
 b_g = steps_g H_g: Wᵀ, so s = A⁻¹ b. Rounded to the stored dtype, and taken only where the row's error falls.
@@ -21,54 +22,55 @@ RIDGE = 1e-6
 """Share of A's mean diagonal that holds scales of all-zero groups where they are."""
 
 
-def refined_steps(W: Tensor, H: Tensor, steps: Tensor, scale: Tensor, limits: tuple[Tensor, Tensor]) -> Tensor:
+def refined_steps(R: Tensor, H: Tensor, steps: Tensor, scale: Tensor, limits: tuple[Tensor, Tensor]) -> Tensor:
     """One cyclic sweep of coordinate descent over all columns.
 
     Args:
-        W, steps, scale: float32 [cols, rows].
-        limits: lowest and highest step, [cols, rows].
+        R: H (Q - W), float32 [cols, rows]; brought up to date in place.
         H: float32 [cols, cols], symmetric, positive diagonal.
+        steps, scale: float32 [cols, rows].
+        limits: lowest and highest step, [cols, rows].
 
     Returns:
         Better steps, integral float32 [cols, rows].
     """
-    steps = steps.clone()
-    lowest, highest = limits
-    R = H @ (steps * scale - W)
-    diagonal = H.diagonal()
-    for start in range(0, len(W), BLOCK_COLUMNS):
-        stop = min(start + BLOCK_COLUMNS, len(W))
-        change = torch.empty((stop - start, W.shape[1]), device=W.device)
-        local, corner = R[start:stop], H[start:stop, start:stop]
-        for i in range(start, stop):
-            j = i - start
-            wanted = torch.div(local[j], scale[i]).div_(-diagonal[i]).add_(steps[i])
-            new = wanted.round_().clamp_(lowest[i], highest[i])
-            delta = (new - steps[i]).mul_(scale[i])
-            steps[i] = new
-            change[j] = delta
-            local[j + 1 :].addr_(corner[j + 1 :, j], delta)
-        R[stop:].addmm_(H[stop:, start:stop], change)
-    return steps
+    # Times R_j this is the way to the best step, -R_j / (H_jj s_j): one product where there would be two quotients.
+    way = -1 / (scale * H.diagonal()[:, None])
+    refined = torch.empty_like(steps)
+    for start in range(0, len(R), BLOCK_COLUMNS):
+        block = slice(start, start + BLOCK_COLUMNS)
+        local, corner = R[block].clone(), H[block, block]
+        change = torch.empty_like(local)
+        parts = (*(x[block] for x in (steps, refined, scale, way, *limits)), local, change)
+        # Views of all columns at once: taking them one by one costs as much as the arithmetic.
+        columns = zip(*(part.unbind() for part in parts), strict=True)
+        for j, (old, new, s, factor, low, high, r, delta) in enumerate(columns, start=1):
+            torch.addcmul(old, r, factor, out=new).round_().clamp_(low, high)
+            torch.sub(new, old, out=delta).mul_(s)
+            local[j:].addr_(corner[j:, j - 1], delta)
+        R.addmm_(H[:, block], change)
+    return refined
 
 
-def refitted_scales(W: Tensor, H: Tensor, steps: Tensor, scale: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+def refitted_scales(HW: Tensor, H: Tensor, steps: Tensor, scale: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
     """The row-wise least-squares scales for fixed steps, [groups, rows], rounded by `rounded`.
 
     Args:
-        W, steps: float32 [cols, rows]. H: float32 [cols, cols].
+        HW: H W, float32 [cols, rows]. H: float32 [cols, cols]. steps: float32 [cols, rows].
         scale: the present scales, float32 [groups, rows]; kept where the system has no finite solution.
         rounded: rounds to the stored dtype.
     """
-    cols, rows = W.shape
+    cols, rows = HW.shape
     groups = len(scale)
     width = cols // groups
-    A = torch.empty((rows, groups, groups), dtype=torch.float64, device=W.device)
-    HW = H @ W
+    A = torch.empty((rows, groups, groups), dtype=torch.float64, device=HW.device)
     b = (steps * HW).view(groups, width, rows).sum(1).T.double()
     for g in range(groups):
+        # A is symmetric: the groups up to this one are enough.
         part = slice(g * width, (g + 1) * width)
-        A[:, :, g] = ((H[:, part] @ steps[part]) * steps).view(groups, width, rows).sum(1).T
+        products = (H[: part.stop, part] @ steps[part]).mul_(steps[: part.stop])
+        A[:, : g + 1, g] = products.view(g + 1, width, rows).sum(1).T
+        A[:, g, : g + 1] = A[:, : g + 1, g]
     ridge = RIDGE * A.diagonal(dim1=1, dim2=2).mean(-1, keepdim=True).clamp(min=1e-30)
     A.diagonal(dim1=1, dim2=2).add_(ridge)
     b += ridge * scale.T
@@ -76,9 +78,3 @@ def refitted_scales(W: Tensor, H: Tensor, steps: Tensor, scale: Tensor, rounded:
     new = rounded(solved.T.float())
     usable = torch.isfinite(new) & (solved.T != 0) & (info == 0)
     return torch.where(usable, new, scale)
-
-
-def row_errors(W: Tensor, H: Tensor, values: Tensor) -> Tensor:
-    """(Q - W) H (Q - W)ᵀ of every row, float32 [rows]; W and values are [cols, rows]."""
-    D = values - W
-    return ((H @ D) * D).sum(0)

@@ -12,7 +12,7 @@ is chosen is what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -38,13 +38,16 @@ def rounded_scale(scale: Tensor, spec: QuantSpec) -> Tensor:
     return torch.where(scale < 0, -magnitude, magnitude)
 
 
-def searched_grid(weight: Tensor, importance: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+def searched_grid(
+    weight: Tensor, importance: Tensor, spec: QuantSpec, shrinks: Sequence[float] = SHRINKS
+) -> tuple[Tensor, Tensor]:
     """The best scale and zero point of every group.
 
     Args:
         weight: float32 [rows, cols], finite.
         importance: float32 [cols], not negative.
         spec: the grid.
+        shrinks: shares of the covering scale to try.
 
     Returns:
         scale and zero, float32 [rows, groups]; scale already rounded to `spec.scale_dtype`, zero integral.
@@ -59,15 +62,15 @@ def searched_grid(weight: Tensor, importance: Tensor, spec: QuantSpec) -> tuple[
 
     for start in range(0, rows, step):
         part = weight[start : start + step].reshape(-1, groups, cols // groups)
-        scale[start : start + step], zero[start : start + step] = _best(part, weights, spec)
+        scale[start : start + step], zero[start : start + step] = _best(part, weights, spec, shrinks)
     return scale, zero
 
 
-def _best(part: Tensor, importance: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+def _best(part: Tensor, importance: Tensor, spec: QuantSpec, shrinks: Sequence[float]) -> tuple[Tensor, Tensor]:
     best_scale = torch.ones(part.shape[:2], device=part.device)
     best_zero = torch.full_like(best_scale, float(spec.midpoint))
     least = torch.full_like(best_scale, float("inf"))
-    for wanted, zero in _candidates(part, spec):
+    for wanted, zero in _candidates(part, spec, shrinks):
         scale = rounded_scale(wanted, spec)
         s, z = scale[..., None], zero[..., None]
         error = torch.div(part, s).round_().clamp_(-z, spec.levels - 1 - z).mul_(s).sub_(part).square_()
@@ -79,16 +82,16 @@ def _best(part: Tensor, importance: Tensor, spec: QuantSpec) -> tuple[Tensor, Te
     return best_scale, best_zero
 
 
-def _candidates(part: Tensor, spec: QuantSpec) -> Iterator[tuple[Tensor, Tensor]]:
+def _candidates(part: Tensor, spec: QuantSpec, shrinks: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
     low, high = part.amin(-1).clamp(max=0), part.amax(-1).clamp(min=0)
     if spec.symmetric:
         covering = torch.maximum(-low, high) / ((spec.levels - 1) / 2)
         zero = torch.full_like(covering, float(spec.midpoint))
         for sign in (1.0, -1.0):
-            for shrink in SHRINKS:
+            for shrink in shrinks:
                 yield covering * (sign * shrink), zero
         return
     span = (high - low) / (spec.levels - 1)
-    for shrink in SHRINKS:
+    for shrink in shrinks:
         scale = rounded_scale(span * shrink, spec)
         yield scale, torch.div(-low * shrink, scale).round_().clamp_(0, spec.levels - 1)

@@ -25,8 +25,9 @@ from torch import Tensor
 from quantkit.errors import BadOption, NonFiniteValues, ValueOutOfRange
 from quantkit.grid import fitted_grid, require_finite, round_to_nearest
 from quantkit.methods import rtn
+from quantkit.methods._error import output_errors, row_chunks
 from quantkit.methods._feedback import BLOCK_COLUMNS, DAMPING, damped, feedback_steps, inverse_factor
-from quantkit.methods._refine import refined_steps, refitted_scales, row_errors
+from quantkit.methods._refine import refined_steps, refitted_scales
 from quantkit.methods._search import rounded_scale, searched_grid
 from quantkit.parallel import single_threaded_torch, torch_map
 from quantkit.protocols import Method, TensorReport
@@ -35,9 +36,6 @@ from quantkit.spec import SCALE_DTYPES, QuantSpec
 
 if TYPE_CHECKING:
     from quantkit.calibration import InputStatistics
-
-ROW_CHUNK = 512
-"""Rows solved together; rows do not depend on each other."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +69,7 @@ class Gptq:
     name: str = field(default="gptq", init=False)
     summary: str = field(default="searched grids, error feedback, coordinate descent: needs calibration", init=False)
     needs_calibration: bool = field(default=True, init=False)
+    smooths: bool = field(default=False, init=False)
 
     search: bool = True
     act_order: bool = True
@@ -91,17 +90,16 @@ class Gptq:
             raise BadOption("gptq needs statistics of the inputs")
         require_finite(weight)
         spec.groups(weight.shape[1])
-        hessian = torch.from_numpy(statistics.hessian)
+        hessian = statistics.hessian
         if not bool(torch.isfinite(hessian).all()):
             rounded, report = rtn.METHOD.quantize(weight, spec, None)
             return rounded, replace(report, fallback="the calibration inputs hold NaN or infinity")
         rounded = round_to_nearest(weight, spec)
         with single_threaded_torch(), torch.inference_mode():
-            by_rounding = _output_error(weight, rounded, hessian, threads)
             made, problem = self._solved(weight, spec, hessian, threads)
-            if made is None:
-                return rounded, TensorReport(by_rounding, by_rounding, fallback=problem)
-            return made, TensorReport(_output_error(weight, made, hessian, threads), by_rounding)
+            tensor = rounded if made is None else made
+            error, by_rounding = output_errors(weight, (tensor, rounded), hessian, threads)
+            return tensor, TensorReport(error, by_rounding, fallback=problem)
 
     def _solved(
         self, weight: np.ndarray, spec: QuantSpec, hessian: Tensor, threads: int
@@ -110,7 +108,7 @@ class Gptq:
         if not bool((hessian.diagonal() > 0).any()):
             return None, "the calibration inputs are all zero"
         cols = len(hessian)
-        order = torch.arange(cols)
+        order = torch.arange(cols, device=hessian.device)
         if self.act_order:
             order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
         for share in DAMPING:
@@ -132,14 +130,16 @@ class Gptq:
         scale = np.empty((rows, spec.groups(cols)), SCALE_DTYPES[spec.scale_dtype])
         zero = np.empty(scale.shape, np.uint8)
 
-        def solve(start: int) -> None:
-            part = slice(start, start + ROW_CHUNK)
-            grid = self._rows(torch.from_numpy(weight[part]), spec, H, factor, order)
-            codes[part] = (grid.steps + grid.wide(grid.zero)).T.to(torch.uint8).numpy()
-            scale[part] = grid.scale.T.numpy().astype(scale.dtype)
-            zero[part] = grid.zero.T.to(torch.uint8).numpy()
+        chunks = row_chunks(rows, H.device)
 
-        torch_map(solve, range(0, rows, ROW_CHUNK), threads)
+        def solve(start: int) -> None:
+            part = slice(start, start + chunks.step)
+            grid = self._rows(torch.from_numpy(weight[part]).to(H.device), spec, H, factor, order)
+            codes[part] = (grid.steps + grid.wide(grid.zero)).T.to("cpu", torch.uint8).numpy()
+            scale[part] = grid.scale.T.cpu().numpy().astype(scale.dtype)
+            zero[part] = grid.zero.T.to("cpu", torch.uint8).numpy()
+
+        torch_map(solve, chunks, threads)
         return QuantizedTensor(spec, codes, scale, zero)
 
     def _rows(self, weight: Tensor, spec: QuantSpec, H: Tensor, factor: Tensor, order: Tensor) -> Grid:
@@ -153,8 +153,8 @@ class Gptq:
             grid.steps[order] = feedback_steps(ordered[0], factor, *ordered[1:])
         else:
             grid.steps = _textbook_steps(grid, factor)
-        for _ in range(self.rounds):
-            _descend(grid, H)
+        if self.rounds:
+            _descend(grid, H, self.rounds)
         return grid
 
 
@@ -172,42 +172,37 @@ def _textbook_steps(grid: Grid, factor: Tensor) -> Tensor:
             wide[columns], lowest[columns] = scale, -zero
             highest[columns] = grid.spec.levels - 1 - zero
 
-    block = BLOCK_COLUMNS if width % BLOCK_COLUMNS == 0 else width  # a group must begin with a block
-    return feedback_steps(grid.W, factor, wide, lowest, highest, block=block, before_block=regrid)
+    batch = BLOCK_COLUMNS if width % BLOCK_COLUMNS == 0 else width  # a group must begin with a batch
+    return feedback_steps(grid.W, factor, wide, lowest, highest, width=batch, before_block=regrid)
 
 
-def _descend(grid: Grid, H: Tensor) -> None:
-    """A sweep over the codes; then a refit of the scales and another sweep, kept for the rows that gain by it."""
-    limits = grid.limits()
-    grid.steps = refined_steps(grid.W, H, grid.steps, grid.wide(grid.scale), limits)
-    error = row_errors(grid.W, H, grid.wide(grid.scale) * grid.steps)
-    scale = refitted_scales(grid.W, H, grid.steps, grid.scale, lambda x: rounded_scale(x, grid.spec))
-    steps = refined_steps(grid.W, H, grid.steps, grid.wide(scale), limits)
-    better = row_errors(grid.W, H, grid.wide(scale) * steps) < error
-    grid.steps = torch.where(better, steps, grid.steps)
-    grid.scale = torch.where(better, scale, grid.scale)
+def _descend(grid: Grid, H: Tensor, rounds: int) -> None:
+    """A sweep over the codes; then rounds of a refit of the scales and another sweep, kept where a row gains."""
+    limits, HW = grid.limits(), H @ grid.W
+    grid.steps, error = _swept(grid, H, grid.scale, limits)
+    for _ in range(rounds):
+        scale = refitted_scales(HW, H, grid.steps, grid.scale, lambda x: rounded_scale(x, grid.spec))
+        steps, new_error = _swept(grid, H, scale, limits)
+        better = new_error < error
+        grid.steps = torch.where(better, steps, grid.steps)
+        grid.scale = torch.where(better, scale, grid.scale)
+        error = torch.where(better, new_error, error)
+
+
+def _swept(grid: Grid, H: Tensor, scale: Tensor, limits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Steps after a sweep that begins with the grid's steps on `scale`, and every row's error, float32 [rows]."""
+    wide = grid.wide(scale)
+    R = H @ (wide * grid.steps).sub_(grid.W)
+    steps = refined_steps(R, H, grid.steps, wide, limits)
+    return steps, R.mul_((wide * steps).sub_(grid.W)).sum(0)
 
 
 def _covering(updated: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """Scale and zero point that cover the range of every group of `updated` [cols, rows]: float32 [groups, rows]."""
     cols, rows = updated.shape
-    scale, zero = fitted_grid(updated.T.reshape(rows, spec.groups(cols), -1).numpy(), spec)
-    return torch.from_numpy(scale.astype(np.float32).T.copy()), torch.from_numpy(zero.astype(np.float32).T.copy())
-
-
-def _output_error(weight: np.ndarray, quantized: QuantizedTensor, hessian: Tensor, threads: int) -> float:
-    """tr((W - Q) H (W - Q)ᵀ) / tr(W H Wᵀ); 0 where the inputs are all zero."""
-
-    def energies(start: int) -> tuple[float, float]:
-        part = slice(start, start + ROW_CHUNK)
-        W = torch.from_numpy(weight[part]).double()
-        D = W - torch.from_numpy(values[part])
-        return float(((D @ hessian) * D).sum()), float(((W @ hessian) * W).sum())
-
-    values = quantized.dequantized()
-    pairs = torch_map(energies, range(0, len(weight), ROW_CHUNK), threads)
-    damage, power = (sum(column) for column in zip(*pairs, strict=True))
-    return max(damage, 0.0) / power if power > 0 else 0.0
+    fitted = fitted_grid(updated.T.reshape(rows, spec.groups(cols), -1).cpu().numpy(), spec)
+    scale, zero = (torch.from_numpy(x.astype(np.float32).T.copy()).to(updated.device) for x in fitted)
+    return scale, zero
 
 
 METHOD: Method = Gptq()

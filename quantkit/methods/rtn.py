@@ -24,6 +24,7 @@ class RoundToNearest:
     name = "rtn"
     summary = "round to nearest: fast, needs no calibration"
     needs_calibration = False
+    smooths = False
 
     def quantize(
         self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None = None, *, threads: int = 1

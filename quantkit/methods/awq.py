@@ -1,0 +1,88 @@
+"""AWQ: inputs scaled beforehand, every group's grid searched, every weight to its nearest point. No error feedback.
+
+Lin et al., "AWQ: Activation-aware Weight Quantization" (2023). Its scaling belongs to a whole block and is done by
+`quantkit.smoothing` for every method that `smooths`. What remains for a single matrix is the search for a grid
+(the paper's clipping): scale and zero point of every group minimise the error weighted by the inputs' energy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantkit.errors import BadOption
+from quantkit.grid import nearest_codes, require_finite, round_to_nearest, stacked_rows
+from quantkit.methods import rtn
+from quantkit.methods._error import output_errors, row_chunks
+from quantkit.methods._search import SHRINKS, searched_grid
+from quantkit.parallel import torch_map
+from quantkit.protocols import Method, TensorReport
+from quantkit.quantized import QuantizedTensor
+from quantkit.spec import SCALE_DTYPES, QuantSpec
+
+if TYPE_CHECKING:
+    from quantkit.calibration import InputStatistics
+
+
+class ActivationAware:
+    """See the module's docstring; the attributes are those of `quantkit.protocols.Method`."""
+
+    name = "awq"
+    summary = "scaled inputs, searched grids, nearest codes: needs calibration"
+    needs_calibration = True
+    smooths = True
+
+    def quantize(
+        self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None, *, threads: int = 1
+    ) -> tuple[QuantizedTensor, TensorReport]:
+        """See `quantkit.protocols.Method`.
+
+        Inputs that are not finite, or all zero, give round-to-nearest, and the report says so.
+
+        Raises:
+            BadOption: no statistics.
+            UnsupportedSpec, NonFiniteValues, ValueOutOfRange: as `quantkit.grid.round_to_nearest`.
+        """
+        if statistics is None:
+            raise BadOption("awq needs statistics of the inputs")
+        require_finite(weight)
+        spec.groups(weight.shape[1])
+        hessian = statistics.hessian
+        if not bool(torch.isfinite(hessian).all()):
+            rounded, report = rtn.METHOD.quantize(weight, spec, None)
+            return rounded, replace(report, fallback="the calibration inputs hold NaN or infinity")
+        rounded = round_to_nearest(weight, spec)
+        energy = hessian.diagonal()
+        if not bool((energy > 0).any()):
+            return rounded, TensorReport(0.0, 0.0, fallback="the calibration inputs are all zero")
+        importance = (energy / energy.max()).float()
+        chunks = row_chunks(len(weight), hessian.device)
+        parts = torch_map(
+            lambda start: nearest_on_searched_grid(
+                torch.from_numpy(weight[start : start + chunks.step]).to(hessian.device), importance, spec
+            ),
+            chunks,
+            threads,
+        )
+        made = stacked_rows(parts)
+        error, by_rounding = output_errors(weight, (made, rounded), hessian, threads)
+        return made, TensorReport(error, by_rounding)
+
+
+def nearest_on_searched_grid(
+    weight: Tensor, importance: Tensor, spec: QuantSpec, shrinks: Sequence[float] = SHRINKS
+) -> QuantizedTensor:
+    """Float32 `weight` [rows, cols] on the grids that `searched_grid` finds, each weight by itself."""
+    rows, cols = weight.shape
+    found = [x.cpu().numpy() for x in searched_grid(weight, importance, spec, shrinks)]
+    scale, zero = found[0].astype(SCALE_DTYPES[spec.scale_dtype]), found[1].astype(np.uint8)
+    groups = weight.cpu().numpy().reshape(rows, spec.groups(cols), -1)
+    return QuantizedTensor(spec, nearest_codes(groups, scale, zero, spec).reshape(rows, cols), scale, zero)
+
+
+METHOD: Method = ActivationAware()
