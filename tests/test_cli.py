@@ -157,7 +157,7 @@ def signalled_in_the_middle(command: list[str], folder: Path, kind: signal.Signa
         stderr=subprocess.PIPE,
         text=True,
         # A shell lets what it runs in the background ignore interrupts, and the tests may be run there.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     )
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and child.poll() is None:
