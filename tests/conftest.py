@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from quantkit import registry
 from tests.tiny import write_tiny_checkpoint
+
+
+def pytest_configure() -> None:
+    """Let interrupts through: a shell has what it runs in the background ignore them, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

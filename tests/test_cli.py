@@ -151,14 +151,7 @@ def test_an_interrupt_in_the_middle_leaves_nothing_and_exits_with_2(tmp_path):
 
 def signalled_in_the_middle(command: list[str], folder: Path, kind: signal.Signals) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command that is sent `kind` as soon as it has begun to write in `folder`."""
-    child = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell lets what it runs in the background ignore interrupts, and the tests may be run there.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
-    )
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and child.poll() is None:
         if any(".quantkit-part" in path.name for path in folder.iterdir()):
