@@ -11,7 +11,7 @@ the order of the solve ("static groups"): no `g_idx`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -66,39 +66,41 @@ def feedback_steps(
     weight: Tensor,
     factor: Tensor,
     scale: Tensor,
-    lowest: Tensor,
-    highest: Tensor,
+    limits: tuple[Tensor, Tensor],
+    groups: Sequence[int],
     *,
     width: int = BLOCK_COLUMNS,
     before_block: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Steps q - z of every weight, with error feedback in the order of the rows of these arguments.
+    """Steps q - z of every weight, with error feedback in the order of the rows of `weight`.
 
     Args:
         weight: float32 [cols, rows], columns of the matrix in solving order.
         factor: U [cols, cols] float32 in the same order.
-        scale, lowest, highest: float32 [cols, rows]; each column's scale, and the range of its steps.
+        scale: float32 [groups, rows].
+        limits: lowest and highest step, [groups, rows].
+        groups: the group of every column in solving order.
         width: columns after which the rest is updated in one product.
-        before_block: called with a block's first column and the weights as updated by then; may fill in the rows of
-            scale, lowest and highest from that column on.
+        before_block: called with a block's first column and the weights as updated by then; may change, in place, the
+            scales and limits of groups that begin there.
 
     Returns:
         Integral float32 [cols, rows]; the weight is `scale * steps`.
     """
-    W = weight.clone()
-    U = factor
+    W, U = weight.clone(), factor
     steps = torch.empty_like(W)
     diagonal = U.diagonal().tolist()
+    scales, lowest, highest = (x.unbind() for x in (scale, *limits))
     for start in range(0, len(W), width):
         stop = min(start + width, len(W))
         if before_block is not None:
             before_block(start, W)
         E = torch.empty((stop - start, W.shape[1]), device=W.device)
         block = slice(start, stop)
-        columns = zip(*(x[block].unbind() for x in (W, steps, scale, lowest, highest)), E.unbind(), strict=True)
-        for i, (w, q, s, low, high, e) in enumerate(columns, start=start):
-            torch.div(w, s, out=q).round_().clamp_(low, high)
-            torch.addcmul(w, s, q, value=-1.0, out=e).div_(diagonal[i])
+        columns = zip(W[block].unbind(), steps[block].unbind(), E.unbind(), groups[block], strict=True)
+        for i, (w, q, e, g) in enumerate(columns, start=start):
+            torch.div(w, scales[g], out=q).round_().clamp_(lowest[g], highest[g])
+            torch.addcmul(w, scales[g], q, value=-1.0, out=e).div_(diagonal[i])
             W[i + 1 : stop].addr_(U[i, i + 1 : stop], e, alpha=-1.0)
-        W[stop:].addmm_(U[start:stop, stop:].T, E, alpha=-1.0)
+        W[stop:].addmm_(U[block, stop:].T, E, alpha=-1.0)
     return steps

@@ -28,26 +28,28 @@ def refined_steps(R: Tensor, H: Tensor, steps: Tensor, scale: Tensor, limits: tu
     Args:
         R: H (Q - W), float32 [cols, rows]; brought up to date in place.
         H: float32 [cols, cols], symmetric, positive diagonal.
-        steps, scale: float32 [cols, rows].
-        limits: lowest and highest step, [cols, rows].
+        steps: float32 [cols, rows].
+        scale: float32 [groups, rows].
+        limits: lowest and highest step, [groups, rows].
 
     Returns:
         Better steps, integral float32 [cols, rows].
     """
-    # Times R_j this is the way to the best step, -R_j / (H_jj s_j): one product where there would be two quotients.
-    way = -1 / (scale * H.diagonal()[:, None])
     refined = torch.empty_like(steps)
+    group_width = len(R) // len(scale)
+    # Views of all columns at once: taking them one by one costs as much as the arithmetic.
+    grids = list(zip(*(x.unbind() for x in (scale, 1 / scale, *limits)), strict=True))
+    energy = H.diagonal().tolist()
     for start in range(0, len(R), BLOCK_COLUMNS):
         block = slice(start, start + BLOCK_COLUMNS)
         local, corner = R[block].clone(), H[block, block]
         change = torch.empty_like(local)
-        parts = (*(x[block] for x in (steps, refined, scale, way, *limits)), local, change)
-        # Views of all columns at once: taking them one by one costs as much as the arithmetic.
-        columns = zip(*(part.unbind() for part in parts), strict=True)
-        for j, (old, new, s, factor, low, high, r, delta) in enumerate(columns, start=1):
-            torch.addcmul(old, r, factor, out=new).round_().clamp_(low, high)
+        columns = zip(*(x.unbind() for x in (steps[block], refined[block], local, change)), strict=True)
+        for j, (old, new, r, delta) in enumerate(columns):
+            s, inverse, low, high = grids[(start + j) // group_width]
+            torch.addcmul(old, r, inverse, value=-1 / energy[start + j], out=new).round_().clamp_(low, high)
             torch.sub(new, old, out=delta).mul_(s)
-            local[j:].addr_(corner[j:, j - 1], delta)
+            local[j + 1 :].addr_(corner[j + 1 :, j], delta)
         R.addmm_(H[:, block], change)
     return refined
 

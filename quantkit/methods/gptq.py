@@ -57,9 +57,8 @@ class Grid:
         return per_group.repeat_interleave(len(self.W) // len(per_group), dim=0)
 
     def limits(self) -> tuple[Tensor, Tensor]:
-        """Lowest and highest step of every column, [cols, rows]."""
-        zero = self.wide(self.zero)
-        return -zero, self.spec.levels - 1 - zero
+        """Lowest and highest step of every group, [groups, rows]."""
+        return -self.zero, self.spec.levels - 1 - self.zero
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,8 +148,8 @@ class Gptq:
             scale, zero = _covering(weight.T, spec)
         grid = Grid(spec, weight.T.contiguous(), scale, zero, torch.empty_like(weight.T))
         if self.search or self.act_order:
-            ordered = [part[order] for part in (grid.W, grid.wide(scale), *grid.limits())]
-            grid.steps[order] = feedback_steps(ordered[0], factor, *ordered[1:])
+            groups = (order // (len(order) // len(scale))).tolist()
+            grid.steps[order] = feedback_steps(grid.W[order], factor, scale, grid.limits(), groups)
         else:
             grid.steps = _textbook_steps(grid, factor)
         if self.rounds:
@@ -161,7 +160,7 @@ class Gptq:
 def _textbook_steps(grid: Grid, factor: Tensor) -> Tensor:
     """Error feedback in column order; a group's grid covers its weights as updated when it is reached."""
     width = len(grid.W) // len(grid.scale)
-    wide, (lowest, highest) = grid.wide(grid.scale), grid.limits()
+    lowest, highest = grid.limits()
 
     def regrid(start: int, updated: Tensor) -> None:
         if start % width == 0:
@@ -169,11 +168,11 @@ def _textbook_steps(grid: Grid, factor: Tensor) -> Tensor:
             one = replace(grid.spec, group_size=width)
             scale, zero = _covering(updated[columns], one)
             grid.scale[group], grid.zero[group] = scale[0], zero[0]
-            wide[columns], lowest[columns] = scale, -zero
-            highest[columns] = grid.spec.levels - 1 - zero
+            lowest[group], highest[group] = -zero[0], grid.spec.levels - 1 - zero[0]
 
     batch = BLOCK_COLUMNS if width % BLOCK_COLUMNS == 0 else width  # a group must begin with a batch
-    return feedback_steps(grid.W, factor, wide, lowest, highest, width=batch, before_block=regrid)
+    groups = [column // width for column in range(len(grid.W))]
+    return feedback_steps(grid.W, factor, grid.scale, (lowest, highest), groups, width=batch, before_block=regrid)
 
 
 def _descend(grid: Grid, H: Tensor, rounds: int) -> None:
@@ -193,7 +192,7 @@ def _swept(grid: Grid, H: Tensor, scale: Tensor, limits: tuple[Tensor, Tensor]) 
     """Steps after a sweep that begins with the grid's steps on `scale`, and every row's error, float32 [rows]."""
     wide = grid.wide(scale)
     R = H @ (wide * grid.steps).sub_(grid.W)
-    steps = refined_steps(R, H, grid.steps, wide, limits)
+    steps = refined_steps(R, H, grid.steps, scale, limits)
     return steps, R.mul_((wide * steps).sub_(grid.W)).sum(0)
 
 
