@@ -96,7 +96,7 @@ def test_statistics_are_those_of_what_the_layers_of_the_whole_model_see():
                 for x, statistics in zip(seen[name], (stage.fitted, stage.held_out), strict=True):
                     expected = x.T @ x
                     assert statistics.tokens == len(x)
-                    assert np.abs(statistics.hessian - expected).max() < 1e-5 * np.abs(expected).max()
+                    assert np.abs(statistics.hessian.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
                 assert not stage.drift[role].fitted.any()  # nothing was quantized: both streams are one
         assert order == [Role.Q, Role.K, Role.V, Role.O, Role.GATE, Role.UP, Role.DOWN]
 
