@@ -8,17 +8,15 @@ Lin et al., "AWQ: Activation-aware Weight Quantization" (2023). Its scaling belo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from quantkit.errors import BadOption
-from quantkit.grid import nearest_codes, require_finite, round_to_nearest, stacked_rows
-from quantkit.methods import rtn
-from quantkit.methods._error import output_errors, row_chunks
+from quantkit.grid import nearest_codes, stacked_rows
+from quantkit.methods._calibrated import solved_or_rounded
+from quantkit.methods._error import row_chunks
 from quantkit.methods._search import SHRINKS, searched_grid
 from quantkit.parallel import torch_map
 from quantkit.protocols import Method, TensorReport
@@ -40,38 +38,26 @@ class ActivationAware:
     def quantize(
         self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None, *, threads: int = 1
     ) -> tuple[QuantizedTensor, TensorReport]:
-        """See `quantkit.protocols.Method`.
-
-        Inputs that are not finite, or all zero, give round-to-nearest, and the report says so.
-
-        Raises:
-            BadOption: no statistics.
-            UnsupportedSpec, NonFiniteValues, ValueOutOfRange: as `quantkit.grid.round_to_nearest`.
-        """
-        if statistics is None:
-            raise BadOption("awq needs statistics of the inputs")
-        require_finite(weight)
-        spec.groups(weight.shape[1])
-        hessian = statistics.hessian
-        if not bool(torch.isfinite(hessian).all()):
-            rounded, report = rtn.METHOD.quantize(weight, spec, None)
-            return rounded, replace(report, fallback="the calibration inputs hold NaN or infinity")
-        rounded = round_to_nearest(weight, spec)
-        energy = hessian.diagonal()
-        if not bool((energy > 0).any()):
-            return rounded, TensorReport(0.0, 0.0, fallback="the calibration inputs are all zero")
-        importance = (energy / energy.max()).float()
-        chunks = row_chunks(len(weight), hessian.device)
-        parts = torch_map(
-            lambda start: nearest_on_searched_grid(
-                torch.from_numpy(weight[start : start + chunks.step]).to(hessian.device), importance, spec
-            ),
-            chunks,
-            threads,
+        """See `quantkit.protocols.Method`. Raises as `quantkit.methods._calibrated.solved_or_rounded`."""
+        return solved_or_rounded(
+            self.name,
+            weight,
+            spec,
+            statistics,
+            lambda hessian: (_nearest(weight, spec, hessian.diagonal(), threads), None),
+            threads=threads,
         )
-        made = stacked_rows(parts)
-        error, by_rounding = output_errors(weight, (made, rounded), hessian, threads)
-        return made, TensorReport(error, by_rounding)
+
+
+def _nearest(weight: np.ndarray, spec: QuantSpec, energy: Tensor, threads: int) -> QuantizedTensor:
+    importance = (energy / energy.max()).float()
+    chunks = row_chunks(len(weight), energy.device)
+
+    def nearest(start: int) -> QuantizedTensor:
+        rows = torch.from_numpy(weight[start : start + chunks.step]).to(energy.device)
+        return nearest_on_searched_grid(rows, importance, spec)
+
+    return stacked_rows(torch_map(nearest, chunks, threads))
 
 
 def nearest_on_searched_grid(

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantkit.errors import BadOption, NonFiniteValues, ValueOutOfRange
-from quantkit.grid import fitted_grid, require_finite, round_to_nearest
-from quantkit.methods import rtn
-from quantkit.methods._error import output_errors, row_chunks
+from quantkit.errors import NonFiniteValues, ValueOutOfRange
+from quantkit.grid import fitted_grid
+from quantkit.methods._calibrated import solved_or_rounded
+from quantkit.methods._error import row_chunks
 from quantkit.methods._feedback import BLOCK_COLUMNS, DAMPING, damped, feedback_steps, inverse_factor
 from quantkit.methods._refine import refined_steps, refitted_scales
 from quantkit.methods._search import rounded_scale, searched_grid
-from quantkit.parallel import single_threaded_torch, torch_map
+from quantkit.parallel import torch_map
 from quantkit.protocols import Method, TensorReport
 from quantkit.quantized import QuantizedTensor
 from quantkit.spec import SCALE_DTYPES, QuantSpec
@@ -79,33 +79,22 @@ class Gptq:
     ) -> tuple[QuantizedTensor, TensorReport]:
         """See `quantkit.protocols.Method`.
 
-        A Hessian that is not finite or cannot be factored gives round-to-nearest, and the report says so.
-
-        Raises:
-            BadOption: no statistics.
-            UnsupportedSpec, NonFiniteValues, ValueOutOfRange: as `quantkit.grid.round_to_nearest`.
+        A Hessian that cannot be factored gives round-to-nearest as well, and the report says so. Raises as
+        `quantkit.methods._calibrated.solved_or_rounded`.
         """
-        if statistics is None:
-            raise BadOption("gptq needs statistics of the inputs")
-        require_finite(weight)
-        spec.groups(weight.shape[1])
-        hessian = statistics.hessian
-        if not bool(torch.isfinite(hessian).all()):
-            rounded, report = rtn.METHOD.quantize(weight, spec, None)
-            return rounded, replace(report, fallback="the calibration inputs hold NaN or infinity")
-        rounded = round_to_nearest(weight, spec)
-        with single_threaded_torch(), torch.inference_mode():
-            made, problem = self._solved(weight, spec, hessian, threads)
-            tensor = rounded if made is None else made
-            error, by_rounding = output_errors(weight, (tensor, rounded), hessian, threads)
-            return tensor, TensorReport(error, by_rounding, fallback=problem)
+        return solved_or_rounded(
+            self.name,
+            weight,
+            spec,
+            statistics,
+            lambda hessian: self._solved(weight, spec, hessian, threads),
+            threads=threads,
+        )
 
     def _solved(
         self, weight: np.ndarray, spec: QuantSpec, hessian: Tensor, threads: int
     ) -> tuple[QuantizedTensor | None, str | None]:
         """The solution, or None and the reason why there is none."""
-        if not bool((hessian.diagonal() > 0).any()):
-            return None, "the calibration inputs are all zero"
         cols = len(hessian)
         order = torch.arange(cols, device=hessian.device)
         if self.act_order:
