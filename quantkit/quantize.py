@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -112,7 +113,7 @@ def quantized(
     return Quantization(
         checkpoint,
         spec,
-        _method(method_name),
+        registry.method(method_name),
         recipe=recipe,
         calibration=calibration or CalibrationOptions(),
         skip_positions=skip_positions,
@@ -124,13 +125,12 @@ def quantized(
     )
 
 
-def _method(name: str) -> Method:
-    try:
-        return registry.method(name)
-    except ModuleNotFoundError as error:
+def _check_torch(name: str) -> None:
+    """Raise `MissingDependency` if what the calibrated method `name` computes with is not installed."""
+    if find_spec("torch") is None:
         raise MissingDependency(
-            f"method {name} needs {error.name}, which is not installed", hint="pip install 'quantkit[torch]'"
-        ) from None
+            f"method {name} needs torch, which is not installed", hint="pip install 'quantkit[torch]'"
+        )
 
 
 def _check_device(device: str, method_name: str, *, calibrated: bool) -> None:
@@ -173,11 +173,14 @@ class Quantization:
         assignments = self._recipe.assign(source.spec, spec, method.name)
         plan = planned(source, assignments)
         self._methods = {
-            name: method if assignment.method == method.name else _method(assignment.method)
+            name: method if assignment.method == method.name else registry.method(assignment.method)
             for name, assignment in assignments.items()
             if assignment.spec is not None
         }
-        self._calibrated = any(used.needs_calibration for used in self._methods.values())
+        calibrated = [used.name for used in self._methods.values() if used.needs_calibration]
+        self._calibrated = bool(calibrated)
+        if calibrated:
+            _check_torch(calibrated[0])
         if smooth and not self._calibrated:
             raise BadOption(
                 f"{method.name} is not calibrated, so there is nothing to smooth by", hint="choose --method gptq or awq"

@@ -28,8 +28,7 @@ from quantkit.calibration import input_statistics
 from quantkit.family import LAYER_NAMES, NORM_ROLES, Role
 from quantkit.grid import SCALE_LIMITS
 from quantkit.hidden_states import Inputs
-from quantkit.methods._search import SHRINKS
-from quantkit.methods.awq import nearest_on_searched_grid
+from quantkit.methods._search import SHRINKS, nearest_on_searched_grid
 from quantkit.model import Block
 from quantkit.parallel import torch_map
 from quantkit.smoothing import READERS, folded_norm, spread

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +61,12 @@ def seconds_of_help() -> float:
     done = subprocess.run([sys.executable, "-m", "quantkit", "--help"], capture_output=True, text=True, check=True)
     assert "export" in done.stdout
     return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+def test_planning_pulls_neither_torch_nor_any_engine(method):
+    model = Path(__file__).resolve().parent.parent / "golden" / "model"
+    arguments = ["plan", str(model), "--method", method, "--to", "gguf", "--json"]
+    loaded = packages_loaded_by(f"from quantkit.cli.app import main\nmain({arguments!r})")
+    assert "typer" in loaded
+    assert not loaded & HEAVY

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from quantkit.grid import SCALE_LIMITS
-from quantkit.spec import QuantSpec
+from quantkit.grid import SCALE_LIMITS, nearest_codes, stacked_rows
+from quantkit.methods._error import row_chunks
+from quantkit.parallel import torch_map
+from quantkit.quantized import QuantizedTensor
+from quantkit.spec import SCALE_DTYPES, QuantSpec
 
 SHRINKS = torch.linspace(0.4, 1.05, 40).tolist()
 ROW_ELEMENTS = 1 << 16
@@ -64,6 +68,29 @@ def searched_grid(
         part = weight[start : start + step].reshape(-1, groups, cols // groups)
         scale[start : start + step], zero[start : start + step] = _best(part, weights, spec, shrinks)
     return scale, zero
+
+
+def searched_codes(weight: np.ndarray, spec: QuantSpec, energy: Tensor, threads: int) -> QuantizedTensor:
+    """`nearest_on_searched_grid` of a float32 [rows, cols] whose inputs have this energy [cols], not all of it zero."""
+    importance = (energy / energy.max()).float()
+    chunks = row_chunks(len(weight), energy.device)
+
+    def nearest(start: int) -> QuantizedTensor:
+        rows = torch.from_numpy(weight[start : start + chunks.step]).to(energy.device)
+        return nearest_on_searched_grid(rows, importance, spec)
+
+    return stacked_rows(torch_map(nearest, chunks, threads))
+
+
+def nearest_on_searched_grid(
+    weight: Tensor, importance: Tensor, spec: QuantSpec, shrinks: Sequence[float] = SHRINKS
+) -> QuantizedTensor:
+    """Float32 `weight` [rows, cols] on the grids that `searched_grid` finds, each weight by itself."""
+    rows, cols = weight.shape
+    found = [x.cpu().numpy() for x in searched_grid(weight, importance, spec, shrinks)]
+    scale, zero = found[0].astype(SCALE_DTYPES[spec.scale_dtype]), found[1].astype(np.uint8)
+    groups = weight.cpu().numpy().reshape(rows, spec.groups(cols), -1)
+    return QuantizedTensor(spec, nearest_codes(groups, scale, zero, spec).reshape(rows, cols), scale, zero)
 
 
 def _best(part: Tensor, importance: Tensor, spec: QuantSpec, shrinks: Sequence[float]) -> tuple[Tensor, Tensor]:
