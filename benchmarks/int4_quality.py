@@ -52,16 +52,17 @@ from quantkit.spec import QuantSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One of our rows; a stage that says nothing but its name is `quantkit quantize` as it stands."""
+    """One of our rows."""
 
     name: str
     method: Method
     skip_positions: int = SKIP_POSITIONS
     propagate: bool = True
+    fisher: bool = False
     smooth: bool | None = None
 
 
-DEFAULT = "ours: + propagation"
+DEFAULT = "ours: + Fisher"
 """The stage that `quantkit quantize` does by itself."""
 
 FEEDBACK = Gptq(search=False, act_order=False, rounds=0)
@@ -71,8 +72,9 @@ STAGES = (
     Stage(name="ours: + act-order", method=Gptq(search=False, rounds=0), propagate=False),
     Stage(name="ours: + search", method=Gptq(rounds=0), propagate=False),
     Stage(name="ours: + refine", method=Gptq(), propagate=False),
-    Stage(name=DEFAULT, method=Gptq()),
-    Stage(name="ours: + smoothing", method=Gptq(), smooth=True),
+    Stage(name="ours: + propagation", method=Gptq()),
+    Stage(name=DEFAULT, method=Gptq(), fisher=True),
+    Stage(name="ours: + smoothing", method=Gptq(), fisher=True, smooth=True),
     Stage(name="ours: awq", method=registry.method("awq")),
 )
 NAMES = ("rtn", "textbook", *(stage.name for stage in STAGES), *gptqmodel_runs.OPTIONS)
@@ -121,6 +123,7 @@ def by_stage(setting: Setting, bits: int, stage: Stage) -> Made:
         calibration=setting.samples,
         skip_positions=stage.skip_positions,
         propagate=stage.propagate,
+        fisher=stage.fisher,
         smooth=stage.smooth,
         threads=setting.threads,
     )

@@ -48,7 +48,7 @@ def accumulate(model: Path, sequences: int, length: int, threads: int) -> Usage:
     from quantkit.registry import open_checkpoint  # noqa: PLC0415
 
     def held(stage: Stage) -> int:
-        drifts = [part.nbytes for drift in stage.drift.values() for part in (drift.fitted, drift.held_out)]
+        drifts = [part.nbytes for part in (stage.drift.fitted, stage.drift.held_out)] if stage.drift else []
         return stage.fitted.hessian.nbytes + stage.held_out.hessian.nbytes + sum(drifts)
 
     checkpoint = open_checkpoint(model)

@@ -1,40 +1,38 @@
 """The blocks of a model, quantized one after the other on the outputs of those before.
 
 First the block is smoothed (`quantkit.smoothing`): another set of weights for the same function, which takes the
-original's place. Then, for every linear layer: aim at the weights that make up for earlier losses
-(`quantkit.propagation`), let the method choose codes for them, and keep the result only if it beats round-to-nearest
-on sequences that neither has seen.
+original's place. Then its linear layers are quantized, those that read the same inputs together
+(`quantkit.stage_solver`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from quantkit.calibration import CPU, InputStatistics
+from quantkit.calibration import CPU
 from quantkit.calibration_text import Samples
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.family import LAYER_NAMES, Role
-from quantkit.grid import round_to_nearest
-from quantkit.hidden_states import HiddenStates, Stage
+from quantkit.hidden_states import HiddenStates
 from quantkit.journal import Journal
 from quantkit.loading import load_block
-from quantkit.methods._error import output_energy
 from quantkit.model import Block
 from quantkit.parallel import single_threaded_torch
-from quantkit.propagation import propagated_target
 from quantkit.protocols import Method, TensorReport
 from quantkit.quantized import QuantizedTensor
 from quantkit.resumption import decoded_block, encoded_block
+from quantkit.sensitivity import Sensitivities, sensitivities
 from quantkit.smoothing import READERS, smooth, smoothable, weight_name
 from quantkit.smoothing_search import Choice, chosen_scales
 from quantkit.spec import QuantSpec
+from quantkit.stage_solver import StageSolver
 from quantkit.tensor import TensorView
 
 
@@ -43,7 +41,8 @@ class BlockStream:
 
     layer: the current block, -1 before the first. tensors: its quantized weights by name. norms: its norms that
     smoothing has changed, in their own dtypes, by name. wanted: grid and method of every weight that is quantized, by
-    name; the others stay as they are. smooth: see `quantkit.smoothing.smoothable`. device: where blocks are computed.
+    name; the others stay as they are. smooth: see `quantkit.smoothing.smoothable`. fisher: whether errors of outputs
+    count by what they do to the predictions (`quantkit.sensitivity`). device: where blocks are computed.
     """
 
     def __init__(
@@ -55,6 +54,7 @@ class BlockStream:
         skip_positions: int,
         propagate: bool,
         smooth: bool | None = None,
+        fisher: bool = True,
         threads: int,
         device: torch.device = CPU,
         journal: Journal | None = None,
@@ -69,6 +69,9 @@ class BlockStream:
         self._threads = threads
         self._device = device
         self._journal = journal
+        self._samples = samples
+        self._skip_positions = skip_positions
+        self._weighed = fisher and any(method.weighs_outputs for _, method in wanted.values())
         self._hidden = HiddenStates(
             source,
             samples,
@@ -82,15 +85,16 @@ class BlockStream:
         """Quantize the next block, or recall it, in place of the current one; return the reports of its weights."""
         self.layer += 1
         self.tensors = {}
-        original = load_block(self._source, self.layer).to(self._device)
         step = f"block-{self.layer:05}"
         kept = self._journal.recall(step) if self._journal is not None else None
+        sensitivity = self._sensitivities[self.layer] if kept is None else {}  # reads blocks itself, so it goes first
+        original = load_block(self._source, self.layer).to(self._device)
         if kept is None:
             with single_threaded_torch():  # a product split over threads rounds otherwise than on one
                 choices = self._choices(original)
                 scales = {role: choice.scale for role, choice in choices.items() if choice.scale is not None}
                 block = self._smoothed(original, scales)
-                reports = self._solve(block, original)
+                reports = self._solve(block, original, _smoothed_outputs(sensitivity, scales))
             for name, choice in ((weight_name(self.layer, x), c) for role, c in choices.items() for x in READERS[role]):
                 reports[name] = replace(reports[name], smoothing=choice.exponent)
             if self._journal is not None:
@@ -137,53 +141,42 @@ class BlockStream:
         weight = self._source.weights[weight_name(self.layer, role)]
         return weight.dtype if isinstance(weight, TensorView) else np.dtype(np.float32)
 
-    def _solve(self, block: Block, original: Block) -> dict[str, TensorReport]:
+    @cached_property
+    def _sensitivities(self) -> Sequence[Sensitivities]:
+        if not self._weighed:
+            return [{}] * self._source.spec.num_hidden_layers
+        with single_threaded_torch():
+            return sensitivities(
+                self._source,
+                self._samples.sequences,
+                skip_positions=self._skip_positions,
+                threads=self._threads,
+                device=self._device,
+            )
+
+    def _solve(self, block: Block, original: Block, sensitivity: Sensitivities) -> dict[str, TensorReport]:
         reports: dict[str, TensorReport] = {}
         for stage in self._hidden.stages(block, original):
+            solver = StageSolver(stage, self._threads)
             for role in stage.roles:
                 name = weight_name(self.layer, role)
                 if name not in self._wanted:
                     continue
                 weight = block.get_parameter(LAYER_NAMES[role])
                 try:
-                    self.tensors[name], reports[name] = self._quantized(weight, *self._wanted[name], stage, role)
+                    self.tensors[name], reports[name] = solver.quantized(
+                        weight, *self._wanted[name], sensitivity.get(role)
+                    )
                 except QuantkitError as error:
                     raise type(error)(f"{name}: {error}", hint=error.hint) from None
                 weight.copy_(torch.from_numpy(self.tensors[name].dequantized()))
         return reports
 
-    def _quantized(
-        self, W: Tensor, spec: QuantSpec, method: Method, stage: Stage, role: Role
-    ) -> tuple[QuantizedTensor, TensorReport]:
-        if not method.needs_calibration:
-            return method.quantize(W.cpu().numpy(), spec, None, threads=self._threads)
-        target, strength = W, None
-        held_hessian = stage.held_out.hessian
-        drift = stage.drift.get(role)
-        if drift is not None:
-            target, strength = propagated_target(
-                W, stage.fitted.hessian, drift.fitted, held_hessian, drift.held_out, threads=self._threads
-            )
-        everything = InputStatistics(
-            stage.fitted.hessian + stage.held_out.hessian, stage.fitted.tokens + stage.held_out.tokens
-        )
-        tensor, report = method.quantize(target.cpu().numpy(), spec, everything, threads=self._threads)
-        report = replace(report, strength=strength)
-        if report.fallback is not None or not stage.held_out.tokens:
-            return tensor, report
-        rounded = round_to_nearest(W.cpu().numpy(), spec)
-        changes = (torch.from_numpy(q.dequantized()).to(W.device) - W for q in (tensor, rounded))
-        H, M = held_hessian.float(), drift.held_out if drift is not None else None
-        lost, lost_by_rounding = (_held_out_loss(change, H, M, self._threads) for change in changes)
-        if lost <= lost_by_rounding:
-            return tensor, report
-        return rounded, replace(report, fallback="it lost to round-to-nearest on held-out sequences")
 
-
-def _held_out_loss(change: Tensor, hessian: Tensor, drift: Tensor | None, threads: int) -> float:
-    """Squared output error on held-out tokens when the weights change by `change`, up to a constant.
-
-    ||X̂ changeᵀ - D||² = tr(change Hₕ changeᵀ) - 2 tr(change Mₕᵀ) + ||D||²
-    """
-    loss = output_energy(change, hessian, threads)
-    return loss if drift is None else loss - 2 * float((change * drift).sum())
+def _smoothed_outputs(sensitivity: Sensitivities, scales: Mapping[Role, np.ndarray]) -> Sensitivities:
+    """Where v is divided by s, its outputs count s times as much."""
+    if Role.V not in scales or Role.V not in sensitivity:
+        return sensitivity
+    G = sensitivity[Role.V]
+    scale = torch.from_numpy(scales[Role.V]).to(G.device)
+    return {**sensitivity, Role.V: G * scale * scale[:, None]}

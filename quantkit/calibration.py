@@ -30,21 +30,23 @@ TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class InputStatistics:
-    """What a linear layer's inputs x [cols] look like; layers that read the same inputs share it.
+class LayerStatistics:
+    """What a linear layer's inputs x [cols] look like, which layers that read the same share, and what its outputs do.
 
     hessian: sum of x xᵀ over all tokens, float64 [cols, cols], symmetric (the paper's H without its factor 2). Methods
         work on the device that it is on.
     tokens: how many.
+    sensitivity: the G of `quantkit.sensitivity`, float32 [rows, rows]; None = all outputs are alike.
     """
 
     hessian: Tensor
     tokens: int
+    sensitivity: Tensor | None = None
 
 
 def input_statistics(
     inputs: Sequence[Tensor], cols: int, threads: int = 1, device: torch.device = CPU
-) -> InputStatistics:
+) -> LayerStatistics:
     """Statistics of float32 `inputs`, each [tokens, cols] on `device`."""
     hessian = torch.zeros((cols, cols), dtype=torch.float64, device=device)
 
@@ -56,7 +58,7 @@ def input_statistics(
         hessian[columns, rows] = panel.T if rows != columns else (panel + panel.T) / 2
 
     torch_map(accumulate, combinations_with_replacement(range(0, cols, PANEL), 2), threads)
-    return InputStatistics(hessian, sum(map(len, inputs)))
+    return LayerStatistics(hessian, sum(map(len, inputs)))
 
 
 def cross_products(left: Sequence[Tensor], right: Sequence[Tensor], threads: int = 1) -> Tensor:

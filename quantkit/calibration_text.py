@@ -29,6 +29,15 @@ Record = str | list[dict[str, str]]
 Item = TypeVar("Item")
 
 
+WEIGHED_TOKENS = 4096
+WEIGHED_SHARE = 4
+
+
+def weighed_tokens(tokens: int) -> int:
+    """How many of so many tokens of calibration text are sent through the model and back (`quantkit.sensitivity`)."""
+    return min(tokens, max(WEIGHED_TOKENS, tokens // WEIGHED_SHARE))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationOptions:
     """What to calibrate on.

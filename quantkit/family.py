@@ -41,6 +41,8 @@ class Role(str, Enum):
 
 
 LINEAR_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.GATE, Role.UP, Role.DOWN)
+WEIGHED_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.DOWN)
+"""Layers whose outputs are weighed by what they do to the predictions (`quantkit.sensitivity` says why not all)."""
 NORM_ROLES = (Role.ATTN_NORM, Role.MLP_NORM, Role.FINAL_NORM)
 
 LAYER_NAMES = {

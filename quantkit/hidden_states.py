@@ -11,34 +11,23 @@ grow with it. Results do not depend on the number of threads: see `quantkit.para
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quantkit.calibration import CPU, InputStatistics, cross_products, embedded, input_statistics
+from quantkit.calibration import CPU, LayerStatistics, cross_products, embedded, input_statistics
 from quantkit.calibration_text import Samples
 from quantkit.checkpoint import Checkpoint
 from quantkit.family import LAYER_NAMES, ModelSpec, Role
 from quantkit.model import Block, rotary_tables
 from quantkit.parallel import torch_map
+from quantkit.propagation import Drift
 
 HELD_OUT_EVERY = 8
 """One sequence in so many is kept from the fit, to judge it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Drift:
-    """How far the outputs of one linear layer are from the original's, as correlations with its inputs x̂.
-
-    fitted, held_out: Σ d x̂ᵀ over tokens of the fitting and of the held-out sequences, float64 [rows, cols], where d is
-    the original's output minus W x̂.
-    """
-
-    fitted: Tensor
-    held_out: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,13 +35,13 @@ class Stage:
     """Linear layers that read the same inputs.
 
     fitted, held_out: statistics of the inputs on the fitting and on the held-out sequences.
-    drift: by role; empty when the original stream is not followed, or nothing is held out to judge with.
+    drift: None when the original stream is not followed, or nothing is held out to judge with.
     """
 
     roles: tuple[Role, ...]
-    fitted: InputStatistics
-    held_out: InputStatistics
-    drift: Mapping[Role, Drift]
+    fitted: LayerStatistics
+    held_out: LayerStatistics
+    drift: Drift | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,28 +142,24 @@ class HiddenStates:
 
     def _stage(self, roles: tuple[Role, ...], inputs: tuple[list[Tensor], list[Tensor]], original: Block) -> Stage:
         seen = [x[self.skip_positions :] for x in inputs[0]]
-        drift: dict[Role, Drift] = {}
+        drift = None
         if self.original and self.held_out:
             moved = self._each(lambda x, y: (x - y)[self.skip_positions :], inputs[1], inputs[0])
-            drift = self._drifts(roles, moved, seen, original)
+            drift = self._drift(roles, moved, seen, original)
         fitted, held_out = (
             input_statistics(part, seen[0].shape[1], self.threads, self.device) for part in self._split(seen)
         )
         return Stage(roles, fitted, held_out, drift)
 
-    def _drifts(
-        self, roles: tuple[Role, ...], moved: list[Tensor], seen: list[Tensor], original: Block
-    ) -> dict[Role, Drift]:
-        """Of layers that share their inputs from one product of inputs; of o and down from their outputs."""
-        if len(roles) > 1:
-            pairs = zip(self._split(moved), self._split(seen), strict=True)
-            fitted, held_out = (cross_products(d, x, self.threads) for d, x in pairs)
-            weights = {role: original.get_parameter(LAYER_NAMES[role]).double() for role in roles}
-            return {role: Drift(W @ fitted, W @ held_out) for role, W in weights.items()}
-        W = original.get_parameter(LAYER_NAMES[roles[0]])
-        missing = self._each(self._missing(W), moved, self.original, self.states)
-        pairs = zip(self._split(missing), self._split(seen), strict=True)
-        return {roles[0]: Drift(*(cross_products(d, x, self.threads) for d, x in pairs))}
+    def _drift(self, roles: tuple[Role, ...], moved: list[Tensor], seen: list[Tensor], original: Block) -> Drift:
+        """Of the inputs for layers that share them; of the outputs for o and down."""
+        of_inputs = len(roles) > 1
+        if not of_inputs:
+            W = original.get_parameter(LAYER_NAMES[roles[0]])
+            moved = self._each(self._missing(W), moved, self.original, self.states)
+        pairs = zip(self._split(moved), self._split(seen), strict=True)
+        fitted, held_out = (cross_products(d, x, self.threads).float() for d, x in pairs)
+        return Drift(fitted, held_out, of_inputs)
 
     def _missing(self, W: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """What the layer's output lacks, the residual stream's own drift included."""

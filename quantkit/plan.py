@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from quantkit import registry
+from quantkit.calibration_text import weighed_tokens
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import BadOption, UnsupportedSpec
-from quantkit.family import LINEAR_ROLES, ModelSpec, Role
+from quantkit.family import LINEAR_ROLES, WEIGHED_ROLES, ModelSpec, Role
 from quantkit.fold import folded
 from quantkit.kernels import Verdict, verdicts
 from quantkit.protocols import ExportOptions
@@ -124,12 +125,14 @@ def plan(
         UnsupportedSpec: a weight that `spec` cannot divide into groups.
     """
     result = checkpoint
-    needs_calibration, methods = False, {}
+    tokens, weighed, methods = 0, 0, {}
     if method is not None and spec is not None:
         registry.method(method)
         assignments = (recipe or Recipe()).assign(checkpoint.spec, spec, method)
         methods = {name: assigned.method for name, assigned in assignments.items() if assigned.spec is not None}
-        needs_calibration = any(registry.method(name).needs_calibration for name in set(methods.values()))
+        used = [registry.method(name) for name in set(methods.values())]
+        tokens = calibration_tokens if any(one.needs_calibration for one in used) else 0
+        weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
         result = planned(checkpoint, assignments)
     weights = tuple(
         PlannedWeight(name=name, shape=weight.shape, type=_type(weight), method=methods.get(name))
@@ -143,8 +146,8 @@ def plan(
         tensors=dict(Counter(weight.type for weight in weights)),
         weights=weights,
         targets=tuple(_target(result, name, options) for name, options in targets),
-        peak_memory_bytes=peak_memory(checkpoint.spec, calibration_tokens if needs_calibration else 0),
-        seconds=_seconds(checkpoint, calibration_tokens if needs_calibration else 0),
+        peak_memory_bytes=peak_memory(checkpoint.spec, tokens, weighed),
+        seconds=_seconds(checkpoint, tokens, weighed),
     )
 
 
@@ -181,12 +184,13 @@ def _type(weight: Weight) -> str:
     return str(weight.dtype if isinstance(weight, TensorView) else weight.spec)
 
 
-def peak_memory(spec: ModelSpec, calibration_tokens: int) -> int:
+def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> int:
     """Estimated peak resident bytes of the quantization step.
 
     Without calibration one tensor is in memory at a time: its float32 values, codes and packed bytes. With it: one
     block in float32 (original and quantized), its Hessians in float64 with the factorisation's two copies of the
-    largest, and the hidden states of all calibration tokens before and after the block.
+    largest, the hidden states of all calibration tokens before and after the block, and what the Fisher pass keeps:
+    the hidden states of its tokens in front of every block, and one matrix of the outputs' size for its layers.
     """
     shapes = [spec.layer_shape(role) for role in LINEAR_ROLES]
     sizes = [rows * cols for rows, cols in shapes]
@@ -195,17 +199,20 @@ def peak_memory(spec: ModelSpec, calibration_tokens: int) -> int:
     inputs = [spec.layer_shape(role)[1] for role in INPUT_ROLES]
     hessians = 8 * (sum(width**2 for width in inputs) + 3 * max(inputs) ** 2)
     states = 4 * calibration_tokens * (2 * spec.hidden_size + spec.intermediate_size)
-    return TORCH_BYTES + 8 * sum(sizes) + hessians + states
+    outputs = [spec.layer_shape(role)[0] for role in WEIGHED_ROLES]
+    fisher = 4 * (weighed * spec.hidden_size + sum(rows**2 for rows in outputs)) if weighed else 0
+    return TORCH_BYTES + 8 * sum(sizes) + hessians + states + spec.num_hidden_layers * fisher
 
 
-def _seconds(checkpoint: Checkpoint, calibration_tokens: int) -> float:
+def _seconds(checkpoint: Checkpoint, calibration_tokens: int, weighed: int) -> float:
     """Estimated seconds: bytes over a disk-bound rate, plus arithmetic over this machine's measured matmul rate."""
     spec = checkpoint.spec
     streaming = sum(weight.size for weight in checkpoint.weights.values()) / 100e6
     if not calibration_tokens:
         return streaming
     sizes = [spec.layer_shape(role) for role in LINEAR_ROLES]
-    forward = 2 * 2 * calibration_tokens * sum(rows * cols for rows, cols in sizes)
+    passes = 2 * calibration_tokens + 3 * weighed
+    forward = 2 * passes * sum(rows * cols for rows, cols in sizes)
     hessian = 4 * calibration_tokens * sum(spec.layer_shape(role)[1] ** 2 for role in INPUT_ROLES)
     solver = sum(4 * rows * cols**2 + 4 * cols**3 for rows, cols in sizes)
     return streaming + spec.num_hidden_layers * (forward + hessian + solver) / _matmul_rate()

@@ -18,42 +18,55 @@ is exact; it is cut to [0, 1]. Where nothing carries over to unseen text, α is 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from quantkit.factorization import cholesky, damped
 from quantkit.methods._error import output_energy, row_chunks
-from quantkit.methods._feedback import damped
 from quantkit.parallel import torch_map
 
+DAMPING = 0.03
+"""Share of H's mean diagonal added to it."""
 
-def propagated_target(
-    weight: Tensor,
-    hessian: Tensor,
-    drift: Tensor,
-    held_hessian: Tensor,
-    held_drift: Tensor,
-    *,
-    damping: float = 0.01,
-    threads: int = 1,
-) -> tuple[Tensor, float]:
-    """The weights to aim at, float32 [rows, cols], and the strength α that was used.
 
-    Args:
-        weight: W, float32 [rows, cols].
-        hessian, drift: H [cols, cols] and M [rows, cols] of the fitting sequences, float64.
-        held_hessian, held_drift: the same of the held-out sequences.
-        damping: share of H's mean diagonal added to it.
-        threads: how many to use; the result does not depend on it.
+@dataclass(frozen=True, slots=True, eq=False)
+class Drift:
+    """How far layers are from the original's outputs, as correlations with their inputs x̂.
+
+    fitted, held_out: Σ d x̂ᵀ over tokens of the fitting and of the held-out sequences, float32 [n, cols].
+    of_inputs: whether d = x - x̂, n = cols, for layers that read the same inputs and whose M is W times this; else d is
+        the original's output minus W x̂, and this is the M of a single layer.
     """
-    lower, info = torch.linalg.cholesky_ex(damped(hessian, damping))
-    if int(info) != 0:
-        return weight, 0.0
+
+    fitted: Tensor
+    held_out: Tensor
+    of_inputs: bool
+
+    def outputs(self, per_input: Tensor, weight: Tensor, threads: int = 1) -> Tensor:
+        """What belongs to the outputs of a layer with `weight` [rows, cols], from what has n rows: [rows, cols]."""
+        if not self.of_inputs:
+            return per_input
+        chunks = row_chunks(len(weight), weight.device)
+        return torch.cat(torch_map(lambda start: weight[start : start + chunks.step] @ per_input, chunks, threads))
+
+
+def regression(drift: Tensor, hessian: Tensor, threads: int = 1) -> Tensor | None:
+    """drift H⁻¹ of correlations [n, cols], float32; None where H (float64 [cols, cols]) cannot be factored.
+
+    Layers that read the same inputs share it: W (C H⁻¹) = (W C) H⁻¹.
+    """
+    lower = cholesky(damped(hessian, DAMPING), threads)
+    if lower is None:
+        return None
     chunks = row_chunks(len(drift), drift.device)
-    solved = torch_map(
-        lambda start: torch.cholesky_solve(drift[start : start + chunks.step].T, lower).T, chunks, threads
-    )
-    delta = torch.cat(solved)
-    gained = float((delta * held_drift).sum())
-    spent = output_energy(delta, held_hessian.float(), threads)
-    strength = min(1.0, max(0.0, gained / spent)) if spent > 0 else 0.0
-    return (weight.double() + strength * delta).float(), strength
+    solved = torch_map(lambda start: torch.cholesky_solve(drift[start : start + chunks.step].T, lower), chunks, threads)
+    return torch.cat(solved, dim=1).T
+
+
+def strength(delta: Tensor, held_drift: Tensor, held_hessian: Tensor, threads: int = 1) -> float:
+    """The α in [0, 1] that serves the held-out sequences best, all arguments float32, `delta` and M [rows, cols]."""
+    gained = float((delta * held_drift).sum(dtype=torch.float64))
+    spent = output_energy(delta, held_hessian, threads)
+    return min(1.0, max(0.0, gained / spent)) if spent > 0 else 0.0

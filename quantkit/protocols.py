@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from quantkit.calibration import InputStatistics
+    from quantkit.calibration import LayerStatistics
     from quantkit.checkpoint import Checkpoint
     from quantkit.layout import PlannedArtifact
     from quantkit.quantized import QuantizedTensor
@@ -66,16 +66,18 @@ class Method(Protocol):
     needs_calibration: bool
     smooths: bool
     """Whether inputs are scaled beforehand (`quantkit.smoothing`) where the user does not say."""
+    weighs_outputs: bool
+    """Whether it reads `LayerStatistics.sensitivity`."""
 
     def quantize(
-        self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None, *, threads: int = 1
+        self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None, *, threads: int = 1
     ) -> tuple[QuantizedTensor, TensorReport]:
         """Quantize float32 `weight` (rows, cols).
 
         Args:
             weight: what to quantize.
             spec: the grid.
-            statistics: of the weight's inputs; only read when `needs_calibration`.
+            statistics: of the weight's inputs and outputs; only read when `needs_calibration`.
             threads: how many to use; the result does not depend on it.
 
         Raises:

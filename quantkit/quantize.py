@@ -83,6 +83,7 @@ def quantized(
     skip_positions: int = SKIP_POSITIONS,
     propagate: bool = True,
     smooth: bool | None = None,
+    fisher: bool = True,
     threads: int = 1,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -99,6 +100,8 @@ def quantized(
         propagate: whether each layer makes up for what the layers before it lost.
         smooth: whether to scale the inputs of calibrated layers (`quantkit.smoothing`); None = where their methods ask
             for it.
+        fisher: whether errors of outputs count by what they do to the predictions (`quantkit.sensitivity`), for
+            methods that can tell them apart.
         threads: how many to use; the result does not depend on it.
         device: what calibrated methods compute on, cpu or cuda; their sums are added in another order there, so a few
             codes in a thousand may differ.
@@ -119,6 +122,7 @@ def quantized(
         skip_positions=skip_positions,
         propagate=propagate,
         smooth=smooth,
+        fisher=fisher,
         threads=threads,
         device=device,
         progress=progress,
@@ -162,6 +166,7 @@ class Quantization:
         skip_positions: int = SKIP_POSITIONS,
         propagate: bool = True,
         smooth: bool | None = None,
+        fisher: bool = True,
         threads: int = 1,
         device: str = "cpu",
         progress: Progress | None = None,
@@ -191,6 +196,7 @@ class Quantization:
         self._skip_positions = skip_positions
         self._propagate = propagate
         self._smooth = smooth
+        self._fisher = fisher
         self._threads = threads
         self._device = device
         self._progress = progress
@@ -226,6 +232,7 @@ class Quantization:
             "skip_positions": self._skip_positions,
             "propagate": self._propagate,
             "smooth": self._smooth,
+            "fisher": self._fisher,
             "device": self._device,
         }
         key = run_key(self._source, self._wanted(self.checkpoint), self._calibration, **choices)
@@ -316,6 +323,7 @@ class Quantization:
             skip_positions=self._skip_positions,
             propagate=self._propagate,
             smooth=self._smooth,
+            fisher=self._fisher,
             threads=self._threads,
             device=torch.device(self._device),
             journal=self._journal,

@@ -38,7 +38,7 @@ STEPS = 20
 """Exponents tried, 0 included."""
 ROWS = 128
 """Rows of a layer that decide, evenly spread over it."""
-COARSE = SHRINKS[::4]
+COARSE = SHRINKS[1::2]
 """What is enough to tell one exponent from another."""
 SMALLEST = 1e-4
 """Of m_j^a against the largest, as in the paper's code."""

@@ -11,7 +11,7 @@ import torch
 
 from quantkit import registry
 from quantkit.artifact import check_files, publish
-from quantkit.calibration import InputStatistics
+from quantkit.calibration import LayerStatistics
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import UnsupportedSpec, VerificationFailed
 from quantkit.fold import with_architecture
@@ -224,7 +224,7 @@ def check_method(method: Method) -> None:
 
 
 def check_method_error(
-    method: Method, weight: np.ndarray, statistics: InputStatistics, tensor: QuantizedTensor, report: TensorReport
+    method: Method, weight: np.ndarray, statistics: LayerStatistics, tensor: QuantizedTensor, report: TensorReport
 ) -> None:
     """The reported error is the true one and lies between two bounds: too small would mean that nothing was quantized.
 
@@ -246,12 +246,12 @@ def check_method_error(
         assert 0.6 * reference < error < 1.7 * reference, f"{spec}: {error / reference:.3f} x even noise"
 
 
-def correlated_statistics(cols: int, *, tokens: int = 4096, seed: int = 1) -> InputStatistics:
+def correlated_statistics(cols: int, *, tokens: int = 4096, seed: int = 1) -> LayerStatistics:
     """Statistics of random inputs: some channels large, all of them mixed."""
     rng = np.random.default_rng(seed)
     mixing = rng.standard_normal((cols, cols)) * (rng.random(cols) ** 3)[:, None]
     inputs = rng.standard_normal((tokens, cols)) @ mixing
-    return InputStatistics(torch.from_numpy(inputs.T @ inputs), tokens)
+    return LayerStatistics(torch.from_numpy(inputs.T @ inputs), tokens)
 
 
 def relative_output_error(weight: np.ndarray, quantized: np.ndarray, hessian: np.ndarray) -> float:

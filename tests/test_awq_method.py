@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quantkit import registry
-from quantkit.calibration import InputStatistics
+from quantkit.calibration import LayerStatistics
 from quantkit.errors import BadOption, NonFiniteValues, UnsupportedSpec, ValueOutOfRange
 from quantkit.grid import round_to_nearest
 from quantkit.methods.awq import METHOD
@@ -51,7 +51,7 @@ def test_the_grid_is_searched_by_the_energy_of_the_inputs() -> None:
     weight = random_weights(64, 128)
     hessian = np.ones(128)
     hessian[::32] = 1e4
-    tensor, report = METHOD.quantize(weight, INT4, InputStatistics(torch.from_numpy(np.diag(hessian)), 9))
+    tensor, report = METHOD.quantize(weight, INT4, LayerStatistics(torch.from_numpy(np.diag(hessian)), 9))
     plain = round_to_nearest(weight, INT4)
     change, plain_change = (np.square(x.dequantized() - weight) for x in (tensor, plain))
     assert change[:, ::32].sum() < 0.05 * plain_change[:, ::32].sum()
@@ -67,7 +67,7 @@ def test_useless_statistics_give_round_to_nearest_and_say_so() -> None:
     broken = correlated_statistics(64).hessian.numpy().copy()
     broken[3, 5] = np.nan
     for hessian, reason in ((broken, "NaN or infinity"), (np.zeros((64, 64)), "all zero")):
-        tensor, report = METHOD.quantize(weight, INT4, InputStatistics(torch.from_numpy(hessian), 9))
+        tensor, report = METHOD.quantize(weight, INT4, LayerStatistics(torch.from_numpy(hessian), 9))
         assert np.array_equal(tensor.codes, round_to_nearest(weight, INT4).codes)
         assert report.fallback == f"the calibration inputs {'hold' if reason[0] == 'N' else 'are'} {reason}"
 
@@ -76,7 +76,7 @@ def test_useless_statistics_give_round_to_nearest_and_say_so() -> None:
 def test_the_size_of_the_inputs_does_not_matter(magnitude: float) -> None:
     weight, statistics = random_weights(8, 64), correlated_statistics(64)
     usual, _ = METHOD.quantize(weight, INT4, statistics)
-    other, _ = METHOD.quantize(weight, INT4, InputStatistics(statistics.hessian * magnitude, 9))
+    other, _ = METHOD.quantize(weight, INT4, LayerStatistics(statistics.hessian * magnitude, 9))
     assert np.array_equal(usual.codes, other.codes)
 
 
@@ -87,7 +87,7 @@ def test_dead_columns_and_constant_rows_are_finished() -> None:
     hessian[:, dead] = 0
     weight = random_weights(8, 64)
     weight[2] = 0.25
-    tensor, report = METHOD.quantize(weight, INT4, InputStatistics(torch.from_numpy(hessian), 9))
+    tensor, report = METHOD.quantize(weight, INT4, LayerStatistics(torch.from_numpy(hessian), 9))
     assert report.fallback is None
     assert np.abs(tensor.dequantized() - weight)[:, 32:].max() < 0.5
     assert np.abs(tensor.dequantized()[2] - 0.25).max() < 0.1

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from quantkit import registry
-from quantkit.calibration import InputStatistics
+from quantkit.calibration import LayerStatistics
 from quantkit.calibration_text import CalibrationOptions, Samples, make_samples
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import BadOption, NonFiniteValues, QuantkitError, UnsupportedSpec, ValueOutOfRange
@@ -140,7 +140,7 @@ def codes_by_whole_passes(source: Checkpoint, rows: Samples, spec: QuantSpec) ->
                 model(torch.from_numpy(row)[None])
             hook.remove()
             x = torch.cat(caught)
-            statistics = InputStatistics(x.T @ x, len(x))
+            statistics = LayerStatistics(x.T @ x, len(x))
             for layer in layers:
                 tensor, _ = method.quantize(layer.weight.numpy(), spec, statistics)
                 codes.append(tensor.codes)
@@ -154,7 +154,9 @@ def test_every_layer_is_calibrated_on_the_outputs_of_all_quantized_ones_before_i
     ours = [
         tensor.codes
         for tensor in tensors_of(
-            quantized(source, spec, "gptq", calibration=rows, skip_positions=0, propagate=False).checkpoint
+            quantized(
+                source, spec, "gptq", calibration=rows, skip_positions=0, propagate=False, fisher=False
+            ).checkpoint
         ).values()
     ]
     slow = codes_by_whole_passes(source, rows, spec)
@@ -162,7 +164,8 @@ def test_every_layer_is_calibrated_on_the_outputs_of_all_quantized_ones_before_i
         assert (one != other).mean() < 0.02  # other products, other last bits, now and then another side of a tie
 
 
-def test_one_block_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("fisher", [False, True])
+def test_one_block_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch, fisher: bool):
     source = memory_checkpoint(tiny_config())
     blocks: list[weakref.ref[Block]] = []
     arrays: list[weakref.ref[np.ndarray]] = []
@@ -184,11 +187,12 @@ def test_one_block_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch):
         return replace(view, fetch=fetch)
 
     monkeypatch.setattr("quantkit.block_stream.load_block", load_watched)
+    monkeypatch.setattr("quantkit.sensitivity.load_block", load_watched)
     source = replace(source, weights={name: watched(view) for name, view in source.weights.items()})
-    run = quantized(source, INT4, "gptq", calibration=samples(20))
+    run = quantized(source, INT4, "gptq", calibration=samples(20), fisher=fisher)
     codes = [weakref.ref(view.read().codes) for view in linear_views(run.checkpoint)]
-    assert len(blocks) == 3
-    assert len(arrays) == 1 + 3 * 9
+    assert len(blocks) == (1 + 2 * fisher) * 3  # there, and there and back again
+    assert len(arrays) == 1 + 3 * 9 + fisher * (1 + 2 * 3 * 9 + 2)
     assert sum(ref() is not None for ref in codes) <= 7
 
 

@@ -57,6 +57,10 @@ def quantize(
             show_default="for awq",
         ),
     ] = None,
+    fisher: Annotated[
+        bool,
+        typer.Option("--fisher/--no-fisher", help="gptq: let errors count by what they do to the model's predictions."),
+    ] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the generated calibration text.")] = 0,
     arch: Arch = "native",
     device: Annotated[str, typer.Option("--device", help="cpu or cuda: what calibrated methods compute on.")] = "cpu",
@@ -90,6 +94,7 @@ def quantize(
             skip_positions=skip_positions,
             propagate=propagate,
             smooth=smooth,
+            fisher=fisher,
             threads=threads or os.cpu_count() or 1,
             device=device,
             progress=bars.fraction("writing calibration text"),

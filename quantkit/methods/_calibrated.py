@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from quantkit.errors import BadOption
 from quantkit.grid import require_finite, round_to_nearest
@@ -20,17 +19,17 @@ from quantkit.quantized import QuantizedTensor
 from quantkit.spec import QuantSpec
 
 if TYPE_CHECKING:
-    from quantkit.calibration import InputStatistics
+    from quantkit.calibration import LayerStatistics
 
-Solve = Callable[[Tensor], tuple[QuantizedTensor | None, str | None]]
-"""From the Hessian, finite and not all zero, to the solution, or to None and the reason why there is none."""
+Solve = Callable[["LayerStatistics"], tuple[QuantizedTensor | None, str | None]]
+"""From statistics, finite and not all zero, to the solution, or to None and the reason why there is none."""
 
 
 def solved_or_rounded(
     name: str,
     weight: np.ndarray,
     spec: QuantSpec,
-    statistics: InputStatistics | None,
+    statistics: LayerStatistics | None,
     solve: Solve,
     *,
     threads: int,
@@ -54,7 +53,7 @@ def solved_or_rounded(
     rounded = round_to_nearest(weight, spec)
     with single_threaded_torch(), torch.inference_mode():
         if bool((hessian.diagonal() > 0).any()):
-            made, problem = solve(hessian)
+            made, problem = solve(statistics)
         else:
             made, problem = None, "the calibration inputs are all zero"
         tensor = rounded if made is None else made

@@ -16,50 +16,26 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from quantkit.factorization import cholesky, inverse_of_upper
+
 BLOCK_COLUMNS = 128
 """The paper's lazy batch."""
 DAMPING = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Tried in turn, as a share of H's mean diagonal, until H can be factored."""
 
 
-def damped(hessian: Tensor, share: float) -> Tensor:
-    """A copy of H [cols, cols] (float64) with `share` of its mean diagonal added; 1 on the diagonal of dead columns."""
-    made = hessian.clone()
-    dead = hessian.diagonal() == 0
-    made.diagonal().add_(share * hessian.diagonal().mean())
-    made.diagonal()[dead] = 1.0
-    return made
-
-
-def inverse_factor(damped_hessian: Tensor) -> Tensor | None:
-    """Upper triangular U [cols, cols] in float32 with H⁻¹ = Uᵀ U; None when H cannot be factored.
+def inverse_factor(damped_hessian: Tensor, order: Tensor, threads: int = 1) -> Tensor | None:
+    """Upper triangular U [cols, cols] with H⁻¹ = Uᵀ U, H in this order; None when it cannot be factored.
 
     U is obtained without inverting H: H = R Rᵀ with R upper triangular gives U = R⁻¹, and R is the Cholesky factor of
-    H with both axes reversed, reversed back.
+    H with both axes reversed, reversed back. All float32.
     """
-    lower, info = torch.linalg.cholesky_ex(damped_hessian.flip(0, 1))
-    if int(info) != 0:
+    backwards = order.flip(0)
+    lower = cholesky(damped_hessian[backwards][:, backwards], threads)
+    if lower is None:
         return None
-    upper = lower.flip(0, 1)
-    factor = _inverse(upper).float()
+    factor = inverse_of_upper(lower.flip(0, 1), threads)
     return factor if bool(torch.isfinite(factor).all()) else None
-
-
-def _inverse(upper: Tensor) -> Tensor:
-    """R⁻¹ of an upper triangular R by halves, a third of the work of solving for the unit matrix:
-
-    [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]
-    """
-    inverse, size = torch.zeros_like(upper), len(upper)
-    if size <= BLOCK_COLUMNS:
-        inverse.diagonal().fill_(1)
-        return inverse.copy_(torch.linalg.solve_triangular(upper, inverse, upper=True))
-    half = size // 2
-    first, second = slice(0, half), slice(half, size)
-    inverse[first, first] = _inverse(upper[first, first])
-    inverse[second, second] = _inverse(upper[second, second])
-    inverse[first, second] = -(inverse[first, first] @ upper[first, second]) @ inverse[second, second]
-    return inverse
 
 
 def feedback_steps(

@@ -6,8 +6,9 @@ everything here needs and what costs most, so it is handed on from step to step.
 Codes ("CDQuant", Nair and Suggala 2024, cyclic form): the best real value of Q_j when all others stay is
 Q_j - R_j / H_jj; the nearest grid point to it is never worse than the current one.
 
-Scales: for fixed steps the error is quadratic in the row's group scales s, with A_gk = Σ steps_g H_gk steps_kᵀ and
-b_g = steps_g H_g: Wᵀ, so s = A⁻¹ b. Rounded to the stored dtype, and taken only where the row's error falls.
+Scales: for fixed steps the error is quadratic in the row's group scales s. Half its gradient is steps_g R_gᵀ, half its
+second derivative A_gk = steps_g H_gk steps_kᵀ, so the best scales are one Newton step away: s - A⁻¹ (steps_g R_gᵀ)_g.
+They are rounded to the stored dtype, and taken only where the row's error falls.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 BLOCK_COLUMNS = 128
 RIDGE = 1e-6
-"""Share of A's mean diagonal that holds scales of all-zero groups where they are."""
+"""Share of A's mean diagonal added to it: scales of all-zero groups stay where they are."""
 
 
 def refined_steps(R: Tensor, H: Tensor, steps: Tensor, scale: Tensor, limits: tuple[Tensor, Tensor]) -> Tensor:
@@ -36,47 +37,46 @@ def refined_steps(R: Tensor, H: Tensor, steps: Tensor, scale: Tensor, limits: tu
         Better steps, integral float32 [cols, rows].
     """
     refined = torch.empty_like(steps)
-    group_width = len(R) // len(scale)
-    # Views of all columns at once: taking them one by one costs as much as the arithmetic.
-    grids = list(zip(*(x.unbind() for x in (scale, 1 / scale, *limits)), strict=True))
+    width = len(R) // len(scale)
+    block_columns = BLOCK_COLUMNS if width % BLOCK_COLUMNS == 0 else width  # all of a block on one scale
     energy = H.diagonal().tolist()
-    for start in range(0, len(R), BLOCK_COLUMNS):
-        block = slice(start, start + BLOCK_COLUMNS)
-        local, corner = R[block].clone(), H[block, block]
+    for start in range(0, len(R), block_columns):
+        block, group = slice(start, start + block_columns), start // width
+        s, low, high = scale[group], limits[0][group], limits[1][group]
+        local, corner = R[block] / s, H[block, block]
         change = torch.empty_like(local)
         columns = zip(*(x.unbind() for x in (steps[block], refined[block], local, change)), strict=True)
         for j, (old, new, r, delta) in enumerate(columns):
-            s, inverse, low, high = grids[(start + j) // group_width]
-            torch.addcmul(old, r, inverse, value=-1 / energy[start + j], out=new).round_().clamp_(low, high)
-            torch.sub(new, old, out=delta).mul_(s)
+            torch.add(old, r, alpha=-1 / energy[start + j], out=new).round_().clamp_(low, high)
+            torch.sub(new, old, out=delta)
             local[j + 1 :].addr_(corner[j + 1 :, j], delta)
-        R.addmm_(H[:, block], change)
+        R.addmm_(H[:, block], change.mul_(s))
     return refined
 
 
-def refitted_scales(HW: Tensor, H: Tensor, steps: Tensor, scale: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+def refitted_scales(R: Tensor, H: Tensor, steps: Tensor, scale: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
     """The row-wise least-squares scales for fixed steps, [groups, rows], rounded by `rounded`.
 
     Args:
-        HW: H W, float32 [cols, rows]. H: float32 [cols, cols]. steps: float32 [cols, rows].
+        R: H (Q - W) for the present scales, float32 [cols, rows].
+        H: float32 [cols, cols].
+        steps: float32 [cols, rows].
         scale: the present scales, float32 [groups, rows]; kept where the system has no finite solution.
         rounded: rounds to the stored dtype.
     """
-    cols, rows = HW.shape
+    cols, rows = R.shape
     groups = len(scale)
     width = cols // groups
-    A = torch.empty((rows, groups, groups), dtype=torch.float64, device=HW.device)
-    b = (steps * HW).view(groups, width, rows).sum(1).T.double()
+    A = torch.empty((rows, groups, groups), dtype=torch.float64, device=R.device)
+    gradient = (steps * R).view(groups, width, rows).sum(1).T.double()
     for g in range(groups):
         # A is symmetric: the groups up to this one are enough.
         part = slice(g * width, (g + 1) * width)
         products = (H[: part.stop, part] @ steps[part]).mul_(steps[: part.stop])
-        A[:, : g + 1, g] = products.view(g + 1, width, rows).sum(1).T
-        A[:, g, : g + 1] = A[:, : g + 1, g]
-    ridge = RIDGE * A.diagonal(dim1=1, dim2=2).mean(-1, keepdim=True).clamp(min=1e-30)
-    A.diagonal(dim1=1, dim2=2).add_(ridge)
-    b += ridge * scale.T
-    solved, info = torch.linalg.solve_ex(A, b)
-    new = rounded(solved.T.float())
-    usable = torch.isfinite(new) & (solved.T != 0) & (info == 0)
+        A[:, : g + 1, g] = A[:, g, : g + 1] = products.view(g + 1, width, rows).sum(1).T
+    A.diagonal(dim1=1, dim2=2).add_(RIDGE * A.diagonal(dim1=1, dim2=2).mean(-1, keepdim=True).clamp(min=1e-30))
+    change, info = torch.linalg.solve_ex(A, gradient)
+    solved = scale.double() - change.T
+    new = rounded(solved.float())
+    usable = torch.isfinite(new) & (solved != 0) & (info == 0)
     return torch.where(usable, new, scale)

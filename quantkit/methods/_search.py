@@ -6,8 +6,8 @@ For a group w of a row and the importance h_j of its columns (the diagonal of th
 
 Symmetric candidates shrink the covering scale by 40 to 105 percent with both signs: the grid -8 .. 7 has one more
 level on its negative side, and a negative scale turns that side towards the larger extreme. Asymmetric candidates
-shrink both ends of the range together. Every candidate is rounded to the scale's dtype before it is judged, so what
-is chosen is what is stored.
+shrink both ends of the range together. The best is varied a little more. Every candidate is rounded to the scale's
+dtype before it is judged, so what is chosen is what is stored.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from quantkit.quantized import QuantizedTensor
 from quantkit.spec import SCALE_DTYPES, QuantSpec
 
 SHRINKS = torch.linspace(0.4, 1.05, 40).tolist()
+NEARBY = (0.965, 0.98, 0.99, 1.01, 1.02, 1.035)
+"""Factors of the best of those scales that are tried as well."""
 ROW_ELEMENTS = 1 << 16
 """Weights judged at a time; small enough for the cache. Rows do not depend on each other."""
 
@@ -97,15 +99,21 @@ def _best(part: Tensor, importance: Tensor, spec: QuantSpec, shrinks: Sequence[f
     best_scale = torch.ones(part.shape[:2], device=part.device)
     best_zero = torch.full_like(best_scale, float(spec.midpoint))
     least = torch.full_like(best_scale, float("inf"))
-    for wanted, zero in _candidates(part, spec, shrinks):
+
+    def judge(wanted: Tensor, zero: Tensor) -> None:
         scale = rounded_scale(wanted, spec)
         s, z = scale[..., None], zero[..., None]
         error = torch.div(part, s).round_().clamp_(-z, spec.levels - 1 - z).mul_(s).sub_(part).square_()
         cost = error.mul_(importance).sum(-1)
         better = cost < least
-        least = torch.where(better, cost, least)
-        best_scale = torch.where(better, scale, best_scale)
-        best_zero = torch.where(better, zero, best_zero)
+        for best, new in ((least, cost), (best_scale, scale), (best_zero, zero)):
+            torch.where(better, new, best, out=best)
+
+    for wanted, zero in _candidates(part, spec, shrinks):
+        judge(wanted, zero)
+    coarse = best_scale.clone()
+    for factor in NEARBY:
+        judge(coarse * factor, best_zero.clone())
     return best_scale, best_zero
 
 
@@ -115,7 +123,7 @@ def _candidates(part: Tensor, spec: QuantSpec, shrinks: Sequence[float]) -> Iter
         covering = torch.maximum(-low, high) / ((spec.levels - 1) / 2)
         zero = torch.full_like(covering, float(spec.midpoint))
         for sign in (1.0, -1.0):
-            for shrink in shrinks:
+            for shrink in shrinks[1::2]:  # what lies between is tried nearby the best
                 yield covering * (sign * shrink), zero
         return
     span = (high - low) / (spec.levels - 1)

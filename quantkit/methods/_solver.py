@@ -1,7 +1,7 @@
 """What the stages of `quantkit.methods.gptq` compute.
 
-Weights are float32, H and its factor float64. Rows do not depend on each other and are worked on in fixed chunks, so
-the result does not depend on the number of threads.
+Everything is float32 but the Hessian that comes in. Rows do not depend on each other and are worked on in fixed
+chunks, so the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import NonFiniteValues, ValueOutOfRange
+from quantkit.factorization import damped
 from quantkit.grid import fitted_grid
 from quantkit.methods._error import row_chunks
-from quantkit.methods._feedback import BLOCK_COLUMNS, DAMPING, damped, feedback_steps, inverse_factor
+from quantkit.methods._feedback import BLOCK_COLUMNS, DAMPING, feedback_steps, inverse_factor
 from quantkit.methods._refine import refined_steps, refitted_scales
+from quantkit.methods._row_feedback import pass_on, row_blocks, solving_order
 from quantkit.methods._search import rounded_scale, searched_grid
 from quantkit.parallel import torch_map
 from quantkit.quantized import QuantizedTensor
 from quantkit.spec import SCALE_DTYPES, QuantSpec
 
 if TYPE_CHECKING:
+    from quantkit.calibration import LayerStatistics
     from quantkit.methods.gptq import Gptq
+
+COUPLED_ROWS = 128
+"""Rows of a block worked on together when blocks wait for each other."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,13 +51,28 @@ class Grid:
         """A value per group as one per column: [cols, rows]."""
         return per_group.repeat_interleave(len(self.W) // len(per_group), dim=0)
 
+    def lost(self, steps: Tensor, scale: Tensor) -> Tensor:
+        """Q - W [cols, rows] for these steps and scales."""
+        return (self.wide(scale) * steps).sub_(self.W)
+
     def limits(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest step of every group, [groups, rows]."""
         return -self.zero, self.spec.levels - 1 - self.zero
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """What all rows of a matrix share: H [cols, cols], damped, the order of its columns, and U in that order."""
+
+    stages: Gptq
+    spec: QuantSpec
+    H: Tensor
+    order: Tensor
+    factor: Tensor
+
+
 def solved(
-    stages: Gptq, weight: np.ndarray, spec: QuantSpec, hessian: Tensor, threads: int
+    stages: Gptq, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics, threads: int
 ) -> tuple[QuantizedTensor | None, str | None]:
     """The solution, or None and the reason why there is none.
 
@@ -59,47 +80,58 @@ def solved(
         stages: which of the stages to run.
         weight: finite float32 [rows, cols].
         spec: the grid, whose group size divides cols.
-        hessian: finite float64 [cols, cols], not all zero.
+        statistics: finite, not all zero.
         threads: how many to use.
     """
-    cols = len(hessian)
-    order = torch.arange(cols, device=hessian.device)
+    hessian = statistics.hessian
+    order = torch.arange(len(hessian), device=hessian.device)
     if stages.act_order:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     for share in DAMPING:
         H = damped(hessian, share)
-        factor = inverse_factor(H[order][:, order])
+        factor = inverse_factor(H, order, threads)
         if factor is None:
             continue
         try:
-            return _all_rows(stages, weight, spec, H.float(), factor=factor, order=order, threads=threads), None
+            return _all_rows(Problem(stages, spec, H, order, factor), weight, statistics.sensitivity, threads), None
         except (NonFiniteValues, ValueOutOfRange):
             return None, f"error feedback drove weights beyond {spec.scale_dtype} scales"
     return None, f"the Hessian cannot be factored, even with damping {DAMPING[-1]:g}"
 
 
-def _all_rows(
-    stages: Gptq, weight: np.ndarray, spec: QuantSpec, H: Tensor, *, factor: Tensor, order: Tensor, threads: int
-) -> QuantizedTensor:
+def _all_rows(problem: Problem, weight: np.ndarray, sensitivity: Tensor | None, threads: int) -> QuantizedTensor:
+    """All rows at once, or, with a sensitivity of their outputs, block after block with feedback between them."""
+    spec, device = problem.spec, problem.H.device
     rows, cols = weight.shape
     codes = np.empty((rows, cols), np.uint8)
     scale = np.empty((rows, spec.groups(cols)), SCALE_DTYPES[spec.scale_dtype])
     zero = np.empty(scale.shape, np.uint8)
 
-    chunks = row_chunks(rows, H.device)
+    coupled = solving_order(sensitivity, threads) if sensitivity is not None else None
+    order = coupled[0] if coupled is not None else torch.arange(rows, device=device)
+    targets = torch.from_numpy(weight).to(device)[order]
+    lost = torch.empty_like(targets) if coupled is not None else None
 
-    def solve(start: int) -> None:
-        part = slice(start, start + chunks.step)
-        grid = _rows(stages, torch.from_numpy(weight[part]).to(H.device), spec, H, factor=factor, order=order)
-        codes[part] = (grid.steps + grid.wide(grid.zero)).T.to("cpu", torch.uint8).numpy()
-        scale[part] = grid.scale.T.cpu().numpy().astype(scale.dtype)
-        zero[part] = grid.zero.T.to("cpu", torch.uint8).numpy()
+    def solve(part: slice) -> None:
+        grid = _rows(problem, targets[part])
+        where = order[part].cpu().numpy()
+        codes[where] = (grid.steps + grid.wide(grid.zero)).T.to("cpu", torch.uint8).numpy()
+        scale[where] = grid.scale.T.cpu().numpy().astype(scale.dtype)
+        zero[where] = grid.zero.T.to("cpu", torch.uint8).numpy()
+        if lost is not None:
+            lost[part] = grid.lost(grid.steps, grid.scale).T
 
-    torch_map(solve, chunks, threads)
+    for block in row_blocks(rows) if coupled is not None else [slice(0, rows)]:
+        step = COUPLED_ROWS if coupled is not None and device.type == "cpu" else row_chunks(rows, device).step
+        starts = range(block.start, block.stop, step)
+        torch_map(solve, [slice(start, min(start + step, block.stop)) for start in starts], threads)
+        if coupled is not None and lost is not None:
+            pass_on(targets, lost[block], coupled[1], block)
     return QuantizedTensor(spec, codes, scale, zero)
 
 
-def _rows(stages: Gptq, weight: Tensor, spec: QuantSpec, H: Tensor, *, factor: Tensor, order: Tensor) -> Grid:
+def _rows(problem: Problem, weight: Tensor) -> Grid:
+    stages, spec, H, order = problem.stages, problem.spec, problem.H, problem.order
     if stages.search:
         scale, zero = (x.T.contiguous() for x in searched_grid(weight, H.diagonal(), spec))
     else:
@@ -107,9 +139,9 @@ def _rows(stages: Gptq, weight: Tensor, spec: QuantSpec, H: Tensor, *, factor: T
     grid = Grid(spec, weight.T.contiguous(), scale, zero, torch.empty_like(weight.T))
     if stages.search or stages.act_order:
         groups = (order // (len(order) // len(scale))).tolist()
-        grid.steps[order] = feedback_steps(grid.W[order], factor, scale, grid.limits(), groups)
+        grid.steps[order] = feedback_steps(grid.W[order], problem.factor, scale, grid.limits(), groups)
     else:
-        grid.steps = _textbook_steps(grid, factor)
+        grid.steps = _textbook_steps(grid, problem.factor)
     if stages.rounds:
         _descend(grid, H, stages.rounds)
     return grid
@@ -134,24 +166,19 @@ def _textbook_steps(grid: Grid, factor: Tensor) -> Tensor:
 
 
 def _descend(grid: Grid, H: Tensor, rounds: int) -> None:
-    """A sweep over the codes; then rounds of a refit of the scales and another sweep, kept where a row gains."""
-    limits, HW = grid.limits(), H @ grid.W
-    grid.steps, error = _swept(grid, H, grid.scale, limits)
+    """Rounds of a refit of the scales and a sweep over the codes, kept where a row gains."""
+    limits = grid.limits()
+    R = H @ grid.lost(grid.steps, grid.scale)
+    error = grid.lost(grid.steps, grid.scale).mul_(R).sum(0)
     for _ in range(rounds):
-        scale = refitted_scales(HW, H, grid.steps, grid.scale, lambda x: rounded_scale(x, grid.spec))
-        steps, new_error = _swept(grid, H, scale, limits)
+        scale = refitted_scales(R, H, grid.steps, grid.scale, lambda x: rounded_scale(x, grid.spec))
+        new_R = H @ grid.lost(grid.steps, scale)
+        steps = refined_steps(new_R, H, grid.steps, scale, limits)
+        new_error = grid.lost(steps, scale).mul_(new_R).sum(0)
         better = new_error < error
         grid.steps = torch.where(better, steps, grid.steps)
         grid.scale = torch.where(better, scale, grid.scale)
-        error = torch.where(better, new_error, error)
-
-
-def _swept(grid: Grid, H: Tensor, scale: Tensor, limits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Steps after a sweep that begins with the grid's steps on `scale`, and every row's error, float32 [rows]."""
-    wide = grid.wide(scale)
-    R = H @ (wide * grid.steps).sub_(grid.W)
-    steps = refined_steps(R, H, grid.steps, scale, limits)
-    return steps, R.mul_((wide * steps).sub_(grid.W)).sum(0)
+        R, error = torch.where(better, new_R, R), torch.where(better, new_error, error)
 
 
 def _covering(updated: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from quantkit.quantized import QuantizedTensor
 from quantkit.spec import QuantSpec
 
 if TYPE_CHECKING:
-    from quantkit.calibration import InputStatistics
+    from quantkit.calibration import LayerStatistics
 
 
 class ActivationAware:
@@ -27,9 +27,10 @@ class ActivationAware:
     summary = "scaled inputs, searched grids, nearest codes: needs calibration"
     needs_calibration = True
     smooths = True
+    weighs_outputs = False
 
     def quantize(
-        self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None, *, threads: int = 1
+        self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None, *, threads: int = 1
     ) -> tuple[QuantizedTensor, TensorReport]:
         """See `quantkit.protocols.Method`. Raises as `quantkit.methods._calibrated.solved_or_rounded`."""
         from quantkit.methods._calibrated import solved_or_rounded  # noqa: PLC0415 - imports torch
@@ -40,7 +41,7 @@ class ActivationAware:
             weight,
             spec,
             statistics,
-            lambda hessian: (searched_codes(weight, spec, hessian.diagonal(), threads), None),
+            lambda given: (searched_codes(weight, spec, given.hessian.diagonal(), threads), None),
             threads=threads,
         )
 

@@ -7,7 +7,9 @@ Transformers" (2022), with everything on top of it that a standard container all
     act_order   columns with the most energy are rounded first; groups stay where they are on disk      (_feedback.py)
     rounds      sweeps of coordinate descent over the codes, each with a closed-form refit of scales    (_refine.py)
 
-Without the three it is the textbook's algorithm: a group's grid is chosen when its first column is reached.
+and, where the statistics say what the outputs do to the predictions, feedback from row to row   (_row_feedback.py)
+
+Without any it is the textbook's algorithm: a group's grid is chosen when its first column is reached.
 
 The work is done in `_solver.py`, which needs torch; to plan with a method takes only what stands here.
 """
@@ -24,7 +26,7 @@ from quantkit.quantized import QuantizedTensor
 from quantkit.spec import QuantSpec
 
 if TYPE_CHECKING:
-    from quantkit.calibration import InputStatistics
+    from quantkit.calibration import LayerStatistics
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,13 +37,14 @@ class Gptq:
     summary: str = field(default="searched grids, error feedback, coordinate descent: needs calibration", init=False)
     needs_calibration: bool = field(default=True, init=False)
     smooths: bool = field(default=False, init=False)
+    weighs_outputs: bool = field(default=True, init=False)
 
     search: bool = True
     act_order: bool = True
-    rounds: int = 3
+    rounds: int = 1
 
     def quantize(
-        self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None, *, threads: int = 1
+        self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None, *, threads: int = 1
     ) -> tuple[QuantizedTensor, TensorReport]:
         """See `quantkit.protocols.Method`.
 
@@ -56,7 +59,7 @@ class Gptq:
             weight,
             spec,
             statistics,
-            lambda hessian: solved(self, weight, spec, hessian, threads),
+            lambda given: solved(self, weight, spec, given, threads),
             threads=threads,
         )
 

@@ -13,7 +13,7 @@ from quantkit.quantized import QuantizedTensor
 from quantkit.spec import QuantSpec
 
 if TYPE_CHECKING:
-    from quantkit.calibration import InputStatistics
+    from quantkit.calibration import LayerStatistics
 
 ROW_CHUNK = 512
 
@@ -25,9 +25,10 @@ class RoundToNearest:
     summary = "round to nearest: fast, needs no calibration"
     needs_calibration = False
     smooths = False
+    weighs_outputs = False
 
     def quantize(
-        self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None = None, *, threads: int = 1
+        self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None = None, *, threads: int = 1
     ) -> tuple[QuantizedTensor, TensorReport]:
         """See `quantkit.protocols.Method`; `statistics` are not read. Raises as `quantkit.grid.round_to_nearest`."""
         rows = weight.shape[0]

@@ -1,0 +1,144 @@
+"""The Fisher information of layer outputs, against derivatives of the whole model and against the divergence itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from quantkit.calibration import LayerStatistics  # noqa: E402
+from quantkit.factorization import cholesky, damped, inverse_of_upper  # noqa: E402
+from quantkit.family import LAYER_NAMES, WEIGHED_ROLES  # noqa: E402
+from quantkit.loading import load_model  # noqa: E402
+from quantkit.methods._row_feedback import BLOCKS, pass_on, relative, row_blocks, solving_order  # noqa: E402
+from quantkit.methods.gptq import Gptq  # noqa: E402
+from quantkit.sensitivity import sensitivities  # noqa: E402
+from quantkit.spec import QuantSpec  # noqa: E402
+from tests.memory import memory_checkpoint, tiny_config  # noqa: E402
+
+INT4 = QuantSpec(bits=4, group_size=32)
+
+
+def token_rows(checkpoint, *lengths: int) -> list[np.ndarray]:
+    random = np.random.default_rng(5)
+    return [random.integers(0, checkpoint.spec.vocab_size, length) for length in lengths]
+
+
+def exact_mean(checkpoint, row: np.ndarray, role, skip: int) -> np.ndarray:
+    """Mean over positions of Jᵀ (diag p - p pᵀ) J at layer 0, J by automatic differentiation of the whole model."""
+    model = load_model(checkpoint)
+    module = model.get_submodule(f"model.layers.0.{LAYER_NAMES[role].removesuffix('.weight')}")
+    moved = torch.zeros(1, len(row), len(module.weight), requires_grad=True)
+    module.register_forward_hook(lambda _, __, output: output + moved)
+    logits = model(torch.from_numpy(row)[None])[0]
+    total = 0.0
+    for z, p in zip(logits, logits.detach().softmax(-1), strict=True):
+        # diag p - p pᵀ = Σ d_v d_vᵀ with d_v = √p_v (e_v - p)
+        for v in range(len(p)):
+            (g,) = torch.autograd.grad(p[v].sqrt() * (z[v] - z @ p), moved, retain_graph=True)
+            total = total + g[0, skip:].T @ g[0, skip:]
+    return (total / (len(row) - skip)).numpy()
+
+
+def test_the_estimate_is_the_mean_fisher_information_of_the_outputs():
+    checkpoint = memory_checkpoint(tiny_config(vocab_size=24, num_hidden_layers=2))
+    (row,) = token_rows(checkpoint, 9)
+    # The probes differ from sequence to sequence: many copies of the same text average them out. Some 450 of them are
+    # used, which leaves about a tenth to chance.
+    found = sensitivities(checkpoint, [row] * 600, skip_positions=2)
+    assert [set(layer) for layer in found] == [set(WEIGHED_ROLES)] * 2
+    for role in WEIGHED_ROLES:
+        expected, got = exact_mean(checkpoint, row, role, 2), found[0][role].numpy()
+        assert np.linalg.norm(got - expected) < 0.2 * np.linalg.norm(expected), role
+        assert abs(np.trace(got) / np.trace(expected) - 1) < 0.1, role
+        np.testing.assert_allclose(got, got.T)
+
+
+def test_two_threads_give_the_same_sensitivities_as_one():
+    checkpoint = memory_checkpoint(tiny_config())
+    rows = token_rows(checkpoint, 12, 31, 12, 7)
+    one, two = (sensitivities(checkpoint, rows, skip_positions=1, threads=threads) for threads in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        assert all(torch.equal(a[role], b[role]) for role in WEIGHED_ROLES)
+
+
+def random_factors(rows: int, cols: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """Weights, and H and G of strongly correlated inputs and outputs."""
+    random = torch.Generator().manual_seed(3)
+    weight = torch.randn(rows, cols, generator=random)
+    x = torch.randn(4 * cols, cols, generator=random) @ torch.randn(cols, cols, generator=random)
+    g = torch.randn(4 * rows, rows, generator=random) * torch.logspace(0, -2, rows)
+    g = g @ torch.randn(rows, rows, generator=random)
+    return weight.numpy(), (x.T @ x).double(), g.T @ g / len(g)
+
+
+def weighted_error(weight: np.ndarray, made: np.ndarray, H: torch.Tensor, G: torch.Tensor) -> float:
+    E = torch.from_numpy(made - weight).double()
+    return float(((G.double() @ E) * (E @ H)).sum())
+
+
+def test_feedback_between_rows_lowers_the_weighted_error():
+    weight, H, G = random_factors(64, 128)
+    method = Gptq()
+    alike, _ = method.quantize(weight, INT4, LayerStatistics(H, 512))
+    weighed, report = method.quantize(weight, INT4, LayerStatistics(H, 512, G))
+    assert report.fallback is None
+    before, after = (weighted_error(weight, tensor.dequantized(), H, G) for tensor in (alike, weighed))
+    assert after < 0.8 * before
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_outputs_that_are_alike_change_nothing_but_the_order(rows: int):
+    weight, H, _ = random_factors(rows, 64)
+    plain, _ = Gptq().quantize(weight, INT4, LayerStatistics(H, 512))
+    alike, _ = Gptq().quantize(weight, INT4, LayerStatistics(H, 512, torch.eye(rows)))
+    nothing, _ = Gptq().quantize(weight, INT4, LayerStatistics(H, 512, torch.zeros(rows, rows)))
+    for other in (alike, nothing):
+        # Products of other shapes round otherwise, so a tie may fall to the other side.
+        assert (plain.codes != other.codes).mean() < 0.01
+
+
+def test_the_targets_moved_are_the_minimum_for_a_fixed_loss():
+    _, _, G = random_factors(24, 8)
+    order, factor = solving_order(G, 1)
+    ordered = relative(G)[order][:, order].double()
+    targets, lost = torch.zeros(24, 5), torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+    pass_on(targets, lost, factor, slice(0, 6))
+    expected = -torch.linalg.solve(ordered[6:, 6:], ordered[6:, :6] @ lost.double())
+    torch.testing.assert_close(targets[6:].double(), expected, rtol=1e-3, atol=1e-4)
+    assert not targets[:6].any()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 100])
+def test_row_blocks_cover_every_row_once(rows: int):
+    blocks = row_blocks(rows)
+    assert [i for block in blocks for i in range(block.start, block.stop)] == list(range(rows))
+    assert len(blocks) <= BLOCKS
+
+
+def test_a_sensitivity_that_is_not_finite_leaves_rows_alone():
+    weight, H, _ = random_factors(16, 64)
+    plain, _ = Gptq().quantize(weight, INT4, LayerStatistics(H, 512))
+    spoiled, report = Gptq().quantize(weight, INT4, LayerStatistics(H, 512, torch.full((16, 16), torch.nan)))
+    assert report.fallback is None
+    assert (plain.codes != spoiled.codes).mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [1, 130, 700, 1100])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_blocked_factors_are_those_of_lapack(size: int, threads: int):
+    random = torch.Generator().manual_seed(size)
+    x = torch.randn(2 * size, size, generator=random)
+    matrix = damped((x.T @ x).double(), 0.01)
+    lower = cholesky(matrix.clone(), threads)
+    torch.testing.assert_close(lower, torch.linalg.cholesky(matrix), rtol=1e-3, atol=1e-3)
+    inverse = inverse_of_upper(lower.T.contiguous(), threads)
+    torch.testing.assert_close(inverse @ lower.T, torch.eye(size), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [3, 600])
+def test_a_matrix_that_is_not_positive_definite_has_no_factor(size: int):
+    matrix = torch.eye(size)
+    matrix[-1, -1] = -1.0
+    assert cholesky(matrix) is None
