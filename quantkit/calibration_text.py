@@ -29,7 +29,7 @@ Record = str | list[dict[str, str]]
 Item = TypeVar("Item")
 
 
-WEIGHED_TOKENS = 4096
+WEIGHED_TOKENS = 2048
 WEIGHED_SHARE = 4
 
 

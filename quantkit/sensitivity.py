@@ -8,8 +8,9 @@ mean of F over positions, an error E of the weights [rows, cols] costs about
 
 instead of GPTQ's tr(E H Eᵀ), for which all outputs are alike. (Tseng et al. 2025, "YAQA", round by such a product too.)
 
-G needs no labels: for every position a random v = √p ∘ ε - p (√p · ε), ε standard normal, has the covariance
-diag p - p pᵀ; sent backwards through the model it arrives at a layer's output as g, and G = mean g gᵀ.
+G needs no labels: the difference of two tokens drawn from p, as unit vectors, has the covariance 2 (diag p - p pᵀ). A
+sum v of such differences for every position, sent backwards through the model, arrives at a layer's output as g, and
+G = mean g gᵀ.
 
 gate and up have no G here: which of their outputs matter changes from token to token, the product does not hold, and
 nothing was gained. Blocks are read one at a time, forwards and then backwards.
@@ -17,12 +18,14 @@ nothing was gained. Blocks are read one at a time, forwards and then backwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from threading import get_ident
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from quantkit.calibration import CPU, embedded, input_statistics
 from quantkit.calibration_text import weighed_tokens
@@ -32,6 +35,8 @@ from quantkit.loading import load_block, read_float32
 from quantkit.model import Block, RMSNorm, rotary_tables
 from quantkit.parallel import torch_map
 
+PAIRS = 16
+"""Differences in a sum: more would not bring it much closer to a normal distribution, whose squares scatter least."""
 POSITIONS = 64
 """Positions whose logits are in memory at a time."""
 
@@ -119,9 +124,10 @@ def _of_logits(checkpoint: Checkpoint, states: Sequence[Tensor], threads: int) -
 def _probe(hidden: Tensor, head: Tensor, random: torch.Generator) -> Tensor:
     """v @ head for hidden states [positions, hidden] in front of the head [vocab, hidden]."""
     with torch.no_grad():
-        p = (hidden @ head.T).softmax(-1)
-        noise = torch.randn(p.shape, generator=random).to(p.device).mul_(p.sqrt())
-        return noise.sub_(p * noise.sum(-1, keepdim=True)) @ head
+        p = (hidden @ head.T).softmax(-1).cpu()
+        tokens = torch.multinomial(p, 2 * PAIRS, replacement=True, generator=random).to(head.device)
+        first, second = (functional.embedding_bag(half, head, mode="sum") for half in tokens.chunk(2, dim=1))
+        return (first - second) / math.sqrt(2 * PAIRS)
 
 
 def _through(

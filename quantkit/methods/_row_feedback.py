@@ -20,6 +20,8 @@ from quantkit.methods._feedback import inverse_factor
 DAMPING = 0.1
 """Share of G's mean diagonal added to it; G is an estimate from few tokens."""
 BLOCKS = 8
+BLOCKS_OF_WIDE = 4
+"""For matrices with more than twice as many columns as rows, of which a block takes longest."""
 
 
 def relative(sensitivity: Tensor) -> Tensor:
@@ -40,9 +42,9 @@ def solving_order(sensitivity: Tensor, threads: int) -> tuple[Tensor, Tensor] | 
     return None if factor is None else (order, factor)
 
 
-def row_blocks(rows: int) -> list[slice]:
+def row_blocks(rows: int, cols: int) -> list[slice]:
     """Blocks of rows in solving order."""
-    size = max(1, -(-rows // BLOCKS))
+    size = max(1, -(-rows // (BLOCKS if cols <= 2 * rows else BLOCKS_OF_WIDE)))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 

@@ -121,7 +121,7 @@ def _all_rows(problem: Problem, weight: np.ndarray, sensitivity: Tensor | None, 
         if lost is not None:
             lost[part] = grid.lost(grid.steps, grid.scale).T
 
-    for block in row_blocks(rows) if coupled is not None else [slice(0, rows)]:
+    for block in row_blocks(rows, cols) if coupled is not None else [slice(0, rows)]:
         step = COUPLED_ROWS if coupled is not None and device.type == "cpu" else row_chunks(rows, device).step
         starts = range(block.start, block.stop, step)
         torch_map(solve, [slice(start, min(start + step, block.stop)) for start in starts], threads)
