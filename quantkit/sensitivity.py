@@ -122,9 +122,11 @@ def _of_logits(checkpoint: Checkpoint, states: Sequence[Tensor], threads: int) -
 
 
 def _probe(hidden: Tensor, head: Tensor, random: torch.Generator) -> Tensor:
-    """v @ head for hidden states [positions, hidden] in front of the head [vocab, hidden]."""
+    """v @ head for hidden states [positions, hidden] in front of the head [vocab, hidden]; NaN where logits overflow."""
     with torch.no_grad():
         p = (hidden @ head.T).softmax(-1).cpu()
+        if not bool(torch.isfinite(p).all()):
+            return torch.full_like(hidden, torch.nan)
         tokens = torch.multinomial(p, 2 * PAIRS, replacement=True, generator=random).to(head.device)
         first, second = (functional.embedding_bag(half, head, mode="sum") for half in tokens.chunk(2, dim=1))
         return (first - second) / math.sqrt(2 * PAIRS)

@@ -8,13 +8,16 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from quantkit.calibration import LayerStatistics  # noqa: E402
+from quantkit.calibration_text import make_samples  # noqa: E402
 from quantkit.factorization import cholesky, damped, inverse_of_upper  # noqa: E402
 from quantkit.family import LAYER_NAMES, WEIGHED_ROLES  # noqa: E402
 from quantkit.loading import load_model  # noqa: E402
 from quantkit.methods._row_feedback import BLOCKS, pass_on, relative, row_blocks, solving_order  # noqa: E402
 from quantkit.methods.gptq import Gptq  # noqa: E402
 from quantkit.sensitivity import sensitivities  # noqa: E402
+from quantkit.quantize import quantized  # noqa: E402
 from quantkit.spec import QuantSpec  # noqa: E402
+from quantkit.tensor import QuantizedView  # noqa: E402
 from tests.memory import memory_checkpoint, tiny_config  # noqa: E402
 
 INT4 = QuantSpec(bits=4, group_size=32)
@@ -124,6 +127,20 @@ def test_a_sensitivity_that_is_not_finite_leaves_rows_alone():
     spoiled, report = Gptq().quantize(weight, INT4, LayerStatistics(H, 512, torch.full((16, 16), torch.nan)))
     assert report.fallback is None
     assert (plain.codes != spoiled.codes).mean() < 0.01
+
+
+def test_logits_that_overflow_leave_a_model_that_is_quantized_as_without():
+    source = memory_checkpoint(tiny_config())
+    arrays = {name: weight.read() for name, weight in source.weights.items()}
+    arrays["model.norm.weight"] = np.full_like(arrays["model.norm.weight"], 3e38)
+    source = memory_checkpoint(tiny_config(), arrays)
+    rows = make_samples(token_rows(source, 12, 12), source="random", digest="")
+    assert not any(torch.isfinite(sensitivities(source, rows.sequences)[0][role]).all() for role in WEIGHED_ROLES)
+    weighed, plain = (quantized(source, INT4, "gptq", calibration=rows, fisher=fisher) for fisher in (True, False))
+    for one, other in zip(weighed.checkpoint.weights.values(), plain.checkpoint.weights.values(), strict=True):
+        if isinstance(one, QuantizedView) and isinstance(other, QuantizedView):
+            assert (one.read().codes != other.read().codes).mean() < 0.02
+    assert not any(tensor["fallback"] for tensor in weighed.report()["tensors"].values())
 
 
 @pytest.mark.parametrize("size", [1, 130, 700, 1100])

@@ -25,9 +25,9 @@ BLOCKS_OF_WIDE = 4
 
 
 def relative(sensitivity: Tensor) -> Tensor:
-    """G [rows, rows] in units of its mean diagonal, damped; the unit matrix where it is zero."""
+    """G [rows, rows] in units of its mean diagonal, damped; the unit matrix where it is zero or not finite."""
     mean = sensitivity.diagonal().mean()
-    if not bool(mean > 0):
+    if not bool((mean > 0) & torch.isfinite(sensitivity).all()):
         return torch.eye(len(sensitivity), device=sensitivity.device)
     made = sensitivity / mean
     made.diagonal().add_(DAMPING)
