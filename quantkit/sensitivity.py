@@ -122,7 +122,7 @@ def _of_logits(checkpoint: Checkpoint, states: Sequence[Tensor], threads: int) -
 
 
 def _probe(hidden: Tensor, head: Tensor, random: torch.Generator) -> Tensor:
-    """v @ head for hidden states [positions, hidden] in front of the head [vocab, hidden]; NaN where logits overflow."""
+    """v @ head for hidden states [positions, hidden] in front of the head [vocab, hidden]; NaN if logits overflow."""
     with torch.no_grad():
         p = (hidden @ head.T).softmax(-1).cpu()
         if not bool(torch.isfinite(p).all()):

@@ -44,7 +44,7 @@ class StageSolver:
         if report.fallback is not None or not self._stage.held_out.tokens:
             return tensor, report
         rounded = round_to_nearest(weight, spec)
-        G = sensitivity if method.weighs_outputs else None
+        G = relative(sensitivity) if method.weighs_outputs and sensitivity is not None else None
         lost, lost_by_rounding = (self._held_out_loss(W, made, held_drift, G) for made in (tensor, rounded))
         if lost <= lost_by_rounding:
             return tensor, report
@@ -68,7 +68,7 @@ class StageSolver:
         ||X̂ changeᵀ - D||² = tr(change Hₕ changeᵀ) - 2 tr(change Mₕᵀ) + ||D||²
         """
         change = torch.from_numpy(made.dequantized()).to(W.device) - W
-        weighted = change if G is None else relative(G) @ change
+        weighted = change if G is None else G @ change
         loss = weighted_energy(change, weighted, self._held_hessian, self._threads)
         return loss if drift is None else loss - 2 * float((weighted * drift).sum(dtype=torch.float64))
 

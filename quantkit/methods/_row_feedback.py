@@ -24,19 +24,21 @@ BLOCKS_OF_WIDE = 4
 """For matrices with more than twice as many columns as rows, of which a block takes longest."""
 
 
-def relative(sensitivity: Tensor) -> Tensor:
-    """G [rows, rows] in units of its mean diagonal, damped; the unit matrix where it is zero or not finite."""
+def relative(sensitivity: Tensor) -> Tensor | None:
+    """G [rows, rows] in units of its mean diagonal, damped; None where it is zero or not finite."""
     mean = sensitivity.diagonal().mean()
     if not bool((mean > 0) & torch.isfinite(sensitivity).all()):
-        return torch.eye(len(sensitivity), device=sensitivity.device)
+        return None
     made = sensitivity / mean
     made.diagonal().add_(DAMPING)
     return made
 
 
 def solving_order(sensitivity: Tensor, threads: int) -> tuple[Tensor, Tensor] | None:
-    """The order of the rows, int64 [rows], and U of G in it, float32 [rows, rows]; None when G cannot be factored."""
+    """The order of the rows, int64 [rows], and U of G in it, float32 [rows, rows]; None when it has no factor."""
     G = relative(sensitivity)
+    if G is None:
+        return None
     order = torch.argsort(G.diagonal(), descending=True, stable=True)
     factor = inverse_factor(G, order, threads)
     return None if factor is None else (order, factor)
