@@ -15,7 +15,7 @@ from torch import Tensor
 from quantkit.calibration import LayerStatistics
 from quantkit.grid import round_to_nearest
 from quantkit.hidden_states import Stage
-from quantkit.methods._error import weighted_energy
+from quantkit.methods._error import output_energy, weighted_energy
 from quantkit.methods._row_feedback import relative
 from quantkit.propagation import regression, strength
 from quantkit.protocols import Method, TensorReport
@@ -68,8 +68,12 @@ class StageSolver:
         ||X̂ changeᵀ - D||² = tr(change Hₕ changeᵀ) - 2 tr(change Mₕᵀ) + ||D||²
         """
         change = torch.from_numpy(made.dequantized()).to(W.device) - W
-        weighted = change if G is None else G @ change
-        loss = weighted_energy(change, weighted, self._held_hessian, self._threads)
+        H = self._held_hessian
+        if G is None:
+            weighted, loss = change, output_energy(change, H, self._threads)
+        else:
+            weighted = G @ change
+            loss = weighted_energy(change, weighted, H, self._threads)
         return loss if drift is None else loss - 2 * float((weighted * drift).sum(dtype=torch.float64))
 
     @cached_property

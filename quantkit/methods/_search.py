@@ -113,7 +113,7 @@ def _best(part: Tensor, importance: Tensor, spec: QuantSpec, shrinks: Sequence[f
         judge(wanted, zero)
     coarse = best_scale.clone()
     for factor in NEARBY:
-        judge(coarse * factor, best_zero.clone())
+        judge(coarse * factor, best_zero)
     return best_scale, best_zero
 
 

@@ -108,25 +108,24 @@ def _all_rows(problem: Problem, weight: np.ndarray, sensitivity: Tensor | None, 
     zero = np.empty(scale.shape, np.uint8)
 
     coupled = solving_order(sensitivity, threads) if sensitivity is not None else None
-    order = coupled[0] if coupled is not None else torch.arange(rows, device=device)
+    order, factor = coupled or (torch.arange(rows, device=device), None)
+    blocks = [slice(0, rows)] if factor is None else row_blocks(rows, cols)
+    step = row_chunks(rows, device).step if factor is None or device.type != "cpu" else COUPLED_ROWS
     targets = torch.from_numpy(weight).to(device)[order]
-    lost = torch.empty_like(targets) if coupled is not None else None
 
-    def solve(part: slice) -> None:
+    def solve(part: slice) -> Tensor | None:
         grid = _rows(problem, targets[part])
         where = order[part].cpu().numpy()
         codes[where] = (grid.steps + grid.wide(grid.zero)).T.to("cpu", torch.uint8).numpy()
         scale[where] = grid.scale.T.cpu().numpy().astype(scale.dtype)
         zero[where] = grid.zero.T.to("cpu", torch.uint8).numpy()
-        if lost is not None:
-            lost[part] = grid.lost(grid.steps, grid.scale).T
+        return None if factor is None else grid.lost(grid.steps, grid.scale).T
 
-    for block in row_blocks(rows, cols) if coupled is not None else [slice(0, rows)]:
-        step = COUPLED_ROWS if coupled is not None and device.type == "cpu" else row_chunks(rows, device).step
+    for block in blocks:
         starts = range(block.start, block.stop, step)
-        torch_map(solve, [slice(start, min(start + step, block.stop)) for start in starts], threads)
-        if coupled is not None and lost is not None:
-            pass_on(targets, lost[block], coupled[1], block)
+        lost = torch_map(solve, [slice(start, min(start + step, block.stop)) for start in starts], threads)
+        if factor is not None:
+            pass_on(targets, torch.cat([part for part in lost if part is not None]), factor, block)
     return QuantizedTensor(spec, codes, scale, zero)
 
 
