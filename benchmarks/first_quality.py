@@ -184,7 +184,7 @@ def main() -> int:
         spec = QuantSpec(bits=bits, group_size=GROUP)
 
         def plain(spec: QuantSpec = spec) -> MiniCPM:
-            paper = Gptq(search=False, act_order=False, rounds=0)
+            paper = Gptq(search=False, act_order=False, rounds=0, damping=0.01)
             run = Quantization(
                 checkpoint,
                 spec,

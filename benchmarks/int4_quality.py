@@ -65,13 +65,14 @@ class Stage:
 DEFAULT = "ours: + Fisher"
 """The stage that `quantkit quantize` does by itself."""
 
-FEEDBACK = Gptq(search=False, act_order=False, rounds=0)
+FEEDBACK = Gptq(search=False, act_order=False, rounds=0, damping=0.01)
 STAGES = (
     Stage(name="ours: feedback", method=FEEDBACK, skip_positions=0, propagate=False),
     Stage(name="ours: + P-GPTQ", method=FEEDBACK, propagate=False),
-    Stage(name="ours: + act-order", method=Gptq(search=False, rounds=0), propagate=False),
-    Stage(name="ours: + search", method=Gptq(rounds=0), propagate=False),
-    Stage(name="ours: + refine", method=Gptq(), propagate=False),
+    Stage(name="ours: + act-order", method=Gptq(search=False, rounds=0, damping=0.01), propagate=False),
+    Stage(name="ours: + search", method=Gptq(rounds=0, damping=0.01), propagate=False),
+    Stage(name="ours: + refine", method=Gptq(damping=0.01), propagate=False),
+    Stage(name="ours: + damping", method=Gptq(), propagate=False),
     Stage(name="ours: + propagation", method=Gptq()),
     Stage(name=DEFAULT, method=Gptq(), fisher=True),
     Stage(name="ours: + smoothing", method=Gptq(), fisher=True, smooth=True),

@@ -1,14 +1,14 @@
 """Calibration: the sequences, and what the inputs of a linear layer look like on them.
 
-Products of up to 512 tokens are float32, their sums float64 and in a fixed order: as good as float64 throughout, for
-half the time, and the same for any number of threads (see `quantkit.parallel`).
+Products of up to 512 tokens are float32, their sums float64 and in a fixed order, rounded to float32 at the end: within
+float32 rounding of float64 throughout, and the same for any number of threads (see `quantkit.parallel`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ TOKENS = 512
 class LayerStatistics:
     """What a linear layer's inputs x [cols] look like, which layers that read the same share, and what its outputs do.
 
-    hessian: sum of x xᵀ over all tokens, float64 [cols, cols], symmetric (the paper's H without its factor 2). Methods
+    hessian: sum of x xᵀ over all tokens, float32 [cols, cols], symmetric (the paper's H without its factor 2). Methods
         work on the device that it is on.
     tokens: how many.
     sensitivity: the G of `quantkit.sensitivity`, float32 [rows, rows]; None = all outputs are alike.
@@ -48,30 +48,37 @@ def input_statistics(
     inputs: Sequence[Tensor], cols: int, threads: int = 1, device: torch.device = CPU
 ) -> LayerStatistics:
     """Statistics of float32 `inputs`, each [tokens, cols] on `device`."""
-    hessian = torch.zeros((cols, cols), dtype=torch.float64, device=device)
+    hessian = torch.empty((cols, cols), device=device)
 
     def accumulate(corner: tuple[int, int]) -> None:
         rows, columns = (slice(start, start + PANEL) for start in corner)
-        panel = hessian[rows, columns]
-        for x in _runs(inputs):
-            panel += x[:, rows].T @ x[:, columns]
-        hessian[columns, rows] = panel.T if rows != columns else (panel + panel.T) / 2
+        total = _sum((x[:, rows].T @ x[:, columns] for x in _runs(inputs)), hessian[rows, columns])
+        hessian[rows, columns] = total
+        hessian[columns, rows] = total.T if rows != columns else (total + total.T) / 2
 
     torch_map(accumulate, combinations_with_replacement(range(0, cols, PANEL), 2), threads)
     return LayerStatistics(hessian, sum(map(len, inputs)))
 
 
 def cross_products(left: Sequence[Tensor], right: Sequence[Tensor], threads: int = 1) -> Tensor:
-    """Σ leftᵀ right over pairs (at least one) of float32 [tokens, n] and [tokens, m]: float64 [n, m]."""
-    products = torch.zeros((left[0].shape[1], right[0].shape[1]), dtype=torch.float64, device=left[0].device)
+    """Σ leftᵀ right over pairs (at least one) of float32 [tokens, n] and [tokens, m]: float32 [n, m]."""
+    products = torch.empty((left[0].shape[1], right[0].shape[1]), device=left[0].device)
 
-    def accumulate(start: int) -> None:
-        panel = products[:, start : start + PANEL]
-        for a, b in zip(_runs(left), _runs(right), strict=True):
-            panel += a.T @ b[:, start : start + PANEL]
+    def accumulate(corner: tuple[int, ...]) -> None:
+        rows, columns = (slice(start, start + PANEL) for start in corner)
+        pairs = zip(_runs(left), _runs(right), strict=True)
+        panel = products[rows, columns]
+        panel.copy_(_sum((a[:, rows].T @ b[:, columns] for a, b in pairs), panel))
 
-    torch_map(accumulate, range(0, products.shape[1], PANEL), threads)
+    torch_map(accumulate, product(*(range(0, size, PANEL) for size in products.shape)), threads)
     return products
+
+
+def _sum(parts: Iterable[Tensor], like: Tensor) -> Tensor:
+    total = torch.zeros_like(like, dtype=torch.float64)
+    for part in parts:
+        total += part
+    return total
 
 
 def _runs(sequences: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -2,19 +2,17 @@
 
 LAPACK's threads would round otherwise for another number of them, and one thread alone takes minutes for the largest
 matrices of an 8B model. So the blocked algorithms stand here, and LAPACK factors the corners. All of it is float32:
-the sums of a Hessian are float64, but with a hundredth of its mean diagonal added it is well enough conditioned.
+with a hundredth of its mean diagonal added a Hessian is well enough conditioned.
 """
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement
-
 import torch
 from torch import Tensor
 
-from quantkit.parallel import torch_map
+from quantkit.parallel import torch_map, torch_workers
 
-PANEL = 512
+PANEL = 256
 """Columns of a block; part of what the last bits of a result depend on."""
 
 
@@ -29,52 +27,66 @@ def damped(hessian: Tensor, share: float) -> Tensor:
 def cholesky(matrix: Tensor, threads: int = 1) -> Tensor | None:
     """Lower triangular L with L Lᵀ = `matrix` [n, n], which it overwrites; None when that is not positive definite.
 
-    Right-looking and blocked (Golub and Van Loan, "Matrix Computations", 4.2.6).
+    Left-looking and blocked (Golub and Van Loan, "Matrix Computations", 4.2.6).
     """
     size = len(matrix)
     panel = PANEL if matrix.device.type == "cpu" else size
+    with torch_workers(threads) as workers:
+        for start in range(0, size, panel):
+            here, done = slice(start, min(start + panel, size)), slice(0, start)
+            corner = matrix[here, here]
+            corner.addmm_(matrix[here, done], matrix[here, done].T, alpha=-1.0)
+            lower, info = torch.linalg.cholesky_ex(corner)
+            if int(info) != 0:
+                return None
+            corner.copy_(lower)
+            matrix[here, here.stop :] = 0
 
-    def blocks(start: int) -> list[slice]:
-        return [slice(first, min(first + panel, size)) for first in range(start, size, panel)]
+            def below(first: int, here: slice = here, done: slice = done, lower: Tensor = lower) -> None:
+                rows = slice(first, min(first + 2 * panel, size))
+                left = matrix[rows, here]
+                left.addmm_(matrix[rows, done], matrix[here, done].T, alpha=-1.0)
+                left.copy_(torch.linalg.solve_triangular(lower.T, left, upper=True, left=False))
 
-    for here in blocks(0):
-        corner, info = torch.linalg.cholesky_ex(matrix[here, here])
-        if int(info) != 0:
-            return None
-        matrix[here, here] = corner
-        matrix[here, here.stop :] = 0
-        below = blocks(here.stop)
-
-        def divide(rows: slice, here: slice = here, corner: Tensor = corner) -> None:
-            left = matrix[rows, here]
-            left.copy_(torch.linalg.solve_triangular(corner.T, left, upper=True, left=False))
-
-        def subtract(pair: tuple[slice, slice], here: slice = here) -> None:
-            columns, rows = pair
-            matrix[rows, columns].addmm_(matrix[rows, here], matrix[columns, here].T, alpha=-1.0)
-
-        torch_map(divide, below, threads)
-        torch_map(subtract, combinations_with_replacement(below, 2), threads)
+            workers(below, range(here.stop, size, 2 * panel))
     return matrix
 
 
-def inverse_of_upper(upper: Tensor, threads: int = 1) -> Tensor:
-    """R⁻¹ of an upper triangular R by halves, a third of the work of solving for the unit matrix:
+def divided(matrix: Tensor, lower: Tensor, threads: int = 1) -> Tensor:
+    """X with X L Lᵀ = `matrix` [m, n], L = `lower` [n, n]: by products of blocks, twice as fast as LAPACK's potrs."""
+    rows, size = matrix.shape
+    panel = PANEL if matrix.device.type == "cpu" else size
+    panels = [slice(start, min(start + panel, size)) for start in range(0, size, panel)]
+    result = matrix.clone()
 
-    [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]
+    def divide(start: int) -> None:
+        x = result[start : start + panel]
+        for here in panels:  # Y Lᵀ = matrix
+            y = x[:, here].addmm_(x[:, : here.start], lower[here, : here.start].T, alpha=-1.0)
+            y.copy_(torch.linalg.solve_triangular(lower[here, here].T, y, upper=True, left=False))
+        for here in reversed(panels):  # X L = Y
+            y = x[:, here].addmm_(x[:, here.stop :], lower[here.stop :, here], alpha=-1.0)
+            y.copy_(torch.linalg.solve_triangular(lower[here, here], y, upper=False, left=False))
+
+    torch_map(divide, range(0, rows, panel), threads)
+    return result
+
+
+def unit_upper(matrix: Tensor, order: Tensor, threads: int = 1) -> Tensor | None:
+    """Upper triangular U with ones on its diagonal, U D Uᵀ = `matrix` [n, n] in this order; None if there is none.
+
+    With L Lᵀ the matrix backwards, U is L backwards, every column divided by its diagonal.
     """
-    inverse, size = torch.zeros_like(upper), len(upper)
-    if size <= PANEL // 4:
-        inverse.diagonal().fill_(1)
-        return inverse.copy_(torch.linalg.solve_triangular(upper, inverse, upper=True))
-    first, second = slice(0, size // 2), slice(size // 2, size)
-    inverse[first, first] = inverse_of_upper(upper[first, first], threads)
-    inverse[second, second] = inverse_of_upper(upper[second, second], threads)
-    corner, last = upper[first, second], inverse[second, second]
+    backwards = order.flip(0)
+    permuted = torch.empty_like(matrix)
 
-    def multiply(start: int) -> None:
-        rows = slice(start, min(start + PANEL, first.stop))
-        inverse[rows, second] = -(inverse[rows, first] @ corner) @ last
+    def take(start: int) -> None:
+        rows = backwards[start : start + PANEL]
+        torch.index_select(matrix[rows], 1, backwards, out=permuted[start : start + PANEL])
 
-    torch_map(multiply, range(0, first.stop, PANEL), threads)
-    return inverse
+    torch_map(take, range(0, len(matrix), PANEL), threads)
+    lower = cholesky(permuted, threads)
+    if lower is None:
+        return None
+    unit = (lower / lower.diagonal()).flip(0, 1)
+    return unit if bool(torch.isfinite(unit.sum())) else None

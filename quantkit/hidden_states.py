@@ -158,7 +158,7 @@ class HiddenStates:
             W = original.get_parameter(LAYER_NAMES[roles[0]])
             moved = self._each(self._missing(W), moved, self.original, self.states)
         pairs = zip(self._split(moved), self._split(seen), strict=True)
-        fitted, held_out = (cross_products(d, x, self.threads).float() for d, x in pairs)
+        fitted, held_out = (cross_products(d, x, self.threads) for d, x in pairs)
         return Drift(fitted, held_out, of_inputs)
 
     def _missing(self, W: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,17 +35,41 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threa
 
 
 def torch_map(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> list[Result]:
-    """`ordered_map` of a function that uses torch: every operation on the thread that calls it, without gradients."""
+    """function(item) of every item, in their order; see `torch_workers`."""
+    with torch_workers(threads) as workers:
+        return workers(function, items)
+
+
+class TorchWorkers(Protocol):
+    """Maps a function that uses torch over items, in their order."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> list[Result]:
+        """function(item) of every item."""
+
+
+@contextmanager
+def torch_workers(threads: int) -> Iterator[TorchWorkers]:
+    """Threads for functions that use torch: every operation on the thread that calls it, without gradients.
+
+    To start threads costs about as much as a product of 512 x 512: many short steps should share them.
+    """
     import torch  # noqa: PLC0415 - heavy, and round-to-nearest does without it
 
-    def alone(item: Item) -> Result:
-        # Both settings belong to a thread, and a new one starts with as many OpenMP threads as there are cores.
-        torch.set_num_threads(1)
-        with torch.inference_mode():
-            return function(item)
+    if threads == 1:
+        with single_threaded_torch(), torch.inference_mode():
+            yield lambda function, items: list(map(function, items))
+        return
 
-    with single_threaded_torch():
-        return list(ordered_map(alone, items, threads))
+    def workers(function: Callable[[Item], Result], items: Iterable[Item], /) -> list[Result]:
+        def inferred(item: Item) -> Result:
+            with torch.inference_mode():  # belongs to a thread
+                return function(item)
+
+        return list(pool.map(inferred, items))
+
+    # So does this, and a new thread starts with as many OpenMP threads as there are cores.
+    with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool, single_threaded_torch():
+        yield workers
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.factorization import cholesky, damped
-from quantkit.methods._error import output_energy, row_chunks
+from quantkit.factorization import cholesky, damped, divided
+from quantkit.methods._error import output_energies, row_chunks
 from quantkit.parallel import torch_map
 
 DAMPING = 0.03
@@ -53,20 +53,18 @@ class Drift:
 
 
 def regression(drift: Tensor, hessian: Tensor, threads: int = 1) -> Tensor | None:
-    """drift H⁻¹ of correlations [n, cols], float32; None where H (float64 [cols, cols]) cannot be factored.
+    """drift H⁻¹ of correlations [n, cols], float32; None where H [cols, cols] cannot be factored.
 
     Layers that read the same inputs share it: W (C H⁻¹) = (W C) H⁻¹.
     """
     lower = cholesky(damped(hessian, DAMPING), threads)
     if lower is None:
         return None
-    chunks = row_chunks(len(drift), drift.device)
-    solved = torch_map(lambda start: torch.cholesky_solve(drift[start : start + chunks.step].T, lower), chunks, threads)
-    return torch.cat(solved, dim=1).T
+    return divided(drift, lower, threads)
 
 
 def strength(delta: Tensor, held_drift: Tensor, held_hessian: Tensor, threads: int = 1) -> float:
     """The α in [0, 1] that serves the held-out sequences best, all arguments float32, `delta` and M [rows, cols]."""
     gained = float((delta * held_drift).sum(dtype=torch.float64))
-    spent = output_energy(delta, held_hessian, threads)
+    (spent,) = output_energies([delta], held_hessian, threads)
     return min(1.0, max(0.0, gained / spent)) if spent > 0 else 0.0

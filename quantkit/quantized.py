@@ -57,6 +57,10 @@ class QuantizedTensor:
         rows, cols = self.codes.shape
         return rows, cols
 
+    def part(self, rows: slice) -> QuantizedTensor:
+        """Some of the rows."""
+        return QuantizedTensor(self.spec, self.codes[rows], self.scale[rows], self.zero[rows])
+
     def dequantized(self) -> np.ndarray:
         """scale * (codes - zero) in float32, (rows, cols); each value is one correctly rounded product."""
         rows, cols = self.shape

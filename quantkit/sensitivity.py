@@ -125,7 +125,7 @@ def _probe(hidden: Tensor, head: Tensor, random: torch.Generator) -> Tensor:
     """v @ head for hidden states [positions, hidden] in front of the head [vocab, hidden]; NaN if logits overflow."""
     with torch.no_grad():
         p = (hidden @ head.T).softmax(-1).cpu()
-        if not bool(torch.isfinite(p).all()):
+        if not bool(torch.isfinite(p.sum())):
             return torch.full_like(hidden, torch.nan)
         tokens = torch.multinomial(p, 2 * PAIRS, replacement=True, generator=random).to(head.device)
         first, second = (functional.embedding_bag(half, head, mode="sum") for half in tokens.chunk(2, dim=1))
@@ -168,4 +168,4 @@ def _through(
 
 def _mean_square(gradients: Sequence[Tensor], threads: int, device: torch.device) -> Tensor:
     statistics = input_statistics(gradients, gradients[0].shape[1], threads, device)
-    return (statistics.hessian / max(statistics.tokens, 1)).float()
+    return statistics.hessian / max(statistics.tokens, 1)

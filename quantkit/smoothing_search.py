@@ -28,7 +28,7 @@ from quantkit.calibration import input_statistics
 from quantkit.family import LAYER_NAMES, NORM_ROLES, Role
 from quantkit.grid import SCALE_LIMITS
 from quantkit.hidden_states import Inputs
-from quantkit.methods._search import SHRINKS, nearest_on_searched_grid
+from quantkit.methods._search import nearest_on_searched_grid
 from quantkit.model import Block
 from quantkit.parallel import torch_map
 from quantkit.smoothing import READERS, folded_norm, spread
@@ -38,8 +38,6 @@ STEPS = 20
 """Exponents tried, 0 included."""
 ROWS = 128
 """Rows of a layer that decide, evenly spread over it."""
-COARSE = SHRINKS[1::2]
-"""What is enough to tell one exponent from another."""
 SMALLEST = 1e-4
 """Of m_j^a against the largest, as in the paper's code."""
 LOWEST_SCALES: Mapping[str, float] = {"float16": 2.0**-12, "bfloat16": 2.0**-12, "float32": 2.0**-124}
@@ -128,7 +126,8 @@ def chosen_scales(
     cols = layers.rows[0].shape[1]
     device = inputs.fitted[0].device
     fitted, held_out = (
-        input_statistics(part, cols, threads, device).hessian.cpu() for part in (inputs.fitted, inputs.held_out)
+        input_statistics(part, cols, threads, device).hessian.cpu().double()
+        for part in (inputs.fitted, inputs.held_out)
     )
     none = Choice(0.0, None)
     energy = fitted.diagonal()
@@ -184,7 +183,7 @@ def _losses(
         for W, largest, spec, power in zip(layers.rows, layers.largest, layers.specs, powers, strict=True):
             if float((largest * columns).max()) * 2 / (spec.levels - 1) > SCALE_LIMITS[spec.scale_dtype][1]:
                 return math.inf
-            found = nearest_on_searched_grid(W * columns, weights, spec, COARSE).dequantized()
+            found = nearest_on_searched_grid(W * columns, weights, spec).dequantized()
             total += _energy(torch.from_numpy(found).double() / columns - W, hessian) / power
         return total
 

@@ -6,16 +6,16 @@ them, and keep the result only if it beats round-to-nearest on sequences that ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from quantkit.calibration import LayerStatistics
 from quantkit.grid import round_to_nearest
 from quantkit.hidden_states import Stage
-from quantkit.methods._error import output_energy, weighted_energy
+from quantkit.methods._error import changes_of, output_energies
 from quantkit.methods._row_feedback import relative
 from quantkit.propagation import regression, strength
 from quantkit.protocols import Method, TensorReport
@@ -45,7 +45,7 @@ class StageSolver:
             return tensor, report
         rounded = round_to_nearest(weight, spec)
         G = relative(sensitivity) if method.weighs_outputs and sensitivity is not None else None
-        lost, lost_by_rounding = (self._held_out_loss(W, made, held_drift, G) for made in (tensor, rounded))
+        lost, lost_by_rounding = self._held_out_losses(W, (tensor, rounded), held_drift, G)
         if lost <= lost_by_rounding:
             return tensor, report
         return rounded, replace(report, fallback="it lost to round-to-nearest on held-out sequences")
@@ -59,31 +59,23 @@ class StageSolver:
         if self._regression is None:
             return W, held_drift, 0.0
         delta = drift.outputs(self._regression, W, self._threads)
-        alpha = strength(delta, held_drift, self._held_hessian, self._threads)
+        alpha = strength(delta, held_drift, self._stage.held_out.hessian, self._threads)
         return W + alpha * delta, held_drift, alpha
 
-    def _held_out_loss(self, W: Tensor, made: QuantizedTensor, drift: Tensor | None, G: Tensor | None) -> float:
-        """Squared output error on held-out tokens, weighted by G, up to a constant.
+    def _held_out_losses(
+        self, W: Tensor, candidates: Sequence[QuantizedTensor], drift: Tensor | None, G: Tensor | None
+    ) -> list[float]:
+        """Squared output error on held-out tokens, weighted by G, of every candidate, up to a constant.
 
         ||X̂ changeᵀ - D||² = tr(change Hₕ changeᵀ) - 2 tr(change Mₕᵀ) + ||D||²
         """
-        change = torch.from_numpy(made.dequantized()).to(W.device) - W
-        H = self._held_hessian
-        if G is None:
-            weighted, loss = change, output_energy(change, H, self._threads)
-        else:
-            weighted = G @ change
-            loss = weighted_energy(change, weighted, H, self._threads)
-        return loss if drift is None else loss - 2 * float((weighted * drift).sum(dtype=torch.float64))
+        changes = changes_of(W, candidates, self._threads)
+        return output_energies(changes, self._stage.held_out.hessian, self._threads, weights=G, drift=drift)
 
     @cached_property
     def _everything(self) -> LayerStatistics:
         fitted, held_out = self._stage.fitted, self._stage.held_out
         return LayerStatistics(fitted.hessian + held_out.hessian, fitted.tokens + held_out.tokens)
-
-    @cached_property
-    def _held_hessian(self) -> Tensor:
-        return self._stage.held_out.hessian.float()
 
     @cached_property
     def _regression(self) -> Tensor | None:

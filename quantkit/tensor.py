@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -79,10 +79,7 @@ class QuantizedView:
         tensor = self.read()
         step = max(1, elements // self.shape[1])
         for start in range(0, self.shape[0], step):
-            part = slice(start, start + step)
-            yield replace(
-                tensor, codes=tensor.codes[part], scale=tensor.scale[part], zero=tensor.zero[part]
-            ).dequantized()
+            yield tensor.part(slice(start, start + step)).dequantized()
 
 
 Weight = TensorView | QuantizedView

@@ -9,11 +9,12 @@ torch = pytest.importorskip("torch")
 
 from quantkit.calibration import LayerStatistics  # noqa: E402
 from quantkit.calibration_text import make_samples  # noqa: E402
-from quantkit.factorization import cholesky, damped, inverse_of_upper  # noqa: E402
+from quantkit.factorization import cholesky, damped, divided, unit_upper  # noqa: E402
 from quantkit.family import LAYER_NAMES, WEIGHED_ROLES  # noqa: E402
 from quantkit.loading import load_model  # noqa: E402
-from quantkit.methods._row_feedback import BLOCKS, pass_on, relative, row_blocks, solving_order  # noqa: E402
+from quantkit.methods._row_feedback import BLOCKS, aimed, relative, row_blocks, solving_order  # noqa: E402
 from quantkit.methods.gptq import Gptq  # noqa: E402
+from quantkit.parallel import torch_workers  # noqa: E402
 from quantkit.quantize import quantized  # noqa: E402
 from quantkit.sensitivity import sensitivities  # noqa: E402
 from quantkit.spec import QuantSpec  # noqa: E402
@@ -102,15 +103,16 @@ def test_outputs_that_are_alike_change_nothing_but_the_order(rows: int):
         assert (plain.codes != other.codes).mean() < 0.01
 
 
-def test_the_targets_moved_are_the_minimum_for_a_fixed_loss():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_aim_at_the_minimum_for_what_was_lost_before(threads: int):
     _, _, G = random_factors(24, 8)
     order, factor = solving_order(G, 1)
     ordered = relative(G)[order][:, order].double()
-    targets, lost = torch.zeros(24, 5), torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
-    pass_on(targets, lost, factor, slice(0, 6))
-    expected = -torch.linalg.solve(ordered[6:, 6:], ordered[6:, :6] @ lost.double())
-    torch.testing.assert_close(targets[6:].double(), expected, rtol=1e-3, atol=1e-4)
-    assert not targets[:6].any()
+    targets, lost = (torch.randn(24, 600, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    with torch_workers(threads) as workers:
+        aims = aimed(targets, lost, factor, slice(6, 24), workers)
+    moved = -torch.linalg.solve(ordered[6:, 6:], ordered[6:, :6] @ lost[:6].double())
+    torch.testing.assert_close(aims.double(), targets[6:] + moved, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 100])
@@ -151,8 +153,14 @@ def test_blocked_factors_are_those_of_lapack(size: int, threads: int):
     matrix = damped((x.T @ x).double(), 0.01)
     lower = cholesky(matrix.clone(), threads)
     torch.testing.assert_close(lower, torch.linalg.cholesky(matrix), rtol=1e-3, atol=1e-3)
-    inverse = inverse_of_upper(lower.T.contiguous(), threads)
-    torch.testing.assert_close(inverse @ lower.T, torch.eye(size), rtol=1e-3, atol=1e-3)
+    quotient = divided(x, lower, threads)
+    torch.testing.assert_close(quotient @ matrix, x, rtol=1e-3, atol=1e-3)
+    order = torch.randperm(size, generator=random)
+    unit = unit_upper(matrix, order, threads).double()
+    assert (unit.diagonal() == 1).all()
+    assert not unit.tril(-1).any()
+    diagonal = torch.linalg.solve(unit, torch.linalg.solve(unit, matrix[order][:, order].double()).T)
+    torch.testing.assert_close(diagonal, diagonal.diagonal().diag(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [3, 600])

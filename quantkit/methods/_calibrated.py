@@ -47,7 +47,7 @@ def solved_or_rounded(
     require_finite(weight)
     spec.groups(weight.shape[1])
     hessian = statistics.hessian
-    if not bool(torch.isfinite(hessian).all()):
+    if not bool(torch.isfinite(hessian.sum())):
         rounded, report = rtn.METHOD.quantize(weight, spec, None)
         return rounded, replace(report, fallback="the calibration inputs hold NaN or infinity")
     rounded = round_to_nearest(weight, spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -23,40 +24,60 @@ def row_chunks(rows: int, device: torch.device) -> range:
     return range(0, rows, min(most, max(fewest, rows // 4)) if device.type == "cpu" else max(rows, 1))
 
 
-def output_energy(change: Tensor, hessian: Tensor, threads: int = 1) -> float:
-    """tr(D H Dᵀ) of a change D [rows, cols] of weights, its products in the dtype of H [cols, cols], symmetric."""
-    chunks = row_chunks(len(change), hessian.device)
+def output_energies(
+    changes: Sequence[Tensor],
+    hessian: Tensor,
+    threads: int = 1,
+    *,
+    weights: Tensor | None = None,
+    drift: Tensor | None = None,
+) -> list[float]:
+    """tr(G D H Dᵀ) - 2 tr(G D Mᵀ) of each change D [rows, cols] of weights; all float32 on one device.
 
-    def energy(start: int) -> float:
-        D = change[start : start + chunks.step].to(hessian)
-        total = 0.0
+    hessian: H [cols, cols], symmetric. weights: G [rows, rows], symmetric; None = 1. drift: M [rows, cols]; None = 0.
+    """
+    chunks = row_chunks(len(changes[0]), hessian.device)
+
+    def energy(part: tuple[Tensor, int]) -> float:
+        change, start = part
+        D = change[start : start + chunks.step]
+        weighted = D if weights is None else weights[start : start + chunks.step] @ change
+        total = 0.0 if drift is None else -2 * _inner(weighted, drift[start : start + chunks.step])
         for first in range(0, D.shape[1], PANEL):
             panel = slice(first, first + PANEL)
             # Every pair of panels counts twice, and is multiplied once.
             products = D[:, panel] @ hessian[panel, panel]
             products.addmm_(D[:, :first], hessian[:first, panel], alpha=2.0)
-            total += float(products.mul_(D[:, panel]).sum(dtype=torch.float64))
+            total += _inner(products, weighted[:, panel])
         return total
 
-    return max(sum(torch_map(energy, chunks, threads)), 0.0)
+    found = torch_map(energy, product(changes, chunks), threads)
+    return [sum(found[i : i + len(chunks)]) for i in range(0, len(found), len(chunks))]
 
 
-def weighted_energy(change: Tensor, weighted: Tensor, hessian: Tensor, threads: int = 1) -> float:
-    """tr(G D H Dᵀ) of a change D and `weighted` = G D, both float32 [rows, cols]; G and H symmetric."""
-    chunks = row_chunks(len(change), hessian.device)
+def _inner(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum(dtype=torch.float64))
 
-    def energy(start: int) -> float:
+
+def changes_of(weight: Tensor, candidates: Sequence[QuantizedTensor], threads: int) -> list[Tensor]:
+    """Q - W of every candidate Q for float32 W [rows, cols], on its device."""
+    changes = [torch.empty_like(weight) for _ in candidates]
+    chunks = row_chunks(len(weight), weight.device)
+
+    def subtract(part: tuple[tuple[QuantizedTensor, Tensor], int]) -> None:
+        (candidate, change), start = part
         rows = slice(start, start + chunks.step)
-        return float((change[rows] @ hessian).mul_(weighted[rows]).sum(dtype=torch.float64))
+        values = torch.from_numpy(candidate.part(rows).dequantized()).to(weight.device)
+        torch.sub(values, weight[rows], out=change[rows])
 
-    return sum(torch_map(energy, chunks, threads))
+    torch_map(subtract, product(zip(candidates, changes, strict=True), chunks), threads)
+    return changes
 
 
 def output_errors(
     weight: np.ndarray, candidates: Sequence[QuantizedTensor], hessian: Tensor, threads: int
 ) -> list[float]:
     """tr((W - Q) H (W - Q)ᵀ) / tr(W H Wᵀ) of every candidate Q; 0 where the inputs are all zero."""
-    W, H = torch.from_numpy(weight), hessian.float()
-    power = output_energy(W, H, threads)
-    changes = (W - torch.from_numpy(candidate.dequantized()) for candidate in candidates)
-    return [output_energy(change, H, threads) / power if power > 0 else 0.0 for change in changes]
+    W = torch.from_numpy(weight).to(hessian.device)
+    power, *lost = output_energies([W, *changes_of(W, candidates, threads)], hessian.float(), threads)
+    return [max(energy, 0.0) / power if power > 0 else 0.0 for energy in lost]

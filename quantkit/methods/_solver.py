@@ -1,12 +1,14 @@
 """What the stages of `quantkit.methods.gptq` compute.
 
-Everything is float32 but the Hessian that comes in. Rows do not depend on each other and are worked on in fixed
-chunks, so the result does not depend on the number of threads.
+Everything is float32. Rows do not depend on each other and are worked on in fixed chunks, so the result does not depend
+on the number of threads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,14 +16,14 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import NonFiniteValues, ValueOutOfRange
-from quantkit.factorization import damped
+from quantkit.factorization import damped, unit_upper
 from quantkit.grid import fitted_grid
 from quantkit.methods._error import row_chunks
-from quantkit.methods._feedback import BLOCK_COLUMNS, DAMPING, feedback_steps, inverse_factor
-from quantkit.methods._refine import refined_steps, refitted_scales
-from quantkit.methods._row_feedback import pass_on, row_blocks, solving_order
-from quantkit.methods._search import rounded_scale, searched_grid
-from quantkit.parallel import torch_map
+from quantkit.methods._feedback import BLOCK_COLUMNS, feedback_steps
+from quantkit.methods._refine import descend
+from quantkit.methods._row_feedback import aimed, row_blocks, solving_order
+from quantkit.methods._search import rounded_scale, searched_grid, step_limits
+from quantkit.parallel import torch_workers
 from quantkit.quantized import QuantizedTensor
 from quantkit.spec import SCALE_DTYPES, QuantSpec
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from quantkit.calibration import LayerStatistics
     from quantkit.methods.gptq import Gptq
 
+MORE_DAMPING = (0.03, 0.1, 0.3, 1.0)
+"""Tried in turn while H cannot be factored."""
 COUPLED_ROWS = 128
 """Rows of a block worked on together when blocks wait for each other."""
 
@@ -47,28 +51,36 @@ class Grid:
     zero: Tensor
     steps: Tensor
 
-    def wide(self, per_group: Tensor) -> Tensor:
-        """A value per group as one per column: [cols, rows]."""
-        return per_group.repeat_interleave(len(self.W) // len(per_group), dim=0)
+    def values(self) -> Tensor:
+        """Q, float32 [cols, rows]."""
+        return self._grouped(self.steps).mul(self.scale[:, None]).view_as(self.W)
 
-    def lost(self, steps: Tensor, scale: Tensor) -> Tensor:
-        """Q - W [cols, rows] for these steps and scales."""
-        return (self.wide(scale) * steps).sub_(self.W)
+    def codes(self) -> Tensor:
+        """Integral float32 [cols, rows]."""
+        return self._grouped(self.steps).add(self.zero[:, None]).view_as(self.W)
 
-    def limits(self) -> tuple[Tensor, Tensor]:
-        """Lowest and highest step of every group, [groups, rows]."""
-        return -self.zero, self.spec.levels - 1 - self.zero
+    def limits(self) -> list[tuple[Tensor | float, Tensor | float]]:
+        """Of the steps of every group."""
+        return [step_limits(zero, self.spec) for zero in self.zero.unbind()]
+
+    def _grouped(self, per_column: Tensor) -> Tensor:
+        return per_column.view(len(self.scale), -1, per_column.shape[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
-    """What all rows of a matrix share: H [cols, cols], damped, the order of its columns, and U in that order."""
+    """What all rows of a matrix share: H [cols, cols], damped, the order of its columns, and its U in that order.
+
+    turn: held in loops over columns. They hardly ever let go of the interpreter; two of them at once would wait for
+        each other at every operation, and take several times as long as one after the other.
+    """
 
     stages: Gptq
     spec: QuantSpec
     H: Tensor
     order: Tensor
     factor: Tensor
+    turn: Lock
 
 
 def solved(
@@ -87,16 +99,18 @@ def solved(
     order = torch.arange(len(hessian), device=hessian.device)
     if stages.act_order:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    for share in DAMPING:
+    for share in (stages.damping, *(share for share in MORE_DAMPING if share > stages.damping)):
         H = damped(hessian, share)
-        factor = inverse_factor(H, order, threads)
+        factor = unit_upper(H, order, threads)
         if factor is None:
             continue
         try:
-            return _all_rows(Problem(stages, spec, H, order, factor), weight, statistics.sensitivity, threads), None
+            return _all_rows(
+                Problem(stages, spec, H, order, factor, Lock()), weight, statistics.sensitivity, threads
+            ), None
         except (NonFiniteValues, ValueOutOfRange):
             return None, f"error feedback drove weights beyond {spec.scale_dtype} scales"
-    return None, f"the Hessian cannot be factored, even with damping {DAMPING[-1]:g}"
+    return None, f"the Hessian cannot be factored, even with damping {share:g}"
 
 
 def _all_rows(problem: Problem, weight: np.ndarray, sensitivity: Tensor | None, threads: int) -> QuantizedTensor:
@@ -112,20 +126,22 @@ def _all_rows(problem: Problem, weight: np.ndarray, sensitivity: Tensor | None, 
     blocks = [slice(0, rows)] if factor is None else row_blocks(rows, cols)
     step = row_chunks(rows, device).step if factor is None or device.type != "cpu" else COUPLED_ROWS
     targets = torch.from_numpy(weight).to(device)[order]
+    lost = torch.empty_like(targets)
 
-    def solve(part: slice) -> Tensor | None:
-        grid = _rows(problem, targets[part])
+    def solve(part: slice, aims: Tensor) -> None:
+        grid = _rows(problem, aims)
         where = order[part].cpu().numpy()
-        codes[where] = (grid.steps + grid.wide(grid.zero)).T.to("cpu", torch.uint8).numpy()
+        codes[where] = grid.codes().T.to("cpu", torch.uint8).numpy()
         scale[where] = grid.scale.T.cpu().numpy().astype(scale.dtype)
         zero[where] = grid.zero.T.to("cpu", torch.uint8).numpy()
-        return None if factor is None else grid.lost(grid.steps, grid.scale).T
+        torch.sub(grid.values().T, targets[part], out=lost[part])
 
-    for block in blocks:
-        starts = range(block.start, block.stop, step)
-        lost = torch_map(solve, [slice(start, min(start + step, block.stop)) for start in starts], threads)
-        if factor is not None:
-            pass_on(targets, torch.cat([part for part in lost if part is not None]), factor, block)
+    with torch_workers(threads) as workers:
+        for block in blocks:
+            aims = targets[block] if factor is None else aimed(targets, lost, factor, block, workers)
+            starts = range(block.start, block.stop, step)
+            parts = [slice(start, min(start + step, block.stop)) for start in starts]
+            workers(lambda pair: solve(*pair), zip(parts, torch.split(aims, step), strict=True))
     return QuantizedTensor(spec, codes, scale, zero)
 
 
@@ -138,46 +154,49 @@ def _rows(problem: Problem, weight: Tensor) -> Grid:
     grid = Grid(spec, weight.T.contiguous(), scale, zero, torch.empty_like(weight.T))
     if stages.search or stages.act_order:
         groups = (order // (len(order) // len(scale))).tolist()
-        grid.steps[order] = feedback_steps(grid.W[order], problem.factor, scale, grid.limits(), groups)
+        grid.steps[order] = feedback_steps(
+            grid.W[order], problem.factor, scale, grid.limits(), groups, turn=problem.turn
+        )
     else:
-        grid.steps = _textbook_steps(grid, problem.factor)
+        grid.steps = _textbook_steps(grid, problem)
     if stages.rounds:
-        _descend(grid, H, stages.rounds)
+        _descend(grid, problem)
     return grid
 
 
-def _textbook_steps(grid: Grid, factor: Tensor) -> Tensor:
-    """Error feedback in column order; a group's grid covers its weights as updated when it is reached."""
-    width = len(grid.W) // len(grid.scale)
-    lowest, highest = grid.limits()
+def _textbook_steps(grid: Grid, problem: Problem) -> Tensor:
+    """Error feedback in column order; a group's grid covers its weights as updated when it is reached.
 
-    def regrid(start: int, updated: Tensor) -> None:
+    What columns before the group pass on to each column of it stands in the targets. The paper's updated weights, which
+    the grid covers, are what the group would then aim at if nothing more were lost: Uᵀ (updated - W) = targets - W.
+    """
+    width, factor = len(grid.W) // len(grid.scale), problem.factor
+    limits = grid.limits()
+
+    def regrid(start: int, targets: Tensor) -> None:
         if start % width == 0:
             group, columns = start // width, slice(start, start + width)
             one = replace(grid.spec, group_size=width)
-            scale, zero = _covering(updated[columns], one)
+            W, U = grid.W[columns], factor[columns, columns]
+            moved = torch.linalg.solve_triangular(U.T, targets[columns] - W, upper=False, unitriangular=True)
+            scale, zero = _covering(W + moved, one)
             grid.scale[group], grid.zero[group] = scale[0], zero[0]
-            lowest[group], highest[group] = -zero[0], grid.spec.levels - 1 - zero[0]
+            limits[group] = step_limits(zero[0], grid.spec)
 
     batch = BLOCK_COLUMNS if width % BLOCK_COLUMNS == 0 else width  # a group must begin with a batch
     groups = [column // width for column in range(len(grid.W))]
-    return feedback_steps(grid.W, factor, grid.scale, (lowest, highest), groups, width=batch, before_block=regrid)
+    return feedback_steps(
+        grid.W.clone(), factor, grid.scale, limits, groups, turn=problem.turn, width=batch, before_block=regrid
+    )
 
 
-def _descend(grid: Grid, H: Tensor, rounds: int) -> None:
-    """Rounds of a refit of the scales and a sweep over the codes, kept where a row gains."""
-    limits = grid.limits()
-    R = H @ grid.lost(grid.steps, grid.scale)
-    error = grid.lost(grid.steps, grid.scale).mul_(R).sum(0)
-    for _ in range(rounds):
-        scale = refitted_scales(R, H, grid.steps, grid.scale, lambda x: rounded_scale(x, grid.spec))
-        new_R = H @ grid.lost(grid.steps, scale)
-        steps = refined_steps(new_R, H, grid.steps, scale, limits)
-        new_error = grid.lost(steps, scale).mul_(new_R).sum(0)
-        better = new_error < error
-        grid.steps = torch.where(better, steps, grid.steps)
-        grid.scale = torch.where(better, scale, grid.scale)
-        R, error = torch.where(better, new_R, R), torch.where(better, new_error, error)
+def _descend(grid: Grid, problem: Problem) -> None:
+    """Rounds over all groups, each a refit of the scale and a sweep over the codes."""
+    H, rounds = problem.H, problem.stages.rounds
+    R = H @ grid.values().sub_(grid.W)
+    rounded = partial(rounded_scale, spec=grid.spec)
+    for remaining in reversed(range(rounds)):
+        descend(R, H, grid.steps, grid.scale, grid.limits(), rounded=rounded, turn=problem.turn, again=remaining > 0)
 
 
 def _covering(updated: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,13 @@ Transformers" (2022), with everything on top of it that a standard container all
     search      scale and zero point of every group minimise the error weighted by the inputs' energy  (_search.py)
     act_order   columns with the most energy are rounded first; groups stay where they are on disk      (_feedback.py)
     rounds      sweeps of coordinate descent over the codes, each with a closed-form refit of scales    (_refine.py)
+    damping     share of H's mean diagonal added to it: the paper's 0.01 keeps H invertible, more of it keeps what is
+                made up for from hanging on what only the calibration text has
 
 and, where the statistics say what the outputs do to the predictions, feedback from row to row   (_row_feedback.py)
 
-Without any it is the textbook's algorithm: a group's grid is chosen when its first column is reached.
+Without any it is the textbook's algorithm: a group's grid is chosen when its first column is reached. Where H cannot be
+factored, more and more damping is tried.
 
 The work is done in `_solver.py`, which needs torch; to plan with a method takes only what stands here.
 """
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class Gptq:
-    """The method and its stages; see the module's docstring. All off is the textbook's algorithm."""
+    """The method and its stages; see the module's docstring. All off, damping 0.01, is the textbook's algorithm."""
 
     name: str = field(default="gptq", init=False)
     summary: str = field(default="searched grids, error feedback, coordinate descent: needs calibration", init=False)
@@ -42,6 +45,7 @@ class Gptq:
     search: bool = True
     act_order: bool = True
     rounds: int = 1
+    damping: float = 0.1
 
     def quantize(
         self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None, *, threads: int = 1
