@@ -35,6 +35,8 @@ from quantkit.spec import QuantSpec
 from quantkit.stage_solver import StageSolver
 from quantkit.tensor import TensorView
 
+NOT_WEIGHED = Sensitivities({}, {})
+
 
 class BlockStream:
     """Holds the hidden states in front of the next block, and the quantized weights of the current one.
@@ -43,6 +45,7 @@ class BlockStream:
     smoothing has changed, in their own dtypes, by name. wanted: grid and method of every weight that is quantized, by
     name; the others stay as they are. smooth: see `quantkit.smoothing.smoothable`. fisher: whether errors of outputs
     count by what they do to the predictions (`quantkit.sensitivity`). device: where blocks are computed.
+    bfloat16: whether their layers compute in it (`quantkit.half_precision`).
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class BlockStream:
         fisher: bool = True,
         threads: int,
         device: torch.device = CPU,
+        bfloat16: bool = False,
         journal: Journal | None = None,
     ) -> None:
         self.coverage = samples.coverage
@@ -68,6 +72,7 @@ class BlockStream:
         self._wanted = wanted
         self._threads = threads
         self._device = device
+        self._bfloat16 = bfloat16
         self._journal = journal
         self._samples = samples
         self._skip_positions = skip_positions
@@ -79,6 +84,7 @@ class BlockStream:
             follow_original=propagate,
             threads=threads,
             device=device,
+            bfloat16=bfloat16,
         )
 
     def advance(self) -> dict[str, TensorReport]:
@@ -87,7 +93,9 @@ class BlockStream:
         self.tensors = {}
         step = f"block-{self.layer:05}"
         kept = self._journal.recall(step) if self._journal is not None else None
-        sensitivity = self._sensitivities[self.layer] if kept is None else {}  # reads blocks itself, so it goes first
+        sensitivity = (
+            self._sensitivities[self.layer] if kept is None else NOT_WEIGHED
+        )  # reads blocks itself, so it goes first
         original = load_block(self._source, self.layer).to(self._device)
         if kept is None:
             with single_threaded_torch():  # a product split over threads rounds otherwise than on one
@@ -144,7 +152,7 @@ class BlockStream:
     @cached_property
     def _sensitivities(self) -> Sequence[Sensitivities]:
         if not self._weighed:
-            return [{}] * self._source.spec.num_hidden_layers
+            return [NOT_WEIGHED] * self._source.spec.num_hidden_layers
         with single_threaded_torch():
             return sensitivities(
                 self._source,
@@ -152,11 +160,12 @@ class BlockStream:
                 skip_positions=self._skip_positions,
                 threads=self._threads,
                 device=self._device,
+                bfloat16=self._bfloat16,
             )
 
     def _solve(self, block: Block, original: Block, sensitivity: Sensitivities) -> dict[str, TensorReport]:
         reports: dict[str, TensorReport] = {}
-        for stage in self._hidden.stages(block, original):
+        for stage in self._hidden.stages(block, original, sensitivity.positions):
             solver = StageSolver(stage, self._threads)
             for role in stage.roles:
                 name = weight_name(self.layer, role)
@@ -165,7 +174,7 @@ class BlockStream:
                 weight = block.get_parameter(LAYER_NAMES[role])
                 try:
                     self.tensors[name], reports[name] = solver.quantized(
-                        weight, *self._wanted[name], sensitivity.get(role)
+                        weight, *self._wanted[name], sensitivity.outputs.get(role)
                     )
                 except QuantkitError as error:
                     raise type(error)(f"{name}: {error}", hint=error.hint) from None
@@ -175,8 +184,8 @@ class BlockStream:
 
 def _smoothed_outputs(sensitivity: Sensitivities, scales: Mapping[Role, np.ndarray]) -> Sensitivities:
     """Where v is divided by s, its outputs count s times as much."""
-    if Role.V not in scales or Role.V not in sensitivity:
+    if Role.V not in scales or Role.V not in sensitivity.outputs:
         return sensitivity
-    G = sensitivity[Role.V]
+    G = sensitivity.outputs[Role.V]
     scale = torch.from_numpy(scales[Role.V]).to(G.device)
-    return {**sensitivity, Role.V: G * scale * scale[:, None]}
+    return replace(sensitivity, outputs={**sensitivity.outputs, Role.V: G * scale * scale[:, None]})

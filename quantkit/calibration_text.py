@@ -30,12 +30,19 @@ Item = TypeVar("Item")
 
 
 WEIGHED_TOKENS = 2048
-WEIGHED_SHARE = 4
+"""The fewest that `weighed_tokens` takes."""
+ALL_WEIGHED_FROM = 1 << 15
+"""From so many tokens on it takes all."""
+WAVE_TOKENS = 4096
+"""Of them, so many have their states in front of every block in memory at a time."""
 
 
 def weighed_tokens(tokens: int) -> int:
-    """How many of so many tokens of calibration text are sent through the model and back (`quantkit.sensitivity`)."""
-    return min(tokens, max(WEIGHED_TOKENS, tokens // WEIGHED_SHARE))
+    """How many of so many tokens of calibration text are sent through the model and back (`quantkit.sensitivity`).
+
+    A larger share of a longer text: who calibrates on little wants to be done soon, who takes much wants the best.
+    """
+    return min(tokens, max(WEIGHED_TOKENS, tokens * tokens // ALL_WEIGHED_FROM))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,8 @@ grow with it. Results do not depend on the number of threads: see `quantkit.para
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from quantkit.calibration import CPU, LayerStatistics, cross_products, embedded,
 from quantkit.calibration_text import Samples
 from quantkit.checkpoint import Checkpoint
 from quantkit.family import LAYER_NAMES, ModelSpec, Role
+from quantkit.half_precision import rounded_products
 from quantkit.model import Block, rotary_tables
 from quantkit.parallel import torch_map
 from quantkit.propagation import Drift
@@ -59,6 +61,7 @@ class HiddenStates:
     skip_positions: the first so many tokens of every sequence stay out of all statistics. Their activations are
     hundreds of times larger than all others and would decide every layer (P-GPTQ, MiniCPM4 report 4.1.2).
     follow_original: whether the original stream is carried along. device: where all of it lies and is computed.
+    bfloat16: whether layers and attention compute in it (`quantkit.half_precision`).
     """
 
     def __init__(
@@ -70,25 +73,33 @@ class HiddenStates:
         follow_original: bool = True,
         threads: int = 1,
         device: torch.device = CPU,
+        bfloat16: bool = False,
     ) -> None:
         self.spec: ModelSpec = checkpoint.spec
         self.threads = threads
         self.skip_positions = skip_positions
         self.device = device
+        self.bfloat16 = bfloat16
         self.states = [x.to(device) for x in embedded(checkpoint, samples.sequences)]
         self.original = list(self.states) if follow_original else []
         count = len(self.states)
         self.held_out = [i for i in range(count) if (i + 1) % HELD_OUT_EVERY == 0] or ([count - 1] if count > 1 else [])
         self.rotary = {length: rotary_tables(self.spec, 0, length, device) for length in {len(x) for x in self.states}}
 
-    def stages(self, block: Block, original: Block) -> Iterator[Stage]:
+    def stages(
+        self, block: Block, original: Block, importance: Mapping[Role, Sequence[Tensor]] | None = None
+    ) -> Iterator[Stage]:
         """Move through one block.
 
         Before asking for the next stage the caller replaces the weights of a stage's roles in `block`, whose weights
         are those of `original` at first and must not share memory with them.
+
+        `importance` tells, by the last layer of attention and of the MLP, how much each position of the first sequences
+        counts in statistics, [tokens, 1] up to a factor; the others count 1, the mean of these.
         """
         for roles, inputs in self._steps(block, original):
-            yield self._stage(roles, inputs, original)
+            given = (importance or {}).get(Role.DOWN if roles[0] in {Role.GATE, Role.DOWN} else Role.O)
+            yield self._stage(roles, inputs, original, self._weights(given or ()))
 
     def inputs(self, block: Block) -> Iterator[Inputs]:
         """What each group of linear layers of `block` reads as its weights are now; moves nothing."""
@@ -140,23 +151,45 @@ class HiddenStates:
         self.states = self._each(lambda r, x: r + layer(x) * scale, self.states, inputs[0])
         self.original = self._each(lambda r, x: r + original(x) * scale, self.original, inputs[1])
 
-    def _stage(self, roles: tuple[Role, ...], inputs: tuple[list[Tensor], list[Tensor]], original: Block) -> Stage:
-        seen = [x[self.skip_positions :] for x in inputs[0]]
+    def _weights(self, importance: Sequence[Tensor]) -> list[Tensor | float]:
+        """The square root of what every position after the skipped ones counts, for every sequence."""
+        counted = [x[self.skip_positions :] for x in importance]
+        mean = float(torch.cat(counted).mean()) if counted else 0.0
+        if not 0 < mean < math.inf:  # no positions, no gradients, or some that are no numbers
+            counted = []
+        return [*((x / mean).sqrt() for x in counted), *([1.0] * (len(self.states) - len(counted)))]
+
+    def _stage(
+        self,
+        roles: tuple[Role, ...],
+        inputs: tuple[list[Tensor], list[Tensor]],
+        original: Block,
+        weights: list[Tensor | float],
+    ) -> Stage:
+        seen = [x[self.skip_positions :] * w for x, w in zip(inputs[0], weights, strict=True)]
         drift = None
         if self.original and self.held_out:
             moved = self._each(lambda x, y: (x - y)[self.skip_positions :], inputs[1], inputs[0])
-            drift = self._drift(roles, moved, seen, original)
+            drift = self._drift(roles, moved, seen, original, weights)
         fitted, held_out = (
             input_statistics(part, seen[0].shape[1], self.threads, self.device) for part in self._split(seen)
         )
         return Stage(roles, fitted, held_out, drift)
 
-    def _drift(self, roles: tuple[Role, ...], moved: list[Tensor], seen: list[Tensor], original: Block) -> Drift:
+    def _drift(
+        self,
+        roles: tuple[Role, ...],
+        moved: list[Tensor],
+        seen: list[Tensor],
+        original: Block,
+        weights: list[Tensor | float],
+    ) -> Drift:
         """Of the inputs for layers that share them; of the outputs for o and down."""
         of_inputs = len(roles) > 1
         if not of_inputs:
             W = original.get_parameter(LAYER_NAMES[roles[0]])
             moved = self._each(self._missing(W), moved, self.original, self.states)
+        moved = [x * w for x, w in zip(moved, weights, strict=True)]
         pairs = zip(self._split(moved), self._split(seen), strict=True)
         fitted, held_out = (cross_products(d, x, self.threads) for d, x in pairs)
         return Drift(fitted, held_out, of_inputs)
@@ -175,5 +208,10 @@ class HiddenStates:
         )
 
     def _each(self, function: Callable[..., Tensor], *columns: Sequence[Tensor]) -> list[Tensor]:
-        """function(column[i], ...) for every sequence i, each on one thread."""
-        return torch_map(lambda values: function(*values), zip(*columns, strict=True), self.threads)
+        """function(column[i], ...) for every sequence i, float32, each on one thread."""
+
+        def computed(values: tuple[Tensor, ...]) -> Tensor:
+            with rounded_products(self.device, bfloat16=self.bfloat16):
+                return function(*values).float()
+
+        return torch_map(computed, zip(*columns, strict=True), self.threads)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from quantkit import registry
-from quantkit.calibration_text import weighed_tokens
+from quantkit.calibration_text import WAVE_TOKENS, weighed_tokens
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.family import LINEAR_ROLES, WEIGHED_ROLES, ModelSpec, Role
@@ -188,19 +188,21 @@ def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> i
     """Estimated peak resident bytes of the quantization step.
 
     Without calibration one tensor is in memory at a time: its float32 values, codes and packed bytes. With it: one
-    block in float32 (original and quantized), its Hessians in float64 with the factorisation's two copies of the
-    largest, the hidden states of all calibration tokens before and after the block, and what the Fisher pass keeps:
-    the hidden states of its tokens in front of every block, and one matrix of the outputs' size for its layers.
+    block in float32 (original and quantized), its Hessians on fitting and held-out text, of the largest the sum and the
+    factorisation's copies, the hidden states of all calibration tokens before and after the block, and what the Fisher
+    pass keeps of every block: hidden states of one wave of tokens, one matrix of the outputs' size for its layers, and
+    two numbers per token.
     """
     shapes = [spec.layer_shape(role) for role in LINEAR_ROLES]
     sizes = [rows * cols for rows, cols in shapes]
     if not calibration_tokens:
         return INTERPRETER_BYTES + max(DENSE_STREAM_BYTES, 10 * max(sizes))
     inputs = [spec.layer_shape(role)[1] for role in INPUT_ROLES]
-    hessians = 8 * (sum(width**2 for width in inputs) + 3 * max(inputs) ** 2)
+    hessians = 4 * (2 * sum(width**2 for width in inputs) + 6 * max(inputs) ** 2)
     states = 4 * calibration_tokens * (2 * spec.hidden_size + spec.intermediate_size)
     outputs = [spec.layer_shape(role)[0] for role in WEIGHED_ROLES]
-    fisher = 4 * (weighed * spec.hidden_size + sum(rows**2 for rows in outputs)) if weighed else 0
+    wave = min(weighed, WAVE_TOKENS)
+    fisher = 4 * (wave * spec.hidden_size + sum(rows**2 for rows in outputs) + 2 * weighed) if weighed else 0
     return TORCH_BYTES + 8 * sum(sizes) + hessians + states + spec.num_hidden_layers * fisher
 
 

@@ -86,6 +86,7 @@ def quantized(
     fisher: bool = True,
     threads: int = 1,
     device: str = "cpu",
+    bfloat16: bool | None = None,
     progress: Progress | None = None,
 ) -> Quantization:
     """Set up the quantization of every linear layer; the work is done when the result's views are read.
@@ -105,6 +106,8 @@ def quantized(
         threads: how many to use; the result does not depend on it.
         device: what calibrated methods compute on, cpu or cuda; their sums are added in another order there, so a few
             codes in a thousand may differ.
+        bfloat16: whether calibration forwards compute in it (`quantkit.half_precision`); None = on a CPU that has
+            instructions for it.
         progress: told how far the generation of calibration text is.
 
     Raises:
@@ -125,6 +128,7 @@ def quantized(
         fisher=fisher,
         threads=threads,
         device=device,
+        bfloat16=bfloat16,
         progress=progress,
     )
 
@@ -169,6 +173,7 @@ class Quantization:
         fisher: bool = True,
         threads: int = 1,
         device: str = "cpu",
+        bfloat16: bool | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._source = source
@@ -199,6 +204,7 @@ class Quantization:
         self._fisher = fisher
         self._threads = threads
         self._device = device
+        self._bfloat16 = bfloat16
         self._progress = progress
         self._reports: dict[str, TensorReport] = {}
         self._stream: BlockStream | None = None
@@ -234,6 +240,7 @@ class Quantization:
             "smooth": self._smooth,
             "fisher": self._fisher,
             "device": self._device,
+            "bfloat16": self._in_bfloat16(),
         }
         key = run_key(self._source, self._wanted(self.checkpoint), self._calibration, **choices)
         with Journal(resolve(planned, out), key) as self._journal:
@@ -256,6 +263,7 @@ class Quantization:
             "spec": self._spec.to_json(),
             "recipe": self._recipe.to_json(),
             "device": self._device,
+            "bfloat16": self._calibrated and self._in_bfloat16(),
             "calibration": coverage,
             "tensors": {name: asdict(report) for name, report in self._reports.items()},
         }
@@ -326,8 +334,16 @@ class Quantization:
             fisher=self._fisher,
             threads=self._threads,
             device=torch.device(self._device),
+            bfloat16=self._in_bfloat16(),
             journal=self._journal,
         )
+
+    def _in_bfloat16(self) -> bool:
+        if self._bfloat16 is not None:
+            return self._bfloat16
+        from quantkit.half_precision import has_bfloat16_products  # noqa: PLC0415 - imports torch
+
+        return self._device == "cpu" and has_bfloat16_products()
 
     def _wanted(self, plan: Checkpoint) -> dict[str, tuple[QuantSpec, Method]]:
         """Grid and method of every weight that is quantized."""

@@ -7,19 +7,26 @@ mean of F over positions, an error E of the weights [rows, cols] costs about
     tr(G E H Eᵀ)                                                        (Martens and Grosse 2015, "K-FAC")
 
 instead of GPTQ's tr(E H Eᵀ), for which all outputs are alike. (Tseng et al. 2025, "YAQA", round by such a product too.)
+Positions with long inputs x count more in G, |x|² times: what is approximated is the sum of F's products with x xᵀ.
 
 G needs no labels: the difference of two tokens drawn from p, as unit vectors, has the covariance 2 (diag p - p pᵀ). A
 sum v of such differences for every position, sent backwards through the model, arrives at a layer's output as g, and
-G = mean g gᵀ.
+G = mean |x|² g gᵀ.
+
+The length of g also tells which positions matter: statistics of inputs count each |g| times (`quantkit.hidden_states`).
+That is the square root of what the approximation asks for, because a single g scatters.
 
 gate and up have no G here: which of their outputs matter changes from token to token, the product does not hold, and
-nothing was gained. Blocks are read one at a time, forwards and then backwards.
+nothing was gained. Blocks are read one at a time, forwards and then backwards, for some thousand tokens at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
 from threading import get_ident
 
 import numpy as np
@@ -28,9 +35,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from quantkit.calibration import CPU, embedded, input_statistics
-from quantkit.calibration_text import weighed_tokens
+from quantkit.calibration_text import WAVE_TOKENS, weighed_tokens
 from quantkit.checkpoint import Checkpoint
 from quantkit.family import LAYER_NAMES, WEIGHED_ROLES, Role
+from quantkit.half_precision import rounded_products
 from quantkit.loading import load_block, read_float32
 from quantkit.model import Block, RMSNorm, rotary_tables
 from quantkit.parallel import torch_map
@@ -39,11 +47,24 @@ PAIRS = 16
 """Differences in a sum: more would not bring it much closer to a normal distribution, whose squares scatter least."""
 POSITIONS = 64
 """Positions whose logits are in memory at a time."""
+POSITION_ROLES = (Role.O, Role.DOWN)
+"""Layers that write to the residual stream."""
 
 Tables = Mapping[int, tuple[Tensor, Tensor]]
 """cos and sin for sequences of each length."""
-Sensitivities = Mapping[Role, Tensor]
-"""G of the layers of one block, float32 [rows, rows]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sensitivities:
+    """What the predictions make of one block.
+
+    outputs: G of its layers, float32 [rows, rows].
+    positions: |g| of every position of every sequence that was used, [tokens, 1], at the outputs of o and down, which
+        stand for the layers before them as well.
+    """
+
+    outputs: Mapping[Role, Tensor]
+    positions: Mapping[Role, list[Tensor]]
 
 
 def sensitivities(
@@ -53,35 +74,40 @@ def sensitivities(
     skip_positions: int = 0,
     threads: int = 1,
     device: torch.device = CPU,
+    bfloat16: bool = False,
 ) -> list[Sensitivities]:
-    """G of `WEIGHED_ROLES` of every block.
+    """The sensitivities of every block, G of `WEIGHED_ROLES`.
 
     Args:
         checkpoint: a dense model.
         sequences: token ids; the first of them are used, see `weighed_tokens`.
-        skip_positions: tokens at the start of every sequence that do not count.
+        skip_positions: tokens at the start of every sequence that do not count in G.
         threads: how many to use; the result does not depend on it.
         device: where it is computed.
+        bfloat16: whether in it (`quantkit.half_precision`).
 
     Raises:
         NonFiniteValues: NaN or infinity in a weight, with its name.
     """
     sequences = _first(sequences)
-    layers = range(checkpoint.spec.num_hidden_layers)
-    tables = {length: rotary_tables(checkpoint.spec, 0, length, device) for length in map(len, sequences)}
+    found = [Sensitivities({}, {role: [] for role in POSITION_ROLES}) for _ in range(checkpoint.spec.num_hidden_layers)]
+    sums: list[dict[Role, Tensor]] = [{} for _ in found]
+    tokens = 0
     with torch.inference_mode(mode=False), torch.no_grad():
-        states = [[x.to(device) for x in embedded(checkpoint, sequences)]]
-        for layer in layers:
-            states.append(_forwards(load_block(checkpoint, layer).to(device), states[-1], tables, threads))
-        gradients = _of_logits(checkpoint, states.pop(), threads)
-        found: list[Sensitivities] = []
-        for layer in reversed(layers):
-            block = load_block(checkpoint, layer).to(device)
-            gradients, outputs = _through(block, states.pop(), gradients, tables, threads)
-            del block  # before the next one is read
-            seen = {role: [g[skip_positions:] for g in outputs[role]] for role in WEIGHED_ROLES}
-            found.append({role: _mean_square(parts, threads, device) for role, parts in seen.items()})
-    return found[::-1]
+        for start, wave in _waves(sequences):
+            passes = _Pass(checkpoint, device, threads, partial(rounded_products, device, bfloat16=bfloat16), start)
+            for layer, gradients in passes.run(wave):
+                for role in WEIGHED_ROLES:
+                    seen = [(g * length)[skip_positions:] for g, length in gradients[role]]
+                    total = input_statistics(seen, seen[0].shape[1], threads, device).hessian
+                    sums[layer][role] = sums[layer][role] + total if role in sums[layer] else total
+                for role in POSITION_ROLES:
+                    found[layer].positions[role].extend(g.norm(dim=-1, keepdim=True) for g, _ in gradients[role])
+            tokens += sum(max(len(x) - skip_positions, 0) for x in wave)
+    return [
+        replace(one, outputs={role: total / max(tokens, 1) for role, total in by_role.items()})
+        for one, by_role in zip(found, sums, strict=True)
+    ]
 
 
 def _first(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -90,82 +116,109 @@ def _first(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
     return list(sequences[: int(np.searchsorted(lengths, weighed_tokens(int(lengths[-1])))) + 1])
 
 
-def _forwards(block: Block, states: Sequence[Tensor], tables: Tables, threads: int) -> list[Tensor]:
-    def forwards(x: Tensor) -> Tensor:
-        y, _ = block(x[None], *tables[len(x)])
-        made: Tensor = y[0]
-        return made
+def _waves(sequences: Sequence[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """The sequences in runs of about WAVE_TOKENS tokens, each with the number of its first."""
+    wave: list[np.ndarray] = []
+    for number, sequence in enumerate(sequences, start=1):
+        wave.append(sequence)
+        if sum(map(len, wave)) >= WAVE_TOKENS or number == len(sequences):
+            yield number - len(wave), wave
+            wave = []
 
-    return torch_map(forwards, states, threads)
 
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Sequences on their way through the blocks and back. first: the number of the first, which seeds its probes."""
 
-def _of_logits(checkpoint: Checkpoint, states: Sequence[Tensor], threads: int) -> list[Tensor]:
-    """Random v at the logits of every sequence, sent back to the residual stream [tokens, hidden] after all blocks."""
-    spec, device = checkpoint.spec, states[0].device
-    norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-    weights = checkpoint.weights
-    norm.weight.copy_(torch.from_numpy(read_float32(weights["model.norm.weight"])))
-    norm = norm.to(device).requires_grad_(False)
-    name = "model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
-    head = torch.from_numpy(read_float32(weights[name])).to(device)
+    checkpoint: Checkpoint
+    device: torch.device
+    threads: int
+    products: Callable[[], AbstractContextManager[object]]
+    first: int
 
-    def backwards(numbered: tuple[int, Tensor]) -> Tensor:
-        number, x = numbered
-        random = torch.Generator().manual_seed(number)
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            x = x.clone().requires_grad_()
-            y = norm(x) / spec.logit_divisor
-            pieces = [_probe(part, head, random) for part in y.detach().split(POSITIONS)]
-            return torch.autograd.grad(y, x, torch.cat(pieces))[0]
+    def run(self, sequences: Sequence[np.ndarray]) -> Iterator[tuple[int, dict[Role, list[tuple[Tensor, Tensor]]]]]:
+        """Yield every block's number, last first, with g and |x| of its layers: [tokens, rows] and [tokens, 1]."""
+        spec = self.checkpoint.spec
+        tables = {length: rotary_tables(spec, 0, length, self.device) for length in map(len, sequences)}
+        states = [[x.to(self.device) for x in embedded(self.checkpoint, sequences)]]
+        for layer in range(spec.num_hidden_layers):
+            states.append(self._forwards(load_block(self.checkpoint, layer).to(self.device), states[-1], tables))
+        gradients = self._of_logits(states.pop())
+        for layer in reversed(range(spec.num_hidden_layers)):
+            block = load_block(self.checkpoint, layer).to(self.device)
+            gradients, found = self._through(block, states.pop(), gradients, tables)
+            del block  # before the next one is read
+            yield layer, found
 
-    return torch_map(backwards, enumerate(states), threads)
+    def _forwards(self, block: Block, states: Sequence[Tensor], tables: Tables) -> list[Tensor]:
+        def forwards(x: Tensor) -> Tensor:
+            with self.products():
+                y, _ = block(x[None], *tables[len(x)])
+            made: Tensor = y[0]
+            return made
+
+        return torch_map(forwards, states, self.threads)
+
+    def _of_logits(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Random v at the logits of every sequence, sent back to the residual stream after all blocks."""
+        spec, weights = self.checkpoint.spec, self.checkpoint.weights
+        norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        norm.weight.copy_(torch.from_numpy(read_float32(weights["model.norm.weight"])))
+        norm = norm.to(self.device).requires_grad_(False)
+        name = "model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
+        head = torch.from_numpy(read_float32(weights[name])).to(self.device)
+        with self.products():
+            head = head.to((head[:1] @ head[:1].T).dtype)
+
+        def backwards(numbered: tuple[int, Tensor]) -> Tensor:
+            number, x = numbered
+            random = torch.Generator().manual_seed(number)
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                x = x.clone().requires_grad_()
+                y = norm(x) / spec.logit_divisor
+                pieces = [_probe(part, head, random) for part in y.detach().split(POSITIONS)]
+                return torch.autograd.grad(y, x, torch.cat(pieces))[0]
+
+        return torch_map(backwards, enumerate(states, self.first), self.threads)
+
+    def _through(
+        self, block: Block, states: Sequence[Tensor], gradients: Sequence[Tensor], tables: Tables
+    ) -> tuple[list[Tensor], dict[Role, list[tuple[Tensor, Tensor]]]]:
+        """Gradients in front of `block`, and g and |x| of its layers, per sequence."""
+        made: dict[tuple[int, Role], tuple[Tensor, Tensor]] = {}
+        modules = {role: block.get_submodule(LAYER_NAMES[role].removesuffix(".weight")) for role in WEIGHED_ROLES}
+
+        def keep(role: Role, x: Tensor, output: Tensor) -> None:
+            # Sequences run at the same time, each on one thread.
+            made[get_ident(), role] = output, x[0].detach().float().norm(dim=-1, keepdim=True)
+
+        def backwards(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+            state, gradient = pair
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                x = state.clone()[None].requires_grad_()
+                with self.products():
+                    y, _ = block(x, *tables[len(state)])
+                outputs, lengths = zip(*(made.pop((get_ident(), role)) for role in WEIGHED_ROLES), strict=True)
+                before, *found = torch.autograd.grad(y, [x, *outputs], gradient.clone()[None])
+                return before[0], [(g[0].float(), length) for g, length in zip(found, lengths, strict=True)]
+
+        hooks = [
+            module.register_forward_hook(lambda _, inputs, output, role=role: keep(role, inputs[0], output))
+            for role, module in modules.items()
+        ]
+        results = torch_map(backwards, zip(states, gradients, strict=True), self.threads)
+        for hook in hooks:
+            hook.remove()
+        by_role = {role: [found[i] for _, found in results] for i, role in enumerate(WEIGHED_ROLES)}
+        return [before for before, _ in results], by_role
 
 
 def _probe(hidden: Tensor, head: Tensor, random: torch.Generator) -> Tensor:
     """v @ head for hidden states [positions, hidden] in front of the head [vocab, hidden]; NaN if logits overflow."""
     with torch.no_grad():
-        p = (hidden @ head.T).softmax(-1).cpu()
+        p = (hidden.to(head) @ head.T).float().softmax(-1).cpu()
         if not bool(torch.isfinite(p.sum())):
             return torch.full_like(hidden, torch.nan)
         tokens = torch.multinomial(p, 2 * PAIRS, replacement=True, generator=random).to(head.device)
-        first, second = (functional.embedding_bag(half, head, mode="sum") for half in tokens.chunk(2, dim=1))
+        first, second = (functional.embedding_bag(half, head, mode="sum").float() for half in tokens.chunk(2, dim=1))
         return (first - second) / math.sqrt(2 * PAIRS)
-
-
-def _through(
-    block: Block,
-    states: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    tables: Tables,
-    threads: int,
-) -> tuple[list[Tensor], dict[Role, list[Tensor]]]:
-    """Gradients in front of `block` and at the outputs of its layers, each [tokens, rows] per sequence."""
-    made: dict[tuple[int, Role], Tensor] = {}
-    modules = {role: block.get_submodule(LAYER_NAMES[role].removesuffix(".weight")) for role in WEIGHED_ROLES}
-
-    def keep(role: Role, output: Tensor) -> None:
-        made[get_ident(), role] = output  # sequences run at the same time, each on one thread
-
-    def backwards(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        state, gradient = pair
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            x = state.clone()[None].requires_grad_()
-            y, _ = block(x, *tables[len(state)])
-            outputs = [made.pop((get_ident(), role)) for role in WEIGHED_ROLES]
-            return tuple(g[0] for g in torch.autograd.grad(y, [x, *outputs], gradient.clone()[None]))
-
-    hooks = [
-        module.register_forward_hook(lambda _, __, output, role=role: keep(role, output))
-        for role, module in modules.items()
-    ]
-    found = torch_map(backwards, zip(states, gradients, strict=True), threads)
-    for hook in hooks:
-        hook.remove()
-    return [parts[0] for parts in found], {
-        role: [parts[1 + i] for parts in found] for i, role in enumerate(WEIGHED_ROLES)
-    }
-
-
-def _mean_square(gradients: Sequence[Tensor], threads: int, device: torch.device) -> Tensor:
-    statistics = input_statistics(gradients, gradients[0].shape[1], threads, device)
-    return statistics.hessian / max(statistics.tokens, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from importlib import resources
 from pathlib import Path
@@ -112,6 +113,46 @@ def test_every_stage_sees_the_weights_that_were_put_in_before_it():
     cos, sin = hidden.rotary[16]
     expected, _ = block(before[None], cos, sin)
     np.testing.assert_allclose(hidden.states[0].numpy(), expected[0].numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_count_positions_by_their_importance():
+    checkpoint, samples = memory_checkpoint(tiny_config()), random_samples(16, 9, 12)
+    plain, weighed = (HiddenStates(checkpoint, samples, skip_positions=2) for _ in range(2))
+    random = torch.Generator().manual_seed(0)
+    importance = [torch.rand(length, 1, generator=random) for length in (16, 9)]  # of the first two of three sequences
+    mean = torch.cat([x[2:] for x in importance]).mean()
+    inputs, blocks = [], [load_block(checkpoint, 0) for _ in range(3)]
+    for _, (fitted, _) in plain._steps(blocks[0], blocks[1]):
+        inputs.append([x[2:].double() for x in fitted])
+    for x, stage in zip(inputs, weighed.stages(blocks[0], blocks[2], {Role.O: importance}), strict=True):
+        counts = [*(part[2:] / mean for part in importance), 1.0] if stage.roles[0] in {Role.Q, Role.O} else [1.0] * 3
+        expected = sum((part * count).T @ part for part, count in zip(x[:2], counts, strict=False))
+        torch.testing.assert_close(stage.fitted.hessian.double(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(stage.held_out.hessian.double(), x[2].T @ x[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_an_importance_that_says_nothing_leaves_all_positions_alike(value: float):
+    checkpoint, samples = memory_checkpoint(tiny_config()), random_samples(16, 9)
+    hidden, block = HiddenStates(checkpoint, samples), load_block(checkpoint, 0)
+    importance = {role: [torch.full((length, 1), value) for length in (16, 9)] for role in (Role.O, Role.DOWN)}
+    found, plain = (
+        [stage.fitted.hessian for stage in states.stages(block, load_block(checkpoint, 0), given)]
+        for states, given in ((hidden, importance), (HiddenStates(checkpoint, samples), None))
+    )
+    assert all(map(torch.equal, found, plain))
+
+
+def test_bfloat16_statistics_are_nearly_those_of_float32():
+    checkpoint, samples = memory_checkpoint(tiny_config()), random_samples(64, 40)
+    block = load_block(checkpoint, 0)
+    exactly, nearly = (
+        [stage.fitted.hessian for stage in HiddenStates(checkpoint, samples, bfloat16=half).stages(block, block)]
+        for half in (False, True)
+    )
+    for a, b in list(zip(exactly, nearly, strict=True))[1:]:  # the first layers read a norm's output, which is float32
+        assert 0 < float((a - b).norm() / a.norm()) < 0.02
+        assert b.dtype == torch.float32
 
 
 def test_two_threads_give_the_same_statistics_as_one():

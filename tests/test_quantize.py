@@ -22,6 +22,7 @@ from quantkit.errors import BadOption, NonFiniteValues, QuantkitError, Unsupport
 from quantkit.family import LINEAR_ROLES
 from quantkit.fold import folded
 from quantkit.grid import round_to_nearest
+from quantkit.half_precision import has_bfloat16_products
 from quantkit.loading import load_block, load_model
 from quantkit.model import Block
 from quantkit.quantize import planned, quantized
@@ -198,6 +199,14 @@ def test_one_block_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch, fishe
 
 class _Watched(np.ndarray):
     """An array that can be referred to weakly."""
+
+
+@pytest.mark.parametrize("wish", [None, False, True])
+def test_the_report_names_the_precision_of_calibration(wish: bool | None):
+    run = quantized(memory_checkpoint(tiny_config()), INT4, "gptq", calibration=samples(12), bfloat16=wish)
+    assert run.report()["bfloat16"] is (has_bfloat16_products() if wish is None else wish)
+    rounded = quantized(memory_checkpoint(tiny_config()), INT4, "rtn", calibration=samples(12), bfloat16=wish)
+    assert rounded.report()["bfloat16"] is False
 
 
 def test_the_report_says_how_well_it_went():

@@ -25,6 +25,7 @@ from quantkit.cli.app import main
 from quantkit.destination import Destination
 from quantkit.errors import Interrupted, NonFiniteValues, NoSpace, OutputExists, WriteFailed
 from quantkit.family import Role
+from quantkit.half_precision import has_bfloat16_products
 from quantkit.journal import Journal
 from quantkit.methods import rtn
 from quantkit.methods.gptq import Gptq
@@ -219,6 +220,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "method settings": {"method": Gptq(search=False, rounds=1)},
     "skipped positions": {"skip_positions": 3},
     "smoothing": {"smooth": True},
+    "precision": {"bfloat16": not has_bfloat16_products()},
     "sequences": {"calibration": sequences(6)},
 }
 

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from quantkit.calibration import LayerStatistics  # noqa: E402
-from quantkit.calibration_text import make_samples  # noqa: E402
+from quantkit.calibration_text import make_samples, weighed_tokens  # noqa: E402
 from quantkit.factorization import cholesky, damped, divided, unit_upper  # noqa: E402
 from quantkit.family import LAYER_NAMES, WEIGHED_ROLES  # noqa: E402
 from quantkit.loading import load_model  # noqa: E402
@@ -16,7 +16,7 @@ from quantkit.methods._row_feedback import BLOCKS, aimed, relative, row_blocks, 
 from quantkit.methods.gptq import Gptq  # noqa: E402
 from quantkit.parallel import torch_workers  # noqa: E402
 from quantkit.quantize import quantized  # noqa: E402
-from quantkit.sensitivity import sensitivities  # noqa: E402
+from quantkit.sensitivity import POSITION_ROLES, sensitivities  # noqa: E402
 from quantkit.spec import QuantSpec  # noqa: E402
 from quantkit.tensor import QuantizedView  # noqa: E402
 from tests.memory import memory_checkpoint, tiny_config  # noqa: E402
@@ -29,34 +29,38 @@ def token_rows(checkpoint, *lengths: int) -> list[np.ndarray]:
     return [random.integers(0, checkpoint.spec.vocab_size, length) for length in lengths]
 
 
-def exact_mean(checkpoint, row: np.ndarray, role, skip: int) -> np.ndarray:
-    """Mean over positions of Jᵀ (diag p - p pᵀ) J at layer 0, J by automatic differentiation of the whole model."""
+def exact(checkpoint, row: np.ndarray, role) -> tuple[np.ndarray, np.ndarray]:
+    """Jᵀ (diag p - p pᵀ) J of every position's output at layer 0, by automatic differentiation, and |x|² there."""
     model = load_model(checkpoint)
     module = model.get_submodule(f"model.layers.0.{LAYER_NAMES[role].removesuffix('.weight')}")
-    moved = torch.zeros(1, len(row), len(module.weight), requires_grad=True)
-    module.register_forward_hook(lambda _, __, output: output + moved)
+    moved, inputs = torch.zeros(1, len(row), len(module.weight), requires_grad=True), []
+    module.register_forward_hook(lambda _, given, output: [inputs.append(given[0]), output + moved][1])
     logits = model(torch.from_numpy(row)[None])[0]
     total = 0.0
     for z, p in zip(logits, logits.detach().softmax(-1), strict=True):
         # diag p - p pᵀ = Σ d_v d_vᵀ with d_v = √p_v (e_v - p)
         for v in range(len(p)):
             (g,) = torch.autograd.grad(p[v].sqrt() * (z[v] - z @ p), moved, retain_graph=True)
-            total = total + g[0, skip:].T @ g[0, skip:]
-    return (total / (len(row) - skip)).numpy()
+            total = total + g[0, :, :, None] * g[0, :, None]
+    return total.numpy(), inputs[0][0].detach().square().sum(-1).numpy()
 
 
-def test_the_estimate_is_the_mean_fisher_information_of_the_outputs():
+def test_the_estimates_are_the_fisher_information_of_the_outputs():
     checkpoint = memory_checkpoint(tiny_config(vocab_size=24, num_hidden_layers=2))
     (row,) = token_rows(checkpoint, 9)
-    # The probes differ from sequence to sequence: many copies of the same text average them out. Some 500 of them are
-    # used, which leaves about a tenth to chance.
+    # The probes differ from sequence to sequence: many copies of the same text average them out. About 1000 of them are
+    # used, which leaves some hundredths to chance.
     found = sensitivities(checkpoint, [row] * 2000, skip_positions=2)
-    assert [set(layer) for layer in found] == [set(WEIGHED_ROLES)] * 2
+    assert [set(layer.outputs) for layer in found] == [set(WEIGHED_ROLES)] * 2
     for role in WEIGHED_ROLES:
-        expected, got = exact_mean(checkpoint, row, role, 2), found[0][role].numpy()
-        assert np.linalg.norm(got - expected) < 0.2 * np.linalg.norm(expected), role
+        F, lengths = exact(checkpoint, row, role)
+        expected, got = (F[2:] * lengths[2:, None, None]).mean(0), found[0].outputs[role].numpy()
+        assert np.linalg.norm(got - expected) < 0.15 * np.linalg.norm(expected), role
         assert abs(np.trace(got) / np.trace(expected) - 1) < 0.1, role
         np.testing.assert_allclose(got, got.T)
+        if role in POSITION_ROLES:
+            squares = torch.stack(found[0].positions[role]).square().mean(0)[:, 0].numpy()
+            np.testing.assert_allclose(squares, F.trace(axis1=1, axis2=2), rtol=0.25)
 
 
 def test_two_threads_give_the_same_sensitivities_as_one():
@@ -64,7 +68,38 @@ def test_two_threads_give_the_same_sensitivities_as_one():
     rows = token_rows(checkpoint, 12, 31, 12, 7)
     one, two = (sensitivities(checkpoint, rows, skip_positions=1, threads=threads) for threads in (1, 2))
     for a, b in zip(one, two, strict=True):
-        assert all(torch.equal(a[role], b[role]) for role in WEIGHED_ROLES)
+        assert all(torch.equal(a.outputs[role], b.outputs[role]) for role in WEIGHED_ROLES)
+        for role in POSITION_ROLES:
+            assert all(map(torch.equal, a.positions[role], b.positions[role]))
+
+
+def test_waves_give_what_all_sequences_together_give(monkeypatch: pytest.MonkeyPatch):
+    checkpoint = memory_checkpoint(tiny_config())
+    rows = token_rows(checkpoint, 12, 31, 12, 7, 30)
+    together = sensitivities(checkpoint, rows, skip_positions=1)
+    monkeypatch.setattr("quantkit.sensitivity.WAVE_TOKENS", 32)
+    for a, b in zip(together, sensitivities(checkpoint, rows, skip_positions=1), strict=True):
+        for role in WEIGHED_ROLES:
+            torch.testing.assert_close(a.outputs[role], b.outputs[role])
+        for role in POSITION_ROLES:
+            assert [len(x) for x in b.positions[role]] == [12, 31, 12, 7, 30]
+            assert all(map(torch.equal, a.positions[role], b.positions[role]))
+
+
+def test_bfloat16_gives_nearly_the_same():
+    checkpoint = memory_checkpoint(tiny_config())
+    rows = token_rows(checkpoint, 40, 31)
+    exactly, nearly = (sensitivities(checkpoint, rows, bfloat16=half)[0] for half in (False, True))
+    for role in WEIGHED_ROLES:
+        distance = float((exactly.outputs[role] - nearly.outputs[role]).norm() / exactly.outputs[role].norm())
+        assert 0 < distance < 0.3, role  # a token in a hundred is drawn otherwise
+
+
+@pytest.mark.parametrize(
+    ("tokens", "weighed"), [(1, 1), (2048, 2048), (8192, 2048), (16384, 8192), (32768, 32768), (65536, 65536)]
+)
+def test_the_longer_the_text_the_more_of_it_is_weighed(tokens: int, weighed: int):
+    assert weighed_tokens(tokens) == weighed
 
 
 def random_factors(rows: int, cols: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
@@ -137,7 +172,9 @@ def test_logits_that_overflow_leave_a_model_that_is_quantized_as_without():
     arrays["model.norm.weight"] = np.full_like(arrays["model.norm.weight"], 3e38)
     source = memory_checkpoint(tiny_config(), arrays)
     rows = make_samples(token_rows(source, 12, 12), source="random", digest="")
-    assert not any(torch.isfinite(sensitivities(source, rows.sequences)[0][role]).all() for role in WEIGHED_ROLES)
+    assert not any(
+        torch.isfinite(sensitivities(source, rows.sequences)[0].outputs[role]).all() for role in WEIGHED_ROLES
+    )
     weighed, plain = (quantized(source, INT4, "gptq", calibration=rows, fisher=fisher) for fisher in (True, False))
     for one, other in zip(weighed.checkpoint.weights.values(), plain.checkpoint.weights.values(), strict=True):
         if isinstance(one, QuantizedView) and isinstance(other, QuantizedView):

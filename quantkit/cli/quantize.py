@@ -64,6 +64,14 @@ def quantize(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the generated calibration text.")] = 0,
     arch: Arch = "native",
     device: Annotated[str, typer.Option("--device", help="cpu or cuda: what calibrated methods compute on.")] = "cpu",
+    bfloat16: Annotated[
+        bool | None,
+        typer.Option(
+            "--bfloat16/--no-bfloat16",
+            help="Precision of calibration forwards. Default: bfloat16 where the CPU has instructions for it.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -97,6 +105,7 @@ def quantize(
             fisher=fisher,
             threads=threads or os.cpu_count() or 1,
             device=device,
+            bfloat16=bfloat16,
             progress=bars.fraction("writing calibration text"),
         )
         planned = registry.exporter("compressed-tensors").prepare(

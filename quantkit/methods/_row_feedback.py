@@ -21,7 +21,7 @@ from quantkit.parallel import TorchWorkers
 DAMPING = 0.1
 """Share of G's mean diagonal added to it; G is an estimate from few tokens."""
 BLOCKS = 8
-BLOCKS_OF_WIDE = 4
+BLOCKS_OF_WIDE = 8
 """For matrices with more than twice as many columns as rows, of which a block takes longest."""
 COLUMNS = 512
 """Worked on together; part of what the last bits of a result depend on."""
