@@ -16,7 +16,7 @@ INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
 def has_bfloat16_products() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32; False where torch cannot tell (before 2.8)."""
+    """Whether this CPU multiplies bfloat16 faster than float32; False where this torch cannot tell."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     found: Mapping[str, object] = capabilities() if capabilities is not None else {}
     return any(bool(found.get(name)) for name in INSTRUCTIONS)

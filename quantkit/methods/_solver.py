@@ -105,9 +105,8 @@ def solved(
         if factor is None:
             continue
         try:
-            return _all_rows(
-                Problem(stages, spec, H, order, factor, Lock()), weight, statistics.sensitivity, threads
-            ), None
+            problem = Problem(stages, spec, H, order, factor, Lock())
+            return _all_rows(problem, weight, statistics.sensitivity, threads), None
         except (NonFiniteValues, ValueOutOfRange):
             return None, f"error feedback drove weights beyond {spec.scale_dtype} scales"
     return None, f"the Hessian cannot be factored, even with damping {share:g}"
@@ -134,7 +133,8 @@ def _all_rows(problem: Problem, weight: np.ndarray, sensitivity: Tensor | None, 
         codes[where] = grid.codes().T.to("cpu", torch.uint8).numpy()
         scale[where] = grid.scale.T.cpu().numpy().astype(scale.dtype)
         zero[where] = grid.zero.T.to("cpu", torch.uint8).numpy()
-        torch.sub(grid.values().T, targets[part], out=lost[part])
+        if factor is not None:
+            torch.sub(grid.values().T, targets[part], out=lost[part])
 
     with torch_workers(threads) as workers:
         for block in blocks:
