@@ -51,6 +51,7 @@ def quantize(
     threads: int = 1,
     skip_positions: int = 4,
     smooth: bool | None = None,
+    bfloat16: bool | None = None,
 ) -> Quantization:
     """What the command does, as one call."""
     checkpoint = registry.open_checkpoint(model) if isinstance(model, Path) else model
@@ -62,6 +63,7 @@ def quantize(
         threads=threads,
         skip_positions=skip_positions,
         smooth=smooth,
+        bfloat16=bfloat16,
     )
     planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions())
     with run.journal(planned, out):

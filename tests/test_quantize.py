@@ -152,14 +152,9 @@ def codes_by_whole_passes(source: Checkpoint, rows: Samples, spec: QuantSpec) ->
 def test_every_layer_is_calibrated_on_the_outputs_of_all_quantized_ones_before_it():
     source, rows = memory_checkpoint(tiny_config(num_hidden_layers=2)), samples(50, 30)
     spec = replace(INT4, bits=3)
-    ours = [
-        tensor.codes
-        for tensor in tensors_of(
-            quantized(
-                source, spec, "gptq", calibration=rows, skip_positions=0, propagate=False, fisher=False
-            ).checkpoint
-        ).values()
-    ]
+    plain = {"skip_positions": 0, "propagate": False, "fisher": False, "bfloat16": False}
+    run = quantized(source, spec, "gptq", calibration=rows, **plain)
+    ours = [tensor.codes for tensor in tensors_of(run.checkpoint).values()]
     slow = codes_by_whole_passes(source, rows, spec)
     for one, other in zip(ours, slow, strict=True):
         assert (one != other).mean() < 0.02  # other products, other last bits, now and then another side of a tie
