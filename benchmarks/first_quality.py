@@ -192,6 +192,8 @@ def main() -> int:
                 calibration=generated,
                 skip_positions=0,
                 propagate=False,
+                fisher=False,
+                bfloat16=False,
                 threads=arguments.threads,
             )
             return ours(checkpoint, run)
