@@ -36,6 +36,7 @@ from quantkit.stage_solver import StageSolver
 from quantkit.tensor import TensorView
 
 NOT_WEIGHED = Sensitivities({}, {})
+"""Of a block whose outputs and positions all count alike."""
 
 
 class BlockStream:
@@ -93,9 +94,8 @@ class BlockStream:
         self.tensors = {}
         step = f"block-{self.layer:05}"
         kept = self._journal.recall(step) if self._journal is not None else None
-        sensitivity = (
-            self._sensitivities[self.layer] if kept is None else NOT_WEIGHED
-        )  # reads blocks itself, so it goes first
+        # It reads blocks itself, so it goes first.
+        sensitivity = self._sensitivities[self.layer] if kept is None else NOT_WEIGHED
         original = load_block(self._source, self.layer).to(self._device)
         if kept is None:
             with single_threaded_torch():  # a product split over threads rounds otherwise than on one

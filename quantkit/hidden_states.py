@@ -166,7 +166,7 @@ class HiddenStates:
         original: Block,
         weights: list[Tensor | float],
     ) -> Stage:
-        seen = [x[self.skip_positions :] * w for x, w in zip(inputs[0], weights, strict=True)]
+        seen = self._each(lambda x, w: x[self.skip_positions :] * w, inputs[0], weights)
         drift = None
         if self.original and self.held_out:
             moved = self._each(lambda x, y: (x - y)[self.skip_positions :], inputs[1], inputs[0])
@@ -189,7 +189,7 @@ class HiddenStates:
         if not of_inputs:
             W = original.get_parameter(LAYER_NAMES[roles[0]])
             moved = self._each(self._missing(W), moved, self.original, self.states)
-        moved = [x * w for x, w in zip(moved, weights, strict=True)]
+        moved = self._each(torch.mul, moved, weights)
         pairs = zip(self._split(moved), self._split(seen), strict=True)
         fitted, held_out = (cross_products(d, x, self.threads) for d, x in pairs)
         return Drift(fitted, held_out, of_inputs)
@@ -207,10 +207,10 @@ class HiddenStates:
             [x for i, x in enumerate(rows) if i in held_out],
         )
 
-    def _each(self, function: Callable[..., Tensor], *columns: Sequence[Tensor]) -> list[Tensor]:
+    def _each(self, function: Callable[..., Tensor], *columns: Sequence[Tensor | float]) -> list[Tensor]:
         """function(column[i], ...) for every sequence i, float32, each on one thread."""
 
-        def computed(values: tuple[Tensor, ...]) -> Tensor:
+        def computed(values: tuple[Tensor | float, ...]) -> Tensor:
             with rounded_products(self.device, bfloat16=self.bfloat16):
                 return function(*values).float()
 

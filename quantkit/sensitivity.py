@@ -23,10 +23,8 @@ nothing was gained. Blocks are read one at a time, forwards and then backwards, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from threading import get_ident
 
 import numpy as np
@@ -94,9 +92,9 @@ def sensitivities(
     sums: list[dict[Role, Tensor]] = [{} for _ in found]
     tokens = 0
     with torch.inference_mode(mode=False), torch.no_grad():
-        for start, wave in _waves(sequences):
-            passes = _Pass(checkpoint, device, threads, partial(rounded_products, device, bfloat16=bfloat16), start)
-            for layer, gradients in passes.run(wave):
+        passes = _Pass(checkpoint, device, threads, bfloat16)
+        for first, wave in _waves(sequences):
+            for layer, gradients in passes.run(wave, first):
                 for role in WEIGHED_ROLES:
                     seen = [(g * length)[skip_positions:] for g, length in gradients[role]]
                     total = input_statistics(seen, seen[0].shape[1], threads, device).hessian
@@ -128,22 +126,26 @@ def _waves(sequences: Sequence[np.ndarray]) -> Iterator[tuple[int, list[np.ndarr
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """Sequences on their way through the blocks and back. first: the number of the first, which seeds its probes."""
+    """The way through the blocks and back."""
 
     checkpoint: Checkpoint
     device: torch.device
     threads: int
-    products: Callable[[], AbstractContextManager[object]]
-    first: int
+    bfloat16: bool
 
-    def run(self, sequences: Sequence[np.ndarray]) -> Iterator[tuple[int, dict[Role, list[tuple[Tensor, Tensor]]]]]:
-        """Yield every block's number, last first, with g and |x| of its layers: [tokens, rows] and [tokens, 1]."""
+    def run(
+        self, sequences: Sequence[np.ndarray], first: int
+    ) -> Iterator[tuple[int, dict[Role, list[tuple[Tensor, Tensor]]]]]:
+        """Yield every block's number, last first, with g and |x| of its layers: [tokens, rows] and [tokens, 1].
+
+        first: the number of the first sequence; each one's number seeds its probes.
+        """
         spec = self.checkpoint.spec
         tables = {length: rotary_tables(spec, 0, length, self.device) for length in map(len, sequences)}
         states = [[x.to(self.device) for x in embedded(self.checkpoint, sequences)]]
         for layer in range(spec.num_hidden_layers):
             states.append(self._forwards(load_block(self.checkpoint, layer).to(self.device), states[-1], tables))
-        gradients = self._of_logits(states.pop())
+        gradients = self._of_logits(states.pop(), first)
         for layer in reversed(range(spec.num_hidden_layers)):
             block = load_block(self.checkpoint, layer).to(self.device)
             gradients, found = self._through(block, states.pop(), gradients, tables)
@@ -152,23 +154,22 @@ class _Pass:
 
     def _forwards(self, block: Block, states: Sequence[Tensor], tables: Tables) -> list[Tensor]:
         def forwards(x: Tensor) -> Tensor:
-            with self.products():
+            with rounded_products(self.device, bfloat16=self.bfloat16):
                 y, _ = block(x[None], *tables[len(x)])
             made: Tensor = y[0]
             return made
 
         return torch_map(forwards, states, self.threads)
 
-    def _of_logits(self, states: Sequence[Tensor]) -> list[Tensor]:
+    def _of_logits(self, states: Sequence[Tensor], first: int) -> list[Tensor]:
         """Random v at the logits of every sequence, sent back to the residual stream after all blocks."""
         spec, weights = self.checkpoint.spec, self.checkpoint.weights
         norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         norm.weight.copy_(torch.from_numpy(read_float32(weights["model.norm.weight"])))
         norm = norm.to(self.device).requires_grad_(False)
         name = "model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
-        head = torch.from_numpy(read_float32(weights[name])).to(self.device)
-        with self.products():
-            head = head.to((head[:1] @ head[:1].T).dtype)
+        dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+        head = torch.from_numpy(read_float32(weights[name])).to(self.device, dtype)
 
         def backwards(numbered: tuple[int, Tensor]) -> Tensor:
             number, x = numbered
@@ -179,7 +180,7 @@ class _Pass:
                 pieces = [_probe(part, head, random) for part in y.detach().split(POSITIONS)]
                 return torch.autograd.grad(y, x, torch.cat(pieces))[0]
 
-        return torch_map(backwards, enumerate(states, self.first), self.threads)
+        return torch_map(backwards, enumerate(states, first), self.threads)
 
     def _through(
         self, block: Block, states: Sequence[Tensor], gradients: Sequence[Tensor], tables: Tables
@@ -196,7 +197,7 @@ class _Pass:
             state, gradient = pair
             with torch.inference_mode(mode=False), torch.enable_grad():
                 x = state.clone()[None].requires_grad_()
-                with self.products():
+                with rounded_products(self.device, bfloat16=self.bfloat16):
                     y, _ = block(x, *tables[len(state)])
                 outputs, lengths = zip(*(made.pop((get_ident(), role)) for role in WEIGHED_ROLES), strict=True)
                 before, *found = torch.autograd.grad(y, [x, *outputs], gradient.clone()[None])

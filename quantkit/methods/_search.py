@@ -26,6 +26,7 @@ from quantkit.quantized import QuantizedTensor
 from quantkit.spec import SCALE_DTYPES, QuantSpec
 
 SHRINKS = (0.4, 0.5, 0.58, 0.65, 0.71, 0.76, 0.81, 0.85, 0.89, 0.925, 0.955, 0.98, 1.0, 1.04)
+"""Shares of the covering scale that are tried."""
 ROW_ELEMENTS = 1 << 17
 """Weights judged at a time; small enough for the cache. Rows do not depend on each other."""
 
