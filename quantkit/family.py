@@ -145,23 +145,45 @@ class ModelSpec:
         }.get(role, (self.hidden_size,))
 
     def folded(self) -> ModelSpec:
-        """The plain Llama that computes the same function once `fold_factor` has been multiplied into the weights."""
+        """The plain Llama that computes the same function once `fold_factor` has been multiplied into the weights.
+
+        Its residual stream is this one's times `_stream_factor`, which RMSNorm does not notice when its epsilon grows
+        by the square.
+        """
         return replace(
             self,
             architecture="llama",
             scale_emb=1.0,
             residual_scale=1.0,
             logit_divisor=1.0,
-            tie_word_embeddings=self.tie_word_embeddings and self.scale_emb * self.logit_divisor == 1.0,
+            rms_norm_eps=self.rms_norm_eps * self._stream_factor**2,
+            tie_word_embeddings=self.tie_word_embeddings
+            and self.fold_factor(Role.EMBED) == self.fold_factor(Role.LM_HEAD),
         )
 
     def fold_factor(self, role: Role) -> float:
-        """What a weight of `role` is multiplied by when the three scalars are folded away."""
-        if role is Role.EMBED:
-            return self.scale_emb
-        if role is Role.LM_HEAD:
-            return 1.0 / self.logit_divisor
-        return self.residual_scale if role in (Role.O, Role.DOWN) else 1.0
+        """What a weight of `role` is multiplied by when the three scalars are folded away.
+
+        Matrices that may be quantized get powers of two, which change no significant bit of a weight or a scale. What
+        is left of the scalars, between 0.7 and 1.5, goes into the embedding and the final norm.
+        """
+        return {
+            Role.EMBED: self.scale_emb * self._stream_factor,
+            Role.O: _nearest_power_of_two(self.residual_scale),
+            Role.DOWN: _nearest_power_of_two(self.residual_scale),
+            Role.FINAL_NORM: _nearest_power_of_two(self.logit_divisor) / self.logit_divisor,
+            Role.LM_HEAD: 1.0 / _nearest_power_of_two(self.logit_divisor),
+        }.get(role, 1.0)
+
+    @property
+    def _stream_factor(self) -> float:
+        """The folded model's residual stream over this one's: residual branches scaled by a power of two add up to it."""
+        return _nearest_power_of_two(self.residual_scale) / self.residual_scale
+
+
+def _nearest_power_of_two(value: float) -> float:
+    """The power of two nearest to a positive number by ratio."""
+    return 2.0 ** round(math.log2(value))
 
 
 def parse_config(config: Mapping[str, Any], *, where: str = "config.json") -> ModelSpec:

@@ -1,10 +1,12 @@
 """Folding: a MiniCPM checkpoint as the plain Llama that computes the same function.
 
-MiniCPM scales embeddings, residual branches and the head's input; all three scalars move into the weights next to
-them (`ModelSpec.fold_factor`), and what remains runs in every engine that knows Llama. Dense weights are multiplied
-in float32 and stay float32, so that an exporter rounds once; `with_source_dtypes` brings them back to the size that
-they had. A quantized weight folds into its scales, which are multiplied in float32 and rounded once to their own
-dtype: at most half an ulp, and a note says so.
+MiniCPM scales embeddings, residual branches and the head's input; all three scalars move into the weights
+(`ModelSpec.fold_factor`), and what remains runs in every engine that knows Llama. Layers and head are multiplied by
+powers of two, so that codes stay and scales keep every significant bit (unless one falls below the smallest normal
+number of its dtype); the rest goes into the embedding and the norms. Dense weights are multiplied in float32 and stay
+float32, so that an exporter rounds once; `with_source_dtypes` brings them back to the size that they had. A quantized
+embedding folds into its scales, which are multiplied in float32 and rounded once to their own dtype: at most half an
+ulp, and a note says so. docs/decisions/0007 tells why.
 """
 
 from __future__ import annotations

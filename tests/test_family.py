@@ -177,24 +177,26 @@ def test_every_slot_of_a_block_is_a_linear_or_a_norm() -> None:
             assert len(slot.shape) == (1 if slot.role in NORM_ROLES else 2)
 
 
-def test_folding_moves_each_scalar_to_its_own_weights() -> None:
+def test_folding_scales_layers_and_head_by_powers_of_two_and_the_residual_stream_by_the_rest() -> None:
     spec = parse_config(MINICPM4_05B)
     factors = {role: spec.fold_factor(role) for role in Role}
+    stream = 0.25 / (1.4 / math.sqrt(24))
     scaled = {role: factor for role, factor in factors.items() if factor != 1.0}
-    assert scaled == {
-        Role.EMBED: 12.0,
-        Role.LM_HEAD: 0.25,
-        Role.O: 1.4 / math.sqrt(24),
-        Role.DOWN: 1.4 / math.sqrt(24),
-    }
+    assert scaled == {Role.EMBED: 12.0 * stream, Role.LM_HEAD: 0.25, Role.O: 0.25, Role.DOWN: 0.25}
     folded = spec.folded()
+    assert folded.rms_norm_eps == spec.rms_norm_eps * stream**2
     assert folded.architecture == "llama"
     assert not folded.tie_word_embeddings, "embedding times 12 and head over 4 cannot be one matrix"
     assert all(folded.fold_factor(role) == 1.0 for role in Role)
 
 
+def test_a_head_divided_by_no_power_of_two_leaves_the_rest_to_the_final_norm() -> None:
+    spec = parse_config(MINICPM4_05B | {"dim_model_base": 160})
+    assert (spec.fold_factor(Role.LM_HEAD), spec.fold_factor(Role.FINAL_NORM)) == (1 / 8, 8 / 6.4)
+
+
 def test_folding_keeps_the_tie_where_both_ends_need_the_same_factor() -> None:
-    spec = parse_config(MINICPM4_05B | {"scale_emb": 0.25})
+    spec = parse_config(MINICPM4_05B | {"scale_emb": 0.25, "scale_depth": math.sqrt(24)})
     assert spec.fold_factor(Role.EMBED) == spec.fold_factor(Role.LM_HEAD)
     assert spec.folded().tie_word_embeddings
 
