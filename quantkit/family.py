@@ -177,7 +177,7 @@ class ModelSpec:
 
     @property
     def _stream_factor(self) -> float:
-        """The folded model's residual stream over this one's: residual branches scaled by a power of two add up to it."""
+        """The folded model's residual stream over this one's; its branches are scaled by a power of two."""
         return _nearest_power_of_two(self.residual_scale) / self.residual_scale
 
 

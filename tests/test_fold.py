@@ -117,7 +117,9 @@ def test_quantized_layers_keep_codes_and_every_bit_of_their_scales(depth: float)
 
 
 def test_a_quantized_embedding_folds_into_its_scales_rounded_once_and_says_so() -> None:
-    checkpoint = quantized_model(TIED, lambda slot: QuantSpec(bits=4, group_size=32) if slot.name == EMBEDDING else None)
+    checkpoint = quantized_model(
+        TIED, lambda slot: QuantSpec(bits=4, group_size=32) if slot.name == EMBEDDING else None
+    )
     llama = folded(checkpoint)
     before, after = checkpoint.weights[EMBEDDING].read(), llama.weights[EMBEDDING].read()
     assert np.array_equal(after.codes, before.codes)
