@@ -5,7 +5,9 @@ the interpreter that runs this file, in sorted order, so one Python version alwa
 
 * ``source``: a module as it stands on disk;
 * ``prose``: a long docstring by itself, dedented, so that the model sees English without code around it;
-* ``chat``: a question and an answer in the chat format, made from a docstring's first paragraph.
+* ``chat``: a question and an answer in the chat format, made from a docstring's first paragraph;
+* ``cjk``: the library's own test texts for East Asian codecs, several times for training, because they are all it has
+  of text that is spelled in bytes, and a model that never saw such text answers it with noise.
 
 A module is held out, or not, by a hash of its path. All documents of a module are on the same side.
 
@@ -24,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 HELD_OUT_PERCENT = 5
+CJK_TEXTS = "test/cjkencodings/*-utf8.txt"
+CJK_COPIES = 8
 TEXT_RUN_CHARS = 1 << 14
 TEXT_HELD_OUT_STRIDE = 8
 MIN_PROSE_CHARS = 200
@@ -167,9 +171,18 @@ def module_documents(module: str, text: str) -> Iterator[Document]:
             yield Document(module, "chat", chat, held_out)
 
 
+def read_cjk(root: Path | None = None) -> list[Document]:
+    """Return the East Asian texts, those to train on CJK_COPIES times; none where the interpreter has no tests."""
+    root = root or Path(sysconfig.get_paths()["stdlib"])
+    found = [(path.relative_to(root).as_posix(), read_module(path)) for path in sorted(root.glob(CJK_TEXTS))]
+    texts = [Document(name, "cjk", text, is_held_out(name)) for name, text in found if text is not None]
+    return texts + (CJK_COPIES - 1) * [item for item in texts if not item.held_out]
+
+
 def read_corpus(root: Path | None = None) -> list[Document]:
     """Return the whole corpus in its fixed order."""
-    return [document for path, text in read_modules(root) for document in module_documents(path, text)]
+    modules = [document for path, text in read_modules(root) for document in module_documents(path, text)]
+    return modules + read_cjk(root)
 
 
 def cut_lines(text: str) -> list[str]:
