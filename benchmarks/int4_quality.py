@@ -9,6 +9,7 @@ calibration sequences:
     rtn             round to nearest
     textbook        the paper's loop, independent of our code (`benchmarks/first_quality.py`)
     ours: ...       our stages, each on top of those above it
+    default less    what `quantkit quantize` does by itself, without one stage: what it is worth beside all others
     gptqmodel: ...  GPTQModel, its defaults and its options, run in an environment of its own (`--gptqmodel` names
                     its interpreter) on the folded model
 
@@ -78,7 +79,16 @@ STAGES = (
     Stage(name="ours: + smoothing", method=Gptq(), fisher=True, smooth=True),
     Stage(name="ours: awq", method=registry.method("awq")),
 )
-NAMES = ("rtn", "textbook", *(stage.name for stage in STAGES), *gptqmodel_runs.OPTIONS)
+WITHOUT = (
+    Stage(name="default less P-GPTQ", method=Gptq(), skip_positions=0, fisher=True),
+    Stage(name="default less act-order", method=Gptq(act_order=False), fisher=True),
+    Stage(name="default less search", method=Gptq(search=False), fisher=True),
+    Stage(name="default less refine", method=Gptq(rounds=0), fisher=True),
+    Stage(name="default less damping", method=Gptq(damping=0.01), fisher=True),
+    Stage(name="default less propagation", method=Gptq(), propagate=False, fisher=True),
+)
+OURS = (*STAGES, *WITHOUT)
+NAMES = ("rtn", "textbook", *(stage.name for stage in OURS), *gptqmodel_runs.OPTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +118,7 @@ def makers(setting: Setting, bits: int) -> Iterator[tuple[str, Callable[[], Made
     yield rtn.name, partial(by_stage, setting, bits, rtn)
     if setting.group_size == GROUP:
         yield "textbook", lambda: Made(textbook(setting.checkpoint, bits, setting.samples), {})
-    for stage in STAGES:
+    for stage in OURS:
         yield stage.name, partial(by_stage, setting, bits, stage)
     if setting.gptqmodel is not None:
         for name in gptqmodel_runs.OPTIONS:
