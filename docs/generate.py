@@ -55,10 +55,10 @@ def _sentence(text: str | None) -> str:
 
 def formats_table() -> str:
     """README's table of formats, from the registry."""
-    lines = ["| format | types | engines | what it is |", "|---|---|---|---|"]
+    lines = ["| format | types or targets | engines | what it is |", "|---|---|---|---|"]
     for name in registry.names("exporters"):
         exporter = registry.exporter(name)
-        types = " ".join(f"`{kind}`" for kind in exporter.types)
+        types = " ".join(f"`{kind}`" for kind in (*exporter.types, *exporter.targets))
         lines.append(f"| `{name}` | {types} | {', '.join(exporter.engines)} | {exporter.summary} |")
     return "\n".join(lines)
 

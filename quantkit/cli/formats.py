@@ -14,16 +14,23 @@ def formats(as_json: Json = False) -> None:
     containers = [registry.exporter(name) for name in registry.names("exporters")]
     engines = [registry.runtime(name) for name in registry.names("runtimes")]
     missing = {engine.name: engine.missing() for engine in engines}
-    rows = table("format", "types", "engines", "what it is")
+    rows = table("format", "types or targets", "engines", "what it is")
     for container in containers:
-        rows.add_row(container.name, " ".join(container.types), ", ".join(container.engines), container.summary)
+        kinds = " ".join((*container.types, *container.targets))
+        rows.add_row(container.name, kinds, ", ".join(container.engines), container.summary)
     here = table("engine", "here", "loads")
     for engine in engines:
         here.add_row(engine.name, missing[engine.name] or "yes", ", ".join(engine.formats))
     output.result(
         {
             "formats": [
-                {"name": c.name, "types": list(c.types), "engines": list(c.engines), "summary": c.summary}
+                {
+                    "name": c.name,
+                    "types": list(c.types),
+                    "targets": list(c.targets),
+                    "engines": list(c.engines),
+                    "summary": c.summary,
+                }
                 for c in containers
             ],
             "engines": [
