@@ -12,6 +12,7 @@ embedding alone; dequantizing while loading takes both, but knows a single grid 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -44,6 +45,8 @@ class TransformersSession:
         self._path = path
         self._spec = spec
         self._model = model
+        # transformers 5.24 renamed it and will drop the old name
+        self._keyword = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self._ids: list[int] = []
         self._cache: object | None = None
 
@@ -53,28 +56,29 @@ class TransformersSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._forget()
-        self._model = None
+        self._ids, self._cache, self._model = [], None, None
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Float32 logits [T, V] of one forward pass; row t predicts token t + 1."""
-        rows, _ = self._forward(token_ids, None)
-        return rows
+        return self._forward(token_ids, None)
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """The last row of `logits`, [V]; only what follows the ids of the call before is evaluated."""
         known, ids, factors = len(self._ids), list(token_ids), self._spec.rope.factors
-        if ids[:known] != self._ids or known >= len(ids) or factors(known) != factors(len(ids)):
-            self._forget()
-        rows, self._cache = self._forward(ids[len(self._ids) :], self._cache)
+        if self._cache is None or ids[:known] != self._ids or known >= len(ids) or factors(known) != factors(len(ids)):
+            self._start()
+        rows = self._forward(ids[len(self._ids) :], self._cache)
         self._ids = ids
         row: np.ndarray = rows[-1]
         return row
 
-    def _forget(self) -> None:
-        self._ids, self._cache = [], None
+    def _start(self) -> None:
+        from transformers import DynamicCache  # noqa: PLC0415 - heavy, wanted only here
 
-    def _forward(self, token_ids: Sequence[int], cache: object | None) -> tuple[np.ndarray, object]:
+        self._ids, self._cache = [], DynamicCache(config=self._model.config)
+
+    def _forward(self, token_ids: Sequence[int], cache: object | None) -> np.ndarray:
+        """Logits of `token_ids`, which follow those that `cache` holds; it holds them, too, afterwards."""
         import torch  # noqa: PLC0415 - heavy, wanted only here
 
         ids = [int(token) for token in token_ids]
@@ -82,11 +86,12 @@ class TransformersSession:
             raise BadOption(f"token ids must be one or more numbers below {self._spec.vocab_size}")
         try:
             with torch.no_grad():
-                output = self._model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
+                given = {self._keyword: cache, "use_cache": cache is not None}
+                output = self._model(input_ids=torch.tensor([ids]), **given)
         except Exception as error:
             raise EngineFailed(f"{self._path}: transformers: {_first_line(error)}") from error
         logits: np.ndarray = output.logits[0].float().numpy()
-        return logits, output.past_key_values
+        return logits
 
 
 class TransformersRuntime:
