@@ -151,8 +151,9 @@ def test_rows_aim_at_the_minimum_for_what_was_lost_before(threads: int):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 100])
-def test_row_blocks_cover_every_row_once(rows: int):
-    blocks = row_blocks(rows)
+@pytest.mark.parametrize("cols", [8, 1024])
+def test_row_blocks_cover_every_row_once(rows: int, cols: int):
+    blocks = row_blocks(rows, cols)
     assert [i for block in blocks for i in range(block.start, block.stop)] == list(range(rows))
     assert len(blocks) <= BLOCKS
 

@@ -21,6 +21,8 @@ from quantkit.parallel import TorchWorkers
 DAMPING = 0.1
 """Share of G's mean diagonal added to it; G is an estimate from few tokens."""
 BLOCKS = 8
+BLOCKS_OF_WIDE = 4
+"""For matrices with more than twice as many columns as rows: blocks that take longest should keep two threads busy."""
 COLUMNS = 512
 """Worked on together; part of what the last bits of a result depend on."""
 FEWEST_ROWS = 32
@@ -47,9 +49,9 @@ def solving_order(sensitivity: Tensor, threads: int) -> tuple[Tensor, Tensor] | 
     return None if factor is None else (order, factor)
 
 
-def row_blocks(rows: int) -> list[slice]:
+def row_blocks(rows: int, cols: int) -> list[slice]:
     """Blocks of rows in solving order."""
-    size = max(FEWEST_ROWS, -(-rows // BLOCKS))
+    size = max(FEWEST_ROWS, -(-rows // (BLOCKS if cols <= 2 * rows else BLOCKS_OF_WIDE)))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 

@@ -122,7 +122,7 @@ def _all_rows(problem: Problem, weight: np.ndarray, sensitivity: Tensor | None, 
 
     coupled = solving_order(sensitivity, threads) if sensitivity is not None else None
     order, factor = coupled or (torch.arange(rows, device=device), None)
-    blocks = [slice(0, rows)] if factor is None else row_blocks(rows)
+    blocks = [slice(0, rows)] if factor is None else row_blocks(rows, cols)
     step = row_chunks(rows, device).step if factor is None or device.type != "cpu" else COUPLED_ROWS
     targets = torch.from_numpy(weight).to(device)[order]
     lost = torch.empty_like(targets)
