@@ -155,3 +155,20 @@ def magnitude_patterns(values: np.ndarray) -> np.ndarray:
     unsigned = np.dtype(f"u{values.dtype.itemsize}")
     patterns: np.ndarray = values.view(unsigned) & unsigned.type((1 << (8 * values.dtype.itemsize - 1)) - 1)
     return patterns
+
+
+def normal_float16_patterns(bfloat16: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float16 bit patterns of bfloat16 ones below 65536, where they are normal numbers, and where they are not.
+
+    Args:
+        bfloat16: uint16 [n], finite.
+
+    Returns:
+        uint16 [n], right except at the second: the indices, int64, of magnitudes below 2^-14, zero among them.
+    """
+    patterns = bfloat16 & np.uint16(0x7FFF)
+    small = np.flatnonzero(patterns < np.uint16(0x3880))  # 2^-14, the smallest normal float16
+    patterns <<= np.uint16(3)  # seven bits of mantissa become ten
+    patterns -= np.uint16(0xC000)  # 112 x 2^10 modulo 2^16: exponents are biased by 15, not by 127
+    patterns |= bfloat16 & np.uint16(0x8000)
+    return patterns, small

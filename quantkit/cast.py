@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from quantkit.bits import magnitude_patterns
+from quantkit.bits import magnitude_patterns, normal_float16_patterns
 from quantkit.errors import NonFiniteValues, ValueOutOfRange
 from quantkit.tensor import BFLOAT16
 
@@ -50,10 +50,11 @@ def converted(name: str, array: np.ndarray, dtype: np.dtype, *, offset: int = 0)
     if array.dtype == dtype:
         return array
     if (array.dtype, dtype) == (BFLOAT16, FLOAT16):
-        # A table of all 65536 values is three times as fast as a conversion by way of float32.
-        halves = np.empty(array.shape, dtype)
-        np.take(_float16_of_bfloat16(), array.view(np.uint16), out=halves, mode="clip")
-        return halves
+        # Moving bits and a table for the few that become subnormal cost a quarter of a conversion by way of float32.
+        patterns, small = normal_float16_patterns(array.view(np.uint16).reshape(-1))
+        halves = patterns.view(dtype)
+        halves[small] = _float16_of_bfloat16()[array.view(np.uint16).reshape(-1)[small]]
+        return halves.reshape(array.shape)
     cast: np.ndarray = array.astype(dtype)
     return cast
 
