@@ -50,10 +50,11 @@ def converted(name: str, array: np.ndarray, dtype: np.dtype, *, offset: int = 0)
     if array.dtype == dtype:
         return array
     if (array.dtype, dtype) == (BFLOAT16, FLOAT16):
-        # Moving bits and a table for the few that become subnormal cost a quarter of a conversion by way of float32.
-        patterns, small = normal_float16_patterns(array.view(np.uint16).reshape(-1))
+        # Moving bits, with a table for the few that become subnormal, takes half the time of a table for all.
+        bits = array.reshape(-1).view(np.uint16)
+        patterns, small = normal_float16_patterns(bits)
         halves = patterns.view(dtype)
-        halves[small] = _float16_of_bfloat16()[array.view(np.uint16).reshape(-1)[small]]
+        halves[small] = _float16_of_bfloat16()[bits[small]]
         return halves.reshape(array.shape)
     cast: np.ndarray = array.astype(dtype)
     return cast
