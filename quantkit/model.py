@@ -53,7 +53,7 @@ def rotary_tables(spec: ModelSpec, start: int, stop: int, device: torch.device) 
     position = torch.arange(start, stop, dtype=torch.float32, device=device)[:, None]
     factors = spec.rope.factors(stop)
     if factors:
-        position = position * (1.0 / torch.tensor(factors, dtype=torch.float32, device=device))
+        position = position * (1.0 / torch.tensor(factors, dtype=torch.float32).to(device))
     angle = position * inv_freq
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos() * spec.rope.attention_factor, angle.sin() * spec.rope.attention_factor

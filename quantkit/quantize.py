@@ -104,8 +104,8 @@ def quantized(
         fisher: whether errors of outputs count by what they do to the predictions (`quantkit.sensitivity`), for
             methods that can tell them apart.
         threads: how many to use; the result does not depend on it.
-        device: what calibrated methods compute on, cpu or cuda; their sums are added in another order there, so a few
-            codes in a thousand may differ.
+        device: what calibrated methods compute on, cpu or cuda. Sums are added in another order there: once a scale
+            rounds otherwise, so do codes of all that makes up for it; errors are as small.
         bfloat16: whether calibration forwards compute in it (`quantkit.half_precision`); None = on a CPU that has
             instructions for it.
         progress: told how far the generation of calibration text is.

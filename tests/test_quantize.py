@@ -299,3 +299,25 @@ def test_round_to_nearest_needs_no_torch():
 def test_a_device_that_is_not_here_is_refused_before_anything_is_read():
     with pytest.raises(BadOption, match="sees no CUDA device"):
         quantized(memory_checkpoint(tiny_config()), QuantSpec(bits=4, group_size=32), "gptq", device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here; tests.elsewhere stands in")
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_a_cuda_device_gives_the_codes_of_the_cpu_until_a_scale_rounds_otherwise(method: str):
+    found = []
+    for device in ("cpu", "cuda"):
+        run = quantized(
+            memory_checkpoint(tiny_config()),
+            INT4,
+            method,
+            calibration=samples(*[40] * 10),
+            device=device,
+            bfloat16=False,
+        )
+        codes = [tensor.codes for tensor in tensors_of(run.checkpoint).values()]
+        errors = [report["error"] for report in run.report()["tensors"].values()]
+        found.append((codes, np.mean(errors)))
+    (codes, error), (others, other_error) = found
+    if method == "awq":  # no code depends on another
+        assert np.mean([np.mean(one != other) for one, other in zip(codes, others, strict=True)]) < 0.01
+    assert other_error == pytest.approx(error, rel=0.1)

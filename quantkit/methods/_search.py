@@ -27,6 +27,9 @@ from quantkit.spec import SCALE_DTYPES, QuantSpec
 
 SHRINKS = (0.4, 0.5, 0.58, 0.65, 0.71, 0.76, 0.81, 0.85, 0.89, 0.925, 0.955, 0.98, 1.0, 1.04)
 """Shares of the covering scale that are tried."""
+TIE = 1 + 1e-6
+"""By how much more a candidate must save. Often the mirrored grid, -s, holds the same values as s; which of the two is
+taken must not hang on the last bit of a sum."""
 ROW_ELEMENTS = 1 << 17
 """Weights judged at a time; small enough for the cache. Rows do not depend on each other."""
 
@@ -108,7 +111,7 @@ def _best(part: Tensor, importance: Tensor, spec: QuantSpec) -> tuple[Tensor, Te
         steps = torch.clamp((part / scale[..., None]).round_(), low, high)  # type: ignore[arg-type]
         a = (steps * weighted).sum(-1)
         b = torch.matmul(steps.square_().transpose(0, 1), importance[..., None])[..., 0].T
-        better = a * a > most * b
+        better = a * a > most * b * TIE
         for best, new in ((most, a * a / b), (best_scale, a / b), (best_zero, zero)):
             torch.where(better, new, best, out=best)
 
