@@ -22,6 +22,8 @@ from quantkit.methods._refine import Limits
 
 BLOCK_COLUMNS = 128
 """The paper's lazy batch."""
+STRIP_COLUMNS = 32
+"""Columns of a batch that are updated one by one; a product with all of them costs little more than to choose some."""
 
 
 def feedback_steps(
@@ -58,13 +60,26 @@ def feedback_steps(
         stop = min(start + width, len(weight))
         if before_block is not None:
             before_block(start, targets)
-        block = slice(start, stop)
-        corner = factor[block, block]
-        columns = zip(*(x[block].unbind() for x in (targets, steps, weight)), groups[block], strict=True)
         with turn:
-            for i, (t, q, w, g) in enumerate(columns):
-                torch.div(t, scales[g], out=q).round_().clamp_(*limits[g])
-                w.addcmul_(scales[g], q, value=-1.0)
-                targets[start + i + 1 : stop].addr_(corner[i, i + 1 :], w)
-        targets[stop:].addmm_(factor[block, stop:].T, weight[block])
+            for first in range(start, stop, STRIP_COLUMNS):
+                strip, rest = slice(first, min(first + STRIP_COLUMNS, stop)), slice(first + STRIP_COLUMNS, stop)
+                grids = [(scales[group], *limits[group]) for group in groups[strip]]
+                _round(targets[strip], steps[strip], weight[strip], factor[strip, strip], grids)
+                targets[rest].addmm_(factor[strip, rest].T, weight[strip])
+        targets[stop:].addmm_(factor[start:stop, stop:].T, weight[start:stop])
     return steps
+
+
+def _round(
+    targets: Tensor, steps: Tensor, lost: Tensor, factor: Tensor, grids: Sequence[tuple[Tensor, Tensor, Tensor]]
+) -> None:
+    """Columns one after the other, each aiming at what those before it have lost; `lost` holds the weights at first.
+
+    grids: scale, lowest and highest step of every column, [rows] each.
+    """
+    lost_by_row = lost.T
+    columns = zip(*(x.unbind() for x in (targets, steps, lost, factor.triu(1).T.contiguous())), grids, strict=True)
+    for target, q, w, u, (scale, low, high) in columns:
+        target.addmv_(lost_by_row, u)  # u is zero for this and later columns
+        torch.div(target, scale, out=q).round_().clamp_(low, high)
+        w.addcmul_(scale, q, value=-1.0)

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
 
 BLOCK_COLUMNS = 128
+STRIP_COLUMNS = 32
+"""Columns of a block that are updated one by one; a product with all of them costs little more than to choose some."""
 
-Limits = Sequence[tuple[Any, Any]]
-"""Lowest and highest step of every group: float32 [rows], or numbers, for which torch's clamp is an overload."""
+Limits = Sequence[tuple[Tensor, Tensor]]
+"""Lowest and highest step of every group, float32 [rows]."""
 
 
 def descend(
@@ -73,19 +74,27 @@ def _newton(steps: Tensor, R: Tensor, products: Tensor, scale: Tensor, rounded: 
     return torch.where(gains & (wanted != 0) & torch.isfinite(moved), moved, 0.0)
 
 
-def _swept(R: Tensor, H: Tensor, steps: Tensor, limit: tuple[Any, Any], turn: Lock) -> Tensor:
+def _swept(R: Tensor, H: Tensor, steps: Tensor, limit: tuple[Tensor, Tensor], turn: Lock) -> Tensor:
     """Better steps [width, rows] of a group, one after the other; `R`, in units of the scale, is overwritten."""
-    refined = torch.empty_like(steps)
-    energy = H.diagonal().tolist()
+    refined = torch.zeros_like(steps)
     for start in range(0, len(steps), BLOCK_COLUMNS):
         block = slice(start, min(start + BLOCK_COLUMNS, len(steps)))
-        local, corner = R[block], H[block, block]
-        # Without what the old steps before each column contribute, the new ones are simply added.
-        local.addmm_(corner.tril(-1), steps[block], alpha=-1.0)
-        columns = zip(*(x[block].unbind() for x in (steps, refined, R)), strict=True)
         with turn:
-            for j, (old, new, r) in enumerate(columns):
-                torch.add(old, r, alpha=-1 / energy[start + j], out=new).round_().clamp_(*limit)
-                local[j + 1 :].addr_(corner[j + 1 :, j], new)
+            _sweep(R[block], H[block, block], steps[block], refined[block], limit)
         R[block.stop :].addmm_(H[block.stop :, block], refined[block] - steps[block])
     return refined
+
+
+def _sweep(R: Tensor, H: Tensor, steps: Tensor, refined: Tensor, limit: tuple[Tensor, Tensor]) -> None:
+    """Columns of a block one after the other, into `refined`, which is zero at first."""
+    weights, before = (-1 / H.diagonal()).tolist(), H.tril(-1)
+    # Without what the old steps before each column contribute, the new ones are simply added.
+    R.addmm_(before, steps, alpha=-1.0)
+    for start in range(0, len(steps), STRIP_COLUMNS):
+        strip = slice(start, start + STRIP_COLUMNS)
+        R[strip].addmm_(before[strip, :start], refined[:start])
+        by_row, couplings = refined[strip].T, before[strip, strip].contiguous()
+        columns = (x.unbind() for x in (steps[strip], refined[strip], R[strip], couplings))
+        for old, new, r, h, weight in zip(*columns, weights[strip], strict=True):
+            r.addmv_(by_row, h)  # h is zero for this and later columns
+            torch.add(old, r, alpha=weight, out=new).round_().clamp_(*limit)
