@@ -12,8 +12,8 @@ chooses scales of both signs for symmetric grids by itself.)
 A row passes as `quantkit verify` judges it: KL (quantized) or the largest difference (dense) within the limits that
 are written there. vLLM computes quantized weights in float16, which moves log-probabilities by itself: there a row
 passes within twice what the dense float16 model shows when vLLM computes that in float16, too, with the reference's
-next token after every prompt, and inside the prompts wherever the reference prefers it by more than the dense model
-differs. Exits with 1 when a row fails or an engine is not installed.
+next token after every prompt, and inside the prompts wherever its lead is more than the dense model differs: below that
+the dense float16 model chooses otherwise, too. Exits with 1 when a row fails or an engine is not installed.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.engines import ORACLE, runs
 from quantkit.errors import EngineFailed, UnsupportedSpec
 from quantkit.golden import Golden, read_golden, record
-from quantkit.golden_prompts import Prompt, default_prompts
+from quantkit.golden_prompts import default_prompts
 from quantkit.layout import PlannedArtifact
-from quantkit.metrics import kl_divergence, log_softmax, max_abs_log_prob_difference, top1_agreement
 from quantkit.protocols import Exporter, ExportOptions
 from quantkit.quantize import quantized
 from quantkit.quantized import QuantizedTensor
@@ -161,35 +160,16 @@ def rows_of(artifact: Artifact, path: Path, golden: Golden, engines: Sequence[st
 
 def strict_row(artifact: Artifact, path: Path, golden: Golden) -> Row:
     """The artifact in the strict engine, computed in float16; its limits follow from the baseline's row."""
-    ids = [prompt.token_ids for prompt in golden.prompts]
+    ids, names = zip(*((prompt.token_ids, prompt.name) for prompt in golden.prompts), strict=True)
     with registry.runtime(ORACLE).open(path) as oracle:
         reference = [oracle.logits(tokens) for tokens in ids]
     with VLLM.open_in(path, "float16") as session:
         logits = [session.logits(tokens) for tokens in ids]
     checks = [
-        Check(f"{STRICT} against {name}", "kl", np.inf, tuple(map(compared, golden.prompts, trusted, logits)))
+        Check(f"{STRICT} against {name}", "kl", np.inf, tuple(map(Comparison.of, names, trusted, logits)))
         for name, trusted in ((ORACLE, reference), ("original", golden.logits))
     ]
-    return Row(
-        artifact=artifact,
-        engine=STRICT,
-        against_reference=checks[0],
-        against_golden=checks[1],
-        margin=max(map(lost_margin, reference, logits)),
-    )
-
-
-def lost_margin(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
-    """Largest p[best of P] - p[best of Q] of the positions where they differ; infinite if the last one is of those."""
-    p, best, other = log_softmax(p_logits), p_logits.argmax(axis=-1), q_logits.argmax(axis=-1)
-    position = np.arange(len(p))
-    return np.inf if best[-1] != other[-1] else float((p[position, best] - p[position, other]).max())
-
-
-def compared(prompt: Prompt, p: np.ndarray, q: np.ndarray) -> Comparison:
-    """One prompt's figures."""
-    figures = kl_divergence(p, q), top1_agreement(p, q), max_abs_log_prob_difference(p, q)
-    return Comparison(prompt.name, len(prompt.token_ids), *figures)
+    return Row(artifact=artifact, engine=STRICT, against_reference=checks[0], against_golden=checks[1])
 
 
 def golden_of(model: Checkpoint, file: Path, folder: Path) -> Golden:

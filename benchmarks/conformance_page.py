@@ -42,17 +42,12 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """An artifact in an engine, or in the reference when no engine takes it.
-
-    margin: of all positions where the engine's most likely token is another, the largest by which the reference
-    prefers its own, infinite where that is after a prompt; known for the strict engine only.
-    """
+    """An artifact in an engine, or in the reference when no engine takes it."""
 
     artifact: Artifact
     engine: str
     against_reference: Check | None
     against_golden: Check
-    margin: float = 0.0
 
     @property
     def difference(self) -> float:
@@ -82,22 +77,28 @@ def problem(row: Row, bases: Mapping[tuple[str, str], float]) -> str:
     base = bases.get((row.engine, row.artifact.options.arch))
     if base is None or not row.difference <= FACTOR * base:
         return f"more than {FACTOR:g} x dense {BASELINE}"
-    return "" if row.margin <= base else "another most likely token"
+    check = row.against_reference
+    same = check.same_next_tokens == len(check.comparisons) and check.lost_lead <= base
+    return "" if same else "another most likely token"
 
 
 def table(rows: Sequence[Row], bases: Mapping[tuple[str, str], float]) -> list[str]:
     """The rows of one engine, in Markdown."""
     lines = [
-        "| container | type | arch | weights | max Δ | x dense f16 | KL | top-1 | KL golden | top-1 golden | |",
-        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---|",
+        "| container | type | arch | weights | max Δ | x dense f16 | KL | next | top-1 | lead | KL golden "
+        "| top-1 golden | |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
         cell, reference, golden = row.artifact, row.against_reference, row.against_golden
         base = bases.get((row.engine, cell.options.arch))
-        figures = ["-"] * 4
+        figures = ["-"] * 6
         if reference is not None:
             ratio = f"{row.difference / base:.2f}" if base else "-"
-            figures = [f"{row.difference:.1e}", ratio, f"{reference.kl:.1e}", f"{reference.top1:.2%}"]
+            next_tokens = f"{reference.same_next_tokens} of {len(reference.comparisons)}"
+            lead = f"{reference.lost_lead:.1e}" if reference.top1 < 1 else "-"
+            figures = [f"{row.difference:.1e}", ratio, f"{reference.kl:.1e}", next_tokens]
+            figures += [f"{reference.top1:.2%}", lead]
         figures += [f"{golden.kl:.2e}", f"{golden.top1:.2%}", problem(row, bases) or "ok"]
         lines.append("| " + " | ".join([cell.container, cell.type, cell.options.arch, cell.weights, *figures]) + " |")
     return lines
@@ -122,9 +123,12 @@ def page(rows: Sequence[Row], refused: Sequence[str]) -> str:
         "# Conformance",
         "",
         "Written by `make conformance` on the golden model; what the rows are and when they pass is said in",
-        "`benchmarks/conformance.py`. Max Δ (the largest difference of a log-probability), KL and top-1 compare the",
-        "engine with the reference runtime on the same artifact, the golden columns with the recorded logits of the",
-        "original, over all positions of all golden prompts.",
+        "`benchmarks/conformance.py`. Max Δ (the largest difference of a log-probability), KL, next, top-1 and lead",
+        "compare the engine with the reference runtime on the same artifact, the golden columns with the recorded",
+        "logits of the original, over all positions of all golden prompts. Next counts the prompts after which the",
+        "most likely token is the same, top-1 all positions inside them. Lead is the most, in log-probability, by",
+        "which the reference prefers its token where the engine prefers another: two tokens that lie closer than an",
+        "engine rounds change places.",
     ]
     for engine in sorted({row.engine for row in rows}, key=lambda name: (name == ORACLE, name)):
         lines += ["", f"## {engine}", "", version_of(engine), ""]

@@ -39,6 +39,20 @@ def top1_agreement(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
     return float((p_logits.argmax(axis=-1) == q_logits.argmax(axis=-1)).mean())
 
 
+def same_next_token(p_logits: np.ndarray, q_logits: np.ndarray) -> bool:
+    """Whether the most likely token after the last position is the same."""
+    return bool(p_logits[-1].argmax() == q_logits[-1].argmax())
+
+
+def lost_lead(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
+    """How clear what P chose was where Q chooses otherwise: the largest p[best of P] - p[best of Q], 0 if nowhere.
+
+    Two tokens that P finds nearly as likely change places by rounding alone, and then it is as small as that.
+    """
+    p, position = log_softmax(p_logits), np.arange(len(p_logits))
+    return float((p[position, p_logits.argmax(axis=-1)] - p[position, q_logits.argmax(axis=-1)]).max())
+
+
 def perplexity(logits: np.ndarray, token_ids: Sequence[int]) -> float:
     """exp of the mean of -q over the tokens that came: row t is asked for token t + 1; needs two tokens or more."""
     following = np.asarray(token_ids[1:])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.manifest import plain
+from quantkit.metrics import kl_divergence, lost_lead, max_abs_log_prob_difference, same_next_token, top1_agreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,21 @@ class Comparison:
     kl: float
     top1: float
     max_abs_log_prob_difference: float
+    lost_lead: float
+    same_next_token: bool
+
+    @classmethod
+    def of(cls, prompt: str, trusted: np.ndarray, tested: np.ndarray) -> Comparison:
+        """Compare logits [T, V] on the prompt of this name."""
+        return cls(
+            prompt,
+            len(trusted),
+            kl_divergence(trusted, tested),
+            top1_agreement(trusted, tested),
+            max_abs_log_prob_difference(trusted, tested),
+            lost_lead(trusted, tested),
+            same_next_token(trusted, tested),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +66,16 @@ class Check:
         """The largest over all prompts."""
         # numpy's maximum, unlike Python's, does not lose a NaN
         return float(np.max([comparison.max_abs_log_prob_difference for comparison in self.comparisons]))
+
+    @property
+    def lost_lead(self) -> float:
+        """The largest over all prompts."""
+        return float(np.max([comparison.lost_lead for comparison in self.comparisons]))
+
+    @property
+    def same_next_tokens(self) -> int:
+        """Prompts after which the most likely token is the same."""
+        return sum(comparison.same_next_token for comparison in self.comparisons)
 
     @property
     def value(self) -> float:
@@ -108,6 +134,8 @@ class Report:
                 "kl": check.kl,
                 "top1": check.top1,
                 "max_abs_log_prob_difference": check.max_abs_log_prob_difference,
+                "lost_lead": check.lost_lead,
+                "same_next_tokens": check.same_next_tokens,
                 "passed": check.passed,
             }
             for check in self.checks
@@ -132,5 +160,7 @@ def _line(check: Check) -> str:
     label = "KL" if check.measure == "kl" else "max |Δ log-prob|"
     return (
         f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {label} {check.value:.2e} (limit {check.limit:.0e}); "
-        f"KL {check.kl:.2e}, top-1 {check.top1:.2%}, max |Δ log-prob| {check.max_abs_log_prob_difference:.2e}"
+        f"KL {check.kl:.2e}, max |Δ log-prob| {check.max_abs_log_prob_difference:.2e}, top-1 {check.top1:.2%}"
+        + (f" (others where the lead was at most {check.lost_lead:.2e})" if check.top1 < 1 else "")
+        + f", next token after {check.same_next_tokens} of {len(check.comparisons)} prompts"
     )

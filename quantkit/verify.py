@@ -25,7 +25,6 @@ from quantkit.engines import ORACLE, choose_engine, real_engine
 from quantkit.errors import BadOption, GoldenMismatch
 from quantkit.golden import Golden, model_facts
 from quantkit.golden_prompts import Prompt, default_prompts
-from quantkit.metrics import kl_divergence, max_abs_log_prob_difference, top1_agreement
 from quantkit.protocols import OracleSession, Runtime
 from quantkit.report import Check, Comparison, Divergence, Report
 from quantkit.source_file import SourceFile
@@ -231,16 +230,8 @@ def _check(
     tested: Sequence[np.ndarray],
     limit: _Limit,
 ) -> Check:
-    comparisons = tuple(
-        Comparison(
-            prompt.name,
-            len(prompt.token_ids),
-            kl_divergence(p, q),
-            top1_agreement(p, q),
-            max_abs_log_prob_difference(p, q),
-        )
-        for prompt, p, q in zip(prompts, trusted, tested, strict=True)
-    )
+    compared = zip(prompts, trusted, tested, strict=True)
+    comparisons = tuple(Comparison.of(prompt.name, p, q) for prompt, p, q in compared)
     return Check(name, limit.measure, limit.value, comparisons)
 
 

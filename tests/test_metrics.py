@@ -10,8 +10,10 @@ import pytest
 from quantkit.metrics import (
     kl_divergence,
     log_softmax,
+    lost_lead,
     max_abs_log_prob_difference,
     perplexity,
+    same_next_token,
     top1_agreement,
 )
 
@@ -51,6 +53,19 @@ def test_a_model_does_not_diverge_from_itself():
 def test_the_largest_log_prob_difference_is_found_wherever_it_is():
     assert max_abs_log_prob_difference(P, Q) == pytest.approx(math.log(2), abs=1e-6)
     assert max_abs_log_prob_difference(P[1:], Q[1:]) == pytest.approx(0, abs=1e-6)
+
+
+def test_another_choice_weighs_as_much_as_the_lead_it_overturns():
+    p = np.log(np.array([[0.5, 0.3, 0.2], [0.4, 0.2, 0.4], [0.1, 0.1, 0.8]]))
+    assert lost_lead(p, p) == 0
+    assert same_next_token(p, p)
+    other = p.copy()
+    other[0] = [0, 9, 0]
+    assert lost_lead(p + 7, other) == pytest.approx(np.log(5 / 3))
+    assert same_next_token(p, other)
+    other[2] = [9, 0, 0]
+    assert lost_lead(p, other) == pytest.approx(np.log(8))
+    assert not same_next_token(p, other)
 
 
 def test_top1_is_the_share_of_positions_with_the_same_favourite():

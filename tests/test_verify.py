@@ -207,16 +207,18 @@ def test_the_report_is_plain_json_and_its_last_line_the_verdict(tiny_checkpoint,
 
 
 def test_a_check_weighs_prompts_by_their_positions():
-    check = Check("a", "kl", 0.5, (Comparison("x", 1, 0.8, 1.0, 0.3), Comparison("y", 3, 0.4, 0.0, 0.2)))
+    prompts = Comparison("x", 1, 0.8, 1.0, 0.3, 0.0, True), Comparison("y", 3, 0.4, 0.0, 0.2, 0.1, False)
+    check = Check("a", "kl", 0.5, prompts)
     assert check.kl == pytest.approx(0.5)
     assert check.top1 == pytest.approx(0.25)
     assert check.max_abs_log_prob_difference == 0.3
+    assert (check.lost_lead, check.same_next_tokens) == (0.1, 1)
     assert check.passed
     assert not Check("a", "max_abs_log_prob_difference", 0.2, check.comparisons).passed
 
 
 def test_a_report_passes_only_if_every_check_does():
-    good = Check("good", "kl", 1.0, (Comparison("x", 1, 0.1, 1.0, 0.1),))
+    good = Check("good", "kl", 1.0, (Comparison("x", 1, 0.1, 1.0, 0.1, 0.0, True),))
     bad = Check("bad", "kl", 0.01, good.comparisons)
     facts = {"path": "x", "format": "hf", "precision": "quantized", "engine": None}
     assert Report(**facts, checks=(good,)).passed
