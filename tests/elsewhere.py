@@ -2,11 +2,15 @@
 
 Its tensors lie in this process's memory and are computed by the CPU, but they say that they are elsewhere, and an
 operation on tensors of which some are elsewhere and some are not fails, as on a GPU; so does `.numpy()`. What can be
-left out then, or done too early, is a `.to(device)`: numbers are those of the CPU.
+left out then, or done too early, is a `.to(device)`. Sums are added as on a GPU, in larger pieces than on the CPU.
 
-Installing it changes torch for the whole process: `python -m tests.elsewhere TOKENIZER` does it in one of its own. It
-calibrates and quantizes a tiny model there and on the CPU, and prints as JSON whether the generated text is the same
-and, for each way of quantizing, the share of codes that are not.
+Installing it changes torch for the whole process, so it is done in one of its own:
+
+    python -m tests.elsewhere MODEL            a tiny model with the tokenizer of MODEL, which has 2048 tokens
+    python -m tests.elsewhere MODEL --whole    MODEL itself; minutes for the golden model
+
+It calibrates and quantizes there and on the CPU, and prints as JSON whether the generated text is the same and, for
+each way of quantizing, the share of codes that are not, and the mean error of all layers here and there.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from quantkit.calibration_text import CalibrationOptions, Samples
 from quantkit.checkpoint import Checkpoint
 from quantkit.family import LINEAR_ROLES
 from quantkit.quantized import QuantizedTensor
-from quantkit.registry import method
+from quantkit.registry import method, open_checkpoint
 from quantkit.spec import QuantSpec
 from tests.memory import memory_checkpoint, tiny_config
 
@@ -46,7 +50,7 @@ LONGROPE = {
 WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "awq": ("awq", {}),
     "gptq": ("gptq", {"fisher": False}),
-    "gptq, smoothed, outputs weighed": ("gptq", {"smooth": True}),
+    "gptq, outputs weighed, smoothed": ("gptq", {"smooth": True}),
 }
 
 
@@ -119,10 +123,12 @@ def install() -> tuple[torch.device, torch.library.Library]:
     return torch.device(NAME, 0), library
 
 
-def quantized(checkpoint: Checkpoint, samples: Samples, way: str, device: torch.device) -> dict[str, QuantizedTensor]:
-    """Every linear layer of the model in 4 bits, computed on `device`."""
+def quantized(
+    checkpoint: Checkpoint, group_size: int, samples: Samples, way: str, device: torch.device
+) -> tuple[dict[str, QuantizedTensor], float]:
+    """Every linear layer of the model in 4 bits, computed on `device`, and the mean of their errors."""
     method_name, options = WAYS[way]
-    grid = QuantSpec(bits=4, group_size=32), method(method_name)
+    grid = QuantSpec(bits=4, group_size=group_size), method(method_name)
     stream = BlockStream(
         checkpoint,
         {slot.name: grid for slot in checkpoint.spec.slots() if slot.role in LINEAR_ROLES},
@@ -130,11 +136,11 @@ def quantized(checkpoint: Checkpoint, samples: Samples, way: str, device: torch.
         **{"skip_positions": 4, "propagate": True, "threads": 2, **options},
         device=device,
     )
-    found = {}
+    tensors, errors = {}, []
     for _ in range(checkpoint.spec.num_hidden_layers):
-        stream.advance()
-        found |= stream.tensors
-    return found
+        errors += [report.error for report in stream.advance().values()]
+        tensors |= stream.tensors
+    return tensors, float(np.mean(errors))
 
 
 def different(here: Mapping[str, QuantizedTensor], there: Mapping[str, QuantizedTensor]) -> float:
@@ -143,20 +149,30 @@ def different(here: Mapping[str, QuantizedTensor], there: Mapping[str, Quantized
     return float(unequal / sum(tensor.codes.size for tensor in here.values()))
 
 
-def main(tokenizer: Path) -> int:
-    """Compare and print; `tokenizer` is a folder with the files of one of 2048 tokens."""
-    device, library = install()
-    files = {path.name: path.read_bytes() for path in tokenizer.glob("*token*")}
-    config = tiny_config(vocab_size=2048, intermediate_size=64, num_hidden_layers=2, rope_scaling=LONGROPE)
-    checkpoint = memory_checkpoint(config, files=files)
-    options = CalibrationOptions(sequences=10, length=40)
-    here, there = (calibration_samples(checkpoint, options, device=where) for where in (CPU, device))
-    same = all(map(np.array_equal, here.sequences, there.sequences))
-    shares = {way: different(*(quantized(checkpoint, here, way, where) for where in (CPU, device))) for way in WAYS}
-    print(json.dumps({"same text": same, "shares": shares}))
-    del library
+def rehearsed(checkpoint: Checkpoint, group_size: int, options: CalibrationOptions) -> dict[str, Any]:
+    """What is printed."""
+    device, _library = install()
+    samples, others = (calibration_samples(checkpoint, options, threads=2, device=where) for where in (CPU, device))
+    ways = {}
+    for way in WAYS:
+        (here, error), (there, other_error) = (
+            quantized(checkpoint, group_size, samples, way, where) for where in (CPU, device)
+        )
+        ways[way] = {"different": different(here, there), "errors": [error, other_error]}
+    return {"same text": all(map(np.array_equal, samples.sequences, others.sequences)), "ways": ways}
+
+
+def main(folder: Path, *options: str) -> int:
+    """Compare and print."""
+    if options == ("--whole",):
+        found = rehearsed(open_checkpoint(folder), 128, CalibrationOptions(sequences=16, length=512))
+    else:
+        files = {path.name: path.read_bytes() for path in folder.glob("*token*")}
+        config = tiny_config(vocab_size=2048, intermediate_size=64, num_hidden_layers=2, rope_scaling=LONGROPE)
+        found = rehearsed(memory_checkpoint(config, files=files), 32, CalibrationOptions(sequences=10, length=40))
+    print(json.dumps(found, indent=2))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -95,8 +95,8 @@ def test_export_gives_the_same_bytes_wherever_and_however_it_runs(
 
 
 def test_everything_that_calibration_computes_is_computed_on_the_device(golden_model):
-    """See `tests.elsewhere`. A scale whose last bit differs moves codes after it, and more of them the further it goes
-    where rows make up for each other; without that a hundredth is a lot."""
+    """See `tests.elsewhere`. Where a scale falls on the other side of a rounding boundary, codes after it move, and
+    many where rows make up for each other, at the same errors; otherwise a hundredth is a lot."""
     registration = pytest.importorskip("torch.utils.backend_registration")
     if not hasattr(registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("this torch knows no devices written in Python")
@@ -105,6 +105,6 @@ def test_everything_that_calibration_computes_is_computed_on_the_device(golden_m
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["same text"]
-    shares = found["shares"]
-    assert max(shares["awq"], shares["gptq"]) < 0.01
-    assert shares["gptq, smoothed, outputs weighed"] < 0.3
+    for way, outcome in found["ways"].items():
+        assert outcome["different"] < (0.5 if "weighed" in way else 0.01), way
+        assert outcome["errors"][1] == pytest.approx(outcome["errors"][0], rel=0.1)
