@@ -157,10 +157,14 @@ class Report:
 
 
 def _line(check: Check) -> str:
-    label = "KL" if check.measure == "kl" else "max |Δ log-prob|"
+    figures = {
+        "kl": f"KL {check.kl:.2e}",
+        "max_abs_log_prob_difference": f"max |Δ log-prob| {check.max_abs_log_prob_difference:.2e}",
+    }
+    decides = f"{figures.pop(check.measure)} (limit {check.limit:.0e})"
+    lost = f" (where not, it led by at most {check.lost_lead:.1e})" if check.top1 < 1 else ""
     return (
-        f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {label} {check.value:.2e} (limit {check.limit:.0e}); "
-        f"KL {check.kl:.2e}, max |Δ log-prob| {check.max_abs_log_prob_difference:.2e}, top-1 {check.top1:.2%}"
-        + (f" (others where the lead was at most {check.lost_lead:.2e})" if check.top1 < 1 else "")
-        + f", next token after {check.same_next_tokens} of {len(check.comparisons)} prompts"
+        f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {', '.join((decides, *figures.values()))}; "
+        f"top-1 equal at {check.top1:.2%} of positions{lost} "
+        f"and after {check.same_next_tokens} of {len(check.comparisons)} prompts"
     )
