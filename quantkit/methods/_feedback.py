@@ -18,12 +18,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from quantkit.methods._refine import Limits
-
-BLOCK_COLUMNS = 128
-"""The paper's lazy batch."""
-STRIP_COLUMNS = 32
-"""Columns of a batch that are updated one by one; a product with all of them costs little more than to choose some."""
+from quantkit.methods._refine import BLOCK_COLUMNS, STRIP_COLUMNS, Limits
 
 
 def feedback_steps(

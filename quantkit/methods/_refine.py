@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 BLOCK_COLUMNS = 128
+"""Columns after which the rest is updated in one product: GPTQ's lazy batch."""
 STRIP_COLUMNS = 32
 """Columns of a block that are updated one by one; a product with all of them costs little more than to choose some."""
 
