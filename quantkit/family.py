@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from quantkit.config_reader import ConfigReader
 from quantkit.errors import BadConfig, UnsupportedModel
 
 MAX_DIMENSION = 1 << 24
@@ -197,7 +198,7 @@ def parse_config(config: Mapping[str, Any], *, where: str = "config.json") -> Mo
         UnsupportedModel: another family, MoE, MLA, biases, a RoPE type or activation that is not ours.
         BadConfig: a value of the wrong type or outside its range.
     """
-    reader = _ConfigReader(config, where)
+    reader = ConfigReader(config, where)
     architecture = _architecture(config, where)
     _refuse_unsupported(config, where)
     hidden = reader.integer("hidden_size", 1, MAX_DIMENSION)
@@ -270,11 +271,11 @@ def _rope(config: Mapping[str, Any], where: str, head_dim: int, context: int) ->
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
         raise BadConfig(f"{where}: rope_scaling must be an object or null, is {str(scaling)[:80]!r}")
-    reader = _ConfigReader(scaling, f"{where}: rope_scaling")
+    reader = ConfigReader(scaling, f"{where}: rope_scaling")
     theta = (
         reader.number("rope_theta")
         if "rope_theta" in scaling
-        else _ConfigReader(config, where).number("rope_theta", default=10000.0)
+        else ConfigReader(config, where).number("rope_theta", default=10000.0)
     )
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
@@ -296,60 +297,3 @@ def _rope(config: Mapping[str, Any], where: str, head_dim: int, context: int) ->
         original_max_position_embeddings=original,
         attention_factor=math.sqrt(1.0 + math.log(extended) / math.log(original)),
     )
-
-
-class _ConfigReader:
-    """Typed look-ups in a JSON object; every refusal names the key, the rule and the value found."""
-
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
-        self.config = config
-        self.where = where
-
-    def _refuse(self, key: str, rule: str) -> BadConfig:
-        value = self.config.get(key)
-        return BadConfig(
-            f"{self.where}: {key} must be {rule}, is {repr(value)[:80] if value is not None else 'missing'}"
-        )
-
-    def integer(self, key: str, low: int, high: int, *, default: int | None = None) -> int:
-        value = self.config.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self._refuse(key, f"an integer from {low} to {high}")
-        return value
-
-    def number(self, key: str, *, default: float | None = None) -> float:
-        value = self.config.get(key)
-        value = default if value is None else value
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
-            raise self._refuse(key, "a positive finite number")
-        return float(value)
-
-    def boolean(self, key: str, *, default: bool) -> bool:
-        value = self.config.get(key)
-        value = default if value is None else value
-        if not isinstance(value, bool):
-            raise self._refuse(key, "true or false")
-        return value
-
-    def token(self, key: str, vocab: int, *, default: int | None) -> int | None:
-        return None if self.config.get(key) is None and default is None else self.tokens(key, vocab, default=default)[0]
-
-    def tokens(self, key: str, vocab: int, *, default: int | None) -> tuple[int, ...]:
-        value = self.config.get(key)
-        value = default if value is None else value
-        ids = value if isinstance(value, list) else [value]
-        good = [i for i in ids if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab]
-        if not ids or len(good) != len(ids):
-            raise self._refuse(key, f"a token id, or a list of them, below vocab_size {vocab}")
-        return tuple(good)
-
-    def factors(self, key: str, length: int) -> tuple[float, ...]:
-        value = self.config.get(key)
-        rule = f"a list of {length} positive numbers (half of head_dim)"
-        if not isinstance(value, list) or len(value) != length:
-            raise self._refuse(key, rule)
-        for item in value:
-            if not isinstance(item, (int, float)) or isinstance(item, bool) or not 0 < item < 1e9:
-                raise self._refuse(key, rule)
-        return tuple(float(item) for item in value)

@@ -21,8 +21,8 @@ from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.family import LINEAR_ROLES, WEIGHED_ROLES, ModelSpec, Role
 from quantkit.fold import folded
 from quantkit.kernels import Verdict, verdicts
+from quantkit.planned_model import planned
 from quantkit.protocols import ExportOptions
-from quantkit.quantize import planned
 from quantkit.recipe import Recipe
 from quantkit.spec import QuantSpec
 from quantkit.tensor import TensorView, Weight

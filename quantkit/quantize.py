@@ -7,12 +7,11 @@ tensor is read and keeps the result until the next block's turn, so that one blo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,12 +19,14 @@ from quantkit import registry
 from quantkit.calibration_text import CalibrationOptions, Samples
 from quantkit.checkpoint import Checkpoint
 from quantkit.destination import resolve
-from quantkit.errors import BadOption, MissingDependency, QuantkitError
+from quantkit.devices import check_device, check_torch
+from quantkit.errors import BadOption, QuantkitError
 from quantkit.journal import Journal
 from quantkit.layout import PlannedArtifact
+from quantkit.planned_model import planned
 from quantkit.protocols import Method, TensorReport
 from quantkit.quantized import QuantizedTensor
-from quantkit.recipe import Assignment, Recipe
+from quantkit.recipe import Recipe
 from quantkit.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.smoothing import smoothable, weight_name
 from quantkit.spec import QuantSpec
@@ -40,37 +41,6 @@ SKIP_POSITIONS = 4
 SAMPLES_STEP = "samples"
 Progress = Callable[[int, int], None]
 """progress(done, total): tokens of calibration text generated; called now and then, maybe from another thread."""
-
-
-def planned(checkpoint: Checkpoint, assignments: Mapping[str, Assignment]) -> Checkpoint:
-    """`checkpoint` as it will be once its weights are what they are assigned to be; quantized views cannot be read.
-
-    Args:
-        checkpoint: a dense model.
-        assignments: by weight name, see `Recipe.assign`.
-
-    Raises:
-        BadOption: a weight that is assigned a grid is quantized already.
-        UnsupportedSpec: a group size that does not divide a layer's columns, with the layer's name.
-    """
-    views: dict[str, QuantizedView] = {}
-    for name, assignment in assignments.items():
-        weight = checkpoint.weights[name]
-        if assignment.spec is None:
-            continue
-        if isinstance(weight, QuantizedView):
-            raise BadOption(
-                f"{name} is quantized already ({weight.spec})",
-                hint="quantize the original checkpoint, or export this one as it is",
-            )
-        rows, cols = weight.shape
-        assignment.spec.groups(cols, name=name)
-        views[name] = QuantizedView(name, (rows, cols), assignment.spec, _unreadable)
-    return replace(checkpoint, weights={**checkpoint.weights, **views})
-
-
-def _unreadable() -> NoReturn:
-    raise RuntimeError("a planned weight has no values")
 
 
 def quantized(
@@ -133,29 +103,6 @@ def quantized(
     )
 
 
-def _check_torch(name: str) -> None:
-    """Raise `MissingDependency` if what the calibrated method `name` computes with is not installed."""
-    if find_spec("torch") is None:
-        raise MissingDependency(
-            f"method {name} needs torch, which is not installed", hint="pip install 'quantkit[torch]'"
-        )
-
-
-def _check_device(device: str, method_name: str, *, calibrated: bool) -> None:
-    """Raise `BadOption` unless something can be computed on `device` here."""
-    if device != "cuda":
-        raise BadOption(f"there is no device {device!r}", hint="choose cpu or cuda")
-    if not calibrated:
-        raise BadOption(f"{method_name} is not calibrated and works on the CPU", hint="leave --device out")
-    import torch  # noqa: PLC0415 - heavy, and round-to-nearest does without it
-
-    if not torch.cuda.is_available():
-        raise BadOption(
-            f"torch {torch.__version__} sees no CUDA device here",
-            hint="leave --device out, or install a build of torch for CUDA and its driver",
-        )
-
-
 class Quantization:
     """One run: `checkpoint` is what an exporter takes; `report()`, afterwards, tells how well it went."""
 
@@ -190,13 +137,13 @@ class Quantization:
         calibrated = [used.name for used in self._methods.values() if used.needs_calibration]
         self._calibrated = bool(calibrated)
         if calibrated:
-            _check_torch(calibrated[0])
+            check_torch(calibrated[0])
         if smooth and not self._calibrated:
             raise BadOption(
                 f"{method.name} is not calibrated, so there is nothing to smooth by", hint="choose --method gptq or awq"
             )
         if device != "cpu":
-            _check_device(device, method.name, calibrated=self._calibrated)
+            check_device(device, method.name, calibrated=self._calibrated)
         self._calibration = calibration
         self._skip_positions = skip_positions
         self._propagate = propagate

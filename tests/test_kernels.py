@@ -15,8 +15,8 @@ from quantkit.errors import UnsupportedSpec
 from quantkit.family import Role, TensorSlot
 from quantkit.fold import folded
 from quantkit.kernels import KERNELS, verdicts
+from quantkit.planned_model import planned
 from quantkit.protocols import ExportOptions
-from quantkit.quantize import planned
 from quantkit.recipe import Recipe
 from quantkit.spec import QuantSpec
 from tests.memory import memory_checkpoint, tiny_config

@@ -25,7 +25,8 @@ from quantkit.grid import round_to_nearest
 from quantkit.half_precision import has_bfloat16_products
 from quantkit.loading import load_block, load_model
 from quantkit.model import Block
-from quantkit.quantize import planned, quantized
+from quantkit.planned_model import planned
+from quantkit.quantize import quantized
 from quantkit.quantized import QuantizedTensor
 from quantkit.recipe import Recipe
 from quantkit.spec import QuantSpec

@@ -19,8 +19,8 @@ from quantkit.errors import NonFiniteValues, ValueOutOfRange
 from quantkit.factorization import damped, unit_upper
 from quantkit.grid import fitted_grid
 from quantkit.methods._error import row_chunks
-from quantkit.methods._feedback import BLOCK_COLUMNS, feedback_steps
-from quantkit.methods._refine import descend
+from quantkit.methods._feedback import feedback_steps
+from quantkit.methods._refine import BLOCK_COLUMNS, descend
 from quantkit.methods._row_feedback import aimed, row_blocks, solving_order
 from quantkit.methods._search import rounded_scale, searched_grid
 from quantkit.parallel import torch_workers
