@@ -5,7 +5,8 @@
 Ours is `quantkit quantize` as a user runs it, calibrated on a file: reading, propagation, writing, fsync, re-reading
 and hashing included. GPTQModel, in an environment of its own, loads the same model folded into a float32 Llama,
 quantizes it with its defaults and saves it. Both get the same 16 x 512 token ids and the same number of threads, 4 bits
-in groups of 128, and run in turns, each in a process of its own; medians are shown. Weights are random.
+in groups of 128, and run in turns, each in a process of its own; medians are shown. Weights are random. Beside the
+verdict stands what `quantkit plan` would have said about ours.
 
 A second table shows what calibration holds in memory for 8 and for 64 sequences (`benchmarks/statistics_memory.py`).
 With --layers the model has the same widths and fewer layers, for a trial: then the limits say nothing.
@@ -33,7 +34,9 @@ from benchmarks.statistics_memory import show as show_statistics
 from benchmarks.statistics_memory import usages
 from golden.corpus import read_modules
 from quantkit.calibration_text import CalibrationOptions, file_samples
+from quantkit.plan import Plan, plan
 from quantkit.registry import open_checkpoint
+from quantkit.spec import QuantSpec
 from quantkit.tokenizer import open_tokenizer
 
 SEQUENCES, LENGTH = 16, 512
@@ -91,6 +94,12 @@ def commands(inputs: Inputs, folder: Path, python: Path, threads: int) -> dict[s
         python, inputs.folded, inputs.tokens, theirs, bits=BITS, group_size=GROUP, options={}
     )
     return {OURS: (run, ours), THEIRS: (other, theirs)}
+
+
+def planned(inputs: Inputs) -> Plan:
+    """What `quantkit plan` says about our run."""
+    grid = QuantSpec(bits=BITS, group_size=GROUP)
+    return plan(open_checkpoint(inputs.model), [], method="gptq", spec=grid, calibration_tokens=inputs.count)
 
 
 def fallbacks(text: str, count: int) -> int:
@@ -155,7 +164,10 @@ def main() -> int:
         inputs = prepare(folder, options.layers)
         costs, given_up = run(inputs, folder, options.gptqmodel, rounds=options.rounds, threads=options.threads)
         met = show(costs)
-        print(f"        {given_up} layers of ours were rounded to nearest\n")
+        print(f"        {given_up} layers of ours were rounded to nearest")
+        foreseen = planned(inputs)
+        minutes, peak = foreseen.seconds / 60, foreseen.peak_memory_bytes / GIB
+        print(f"        `quantkit plan` says {minutes:.1f} minutes and {peak:.2f} GiB\n")
         met &= show_statistics(usages(inputs.model, (8, 64), 128, options.threads))
     if options.layers is not None:
         print(f"only {options.layers} layers: a trial, not a verdict")

@@ -89,7 +89,11 @@ def sensitivities(
     """
     sequences = _first(sequences)
     found = [Sensitivities({}, {role: [] for role in POSITION_ROLES}) for _ in range(checkpoint.spec.num_hidden_layers)]
-    sums: list[dict[Role, Tensor]] = [{} for _ in found]
+    # All of it before the pass: long-lived memory between what comes and goes would keep that from being reused.
+    sums = [
+        {role: torch.zeros((checkpoint.spec.layer_shape(role)[0],) * 2, device=device) for role in WEIGHED_ROLES}
+        for _ in found
+    ]
     tokens = 0
     with torch.inference_mode(mode=False), torch.no_grad():
         passes = _Pass(checkpoint, device, threads, bfloat16)
@@ -97,15 +101,13 @@ def sensitivities(
             for layer, gradients in passes.run(wave, first):
                 for role in WEIGHED_ROLES:
                     seen = [(g * length)[skip_positions:] for g, length in gradients[role]]
-                    total = input_statistics(seen, seen[0].shape[1], threads, device).hessian
-                    sums[layer][role] = sums[layer][role] + total if role in sums[layer] else total
+                    sums[layer][role] += input_statistics(seen, seen[0].shape[1], threads, device).hessian
                 for role in POSITION_ROLES:
                     found[layer].positions[role].extend(g.norm(dim=-1, keepdim=True) for g, _ in gradients[role])
             tokens += sum(max(len(x) - skip_positions, 0) for x in wave)
-    return [
-        replace(one, outputs={role: total / max(tokens, 1) for role, total in by_role.items()})
-        for one, by_role in zip(found, sums, strict=True)
-    ]
+    for total in (total for by_role in sums for total in by_role.values()):
+        total.div_(max(tokens, 1))
+    return [replace(one, outputs=by_role) for one, by_role in zip(found, sums, strict=True)]
 
 
 def _first(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
