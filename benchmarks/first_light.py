@@ -23,8 +23,8 @@ from quantkit import registry
 from quantkit.artifact import publish
 from quantkit.golden import Golden, read_golden
 from quantkit.loading import load_model
-from quantkit.metrics import kl_divergence, max_abs_log_prob_difference, top1_agreement
 from quantkit.protocols import ExportOptions
+from quantkit.report import Check, Comparison
 from tests.strings import STRINGS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,14 +34,15 @@ DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 def show(name: str, golden: Golden, found: Sequence[np.ndarray], limit: float | None) -> bool:
     """Print one row; True when it is within `limit`."""
-    pairs = list(zip(golden.logits, found, strict=True))
-    largest = max(max_abs_log_prob_difference(p, q) for p, q in pairs)
-    positions = sum(len(p) for p, _ in pairs)
-    kl = sum(kl_divergence(p, q) * len(p) for p, q in pairs) / positions
-    top1 = sum(top1_agreement(p, q) * len(p) for p, q in pairs) / positions
-    verdict = "" if limit is None else f"at most {limit:g}: {'ok' if largest <= limit else 'MISSED'}"
-    print(f"{name:34s} max |d log-prob| {largest:.2e}  KL {kl:.1e}  top-1 {top1:.2%}  {verdict}", flush=True)
-    return limit is None or largest <= limit
+    compared = zip(golden.prompts, golden.logits, found, strict=True)
+    comparisons = tuple(Comparison.of(prompt.name, p, q) for prompt, p, q in compared)
+    check = Check(name, "max_abs_log_prob_difference", np.inf if limit is None else limit, comparisons)
+    verdict = "" if limit is None else f"at most {limit:g}: {'ok' if check.passed else 'MISSED'}"
+    print(
+        f"{name:34s} max |d log-prob| {check.value:.2e}  KL {check.kl:.1e}  top-1 {check.top1:.2%}  {verdict}",
+        flush=True,
+    )
+    return limit is None or check.passed
 
 
 def in_engine(engine: str, path: Path, golden: Golden) -> list[np.ndarray]:

@@ -73,15 +73,20 @@ def prepare(folder: Path, layers: int | None) -> Inputs:
     make_checkpoint(inputs.model, "minicpm4-0.5b", layers=layers)
     checkpoint = open_checkpoint(inputs.model)
     gptqmodel_runs.write_folded(checkpoint, inputs.folded)
-    long = (text for _, text in read_modules() if len(text) > 8 * LENGTH)
-    with inputs.text.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in long)
+    write_text(inputs.text)
     wanted = CalibrationOptions(file=inputs.text, sequences=SEQUENCES, length=LENGTH)
     samples = file_samples(open_tokenizer(checkpoint), wanted)
     if samples.coverage.tokens != inputs.count:
         raise SystemExit(f"{samples.coverage.tokens} calibration tokens, not {inputs.count}")
     gptqmodel_runs.write_tokens(samples.sequences, inputs.tokens)
     return inputs
+
+
+def write_text(file: Path) -> None:
+    """JSON lines to calibrate on: modules of the standard library that fill a sequence each."""
+    long = (text for _, text in read_modules() if len(text) > 8 * LENGTH)
+    with file.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps({"text": text}) + "\n" for text in long)
 
 
 def commands(inputs: Inputs, folder: Path, python: Path, threads: int) -> dict[str, tuple[list[str | Path], Path]]:

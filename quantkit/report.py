@@ -64,13 +64,12 @@ class Check:
     @property
     def max_abs_log_prob_difference(self) -> float:
         """The largest over all prompts."""
-        # numpy's maximum, unlike Python's, does not lose a NaN
-        return float(np.max([comparison.max_abs_log_prob_difference for comparison in self.comparisons]))
+        return self._largest([comparison.max_abs_log_prob_difference for comparison in self.comparisons])
 
     @property
     def lost_lead(self) -> float:
         """The largest over all prompts."""
-        return float(np.max([comparison.lost_lead for comparison in self.comparisons]))
+        return self._largest([comparison.lost_lead for comparison in self.comparisons])
 
     @property
     def same_next_tokens(self) -> int:
@@ -86,6 +85,9 @@ class Check:
     def passed(self) -> bool:
         """Whether the deciding figure is within its limit; one that is NaN is not."""
         return self.value <= self.limit
+
+    def _largest(self, values: list[float]) -> float:
+        return float(np.max(values))  # unlike Python's max, it does not lose a NaN
 
     def _mean(self, values: list[float]) -> float:
         positions = [comparison.positions for comparison in self.comparisons]

@@ -28,6 +28,7 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from benchmarks.device_codes import different
 from quantkit.block_stream import BlockStream
 from quantkit.calibration import CPU, calibration_samples
 from quantkit.calibration_text import CalibrationOptions, Samples
@@ -143,12 +144,6 @@ def quantized(
     return tensors, float(np.mean(errors))
 
 
-def different(here: Mapping[str, QuantizedTensor], there: Mapping[str, QuantizedTensor]) -> float:
-    """The share of codes that are not the same."""
-    unequal = sum(np.count_nonzero(tensor.codes != there[name].codes) for name, tensor in here.items())
-    return float(unequal / sum(tensor.codes.size for tensor in here.values()))
-
-
 def rehearsed(checkpoint: Checkpoint, group_size: int, options: CalibrationOptions) -> dict[str, Any]:
     """What is printed."""
     device, _library = install()
@@ -158,7 +153,8 @@ def rehearsed(checkpoint: Checkpoint, group_size: int, options: CalibrationOptio
         (here, error), (there, other_error) = (
             quantized(checkpoint, group_size, samples, way, where) for where in (CPU, device)
         )
-        ways[way] = {"different": different(here, there), "errors": [error, other_error]}
+        share = different((tensor, there[name]) for name, tensor in here.items())
+        ways[way] = {"different": share, "errors": [error, other_error]}
     return {"same text": all(map(np.array_equal, samples.sequences, others.sequences)), "ways": ways}
 
 

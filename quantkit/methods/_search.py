@@ -47,10 +47,8 @@ def rounded_scale(scale: Tensor, spec: QuantSpec) -> Tensor:
     return torch.where(scale < 0, -magnitude, magnitude)
 
 
-def step_limits(zero: Tensor, spec: QuantSpec) -> tuple[Tensor | float, Tensor | float]:
-    """Lowest and highest step of grids with these zero points; numbers, which are faster, where all have the same."""
-    if spec.symmetric:
-        return -float(spec.midpoint), float(spec.levels - 1 - spec.midpoint)
+def step_limits(zero: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Lowest and highest step of grids with these zero points."""
     return -zero, spec.levels - 1 - zero
 
 
@@ -105,9 +103,10 @@ def _best(part: Tensor, importance: Tensor, spec: QuantSpec) -> tuple[Tensor, Te
     best_scale = torch.ones(part.shape[:2], device=part.device)
     best_zero = torch.full_like(best_scale, float(spec.midpoint))
     most = torch.full_like(best_scale, -1.0)
+    fixed = -float(spec.midpoint), float(spec.levels - 1 - spec.midpoint)  # faster than a tensor for every group
 
     def judge(scale: Tensor, zero: Tensor) -> None:
-        low, high = step_limits(zero[..., None], spec)
+        low, high = fixed if spec.symmetric else step_limits(zero[..., None], spec)
         steps = torch.clamp((part / scale[..., None]).round_(), low, high)  # type: ignore[arg-type]
         a = (steps * weighted).sum(-1)
         b = torch.matmul(steps.square_().transpose(0, 1), importance[..., None])[..., 0].T

@@ -22,7 +22,7 @@ from quantkit.methods._error import row_chunks
 from quantkit.methods._feedback import feedback_steps
 from quantkit.methods._refine import BLOCK_COLUMNS, descend
 from quantkit.methods._row_feedback import aimed, row_blocks, solving_order
-from quantkit.methods._search import rounded_scale, searched_grid
+from quantkit.methods._search import rounded_scale, searched_grid, step_limits
 from quantkit.parallel import torch_workers
 from quantkit.quantized import QuantizedTensor
 from quantkit.spec import SCALE_DTYPES, QuantSpec
@@ -61,7 +61,7 @@ class Grid:
 
     def limits(self) -> list[tuple[Tensor, Tensor]]:
         """Of the steps of every group."""
-        return [(-zero, self.spec.levels - 1 - zero) for zero in self.zero.unbind()]
+        return [step_limits(zero, self.spec) for zero in self.zero.unbind()]
 
     def _grouped(self, per_column: Tensor) -> Tensor:
         return per_column.view(len(self.scale), -1, per_column.shape[1])
@@ -181,7 +181,7 @@ def _textbook_steps(grid: Grid, problem: Problem) -> Tensor:
             moved = torch.linalg.solve_triangular(U.T, targets[columns] - W, upper=False, unitriangular=True)
             scale, zero = _covering(W + moved, one)
             grid.scale[group], grid.zero[group] = scale[0], zero[0]
-            limits[group] = -zero[0], grid.spec.levels - 1 - zero[0]
+            limits[group] = step_limits(zero[0], grid.spec)
 
     batch = BLOCK_COLUMNS if width % BLOCK_COLUMNS == 0 else width  # a group must begin with a batch
     groups = [column // width for column in range(len(grid.W))]
