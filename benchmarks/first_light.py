@@ -5,7 +5,8 @@
 Every golden prompt, every position: the largest |Δ log-prob| from the golden logits, KL, and top-1 agreement. Engines
 round the inputs of float16 and bfloat16 matrices to that dtype; the rows "original, inputs rounded" do the same in the
 torch model, so they tell how much of a difference is the engine's arithmetic and how much could be ours.
-Last, the token ids of tests/strings.py by the GGUF's own tokenizer in llama.cpp against the Hugging Face tokenizer.
+Last, the token ids of tests/support/strings.py by the GGUF's own tokenizer in llama.cpp against the Hugging Face
+tokenizer.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import numpy as np
 import torch
 
 from quantkit import registry
-from quantkit.artifact import publish
-from quantkit.golden import Golden, read_golden
-from quantkit.loading import load_model
+from quantkit.artifacts.publishing import publish
+from quantkit.models.loading import load_model
 from quantkit.protocols import ExportOptions
-from quantkit.report import Check, Comparison
-from tests.strings import STRINGS
+from quantkit.verification.golden import Golden, read_golden
+from quantkit.verification.report import Check, Comparison
+from tests.support.strings import STRINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {"f32": 1e-3, "f16": 5e-3, "bf16": 2e-2}
@@ -76,8 +77,7 @@ def same_tokens(model_folder: Path, path: Path) -> tuple[int, int]:
     fast = tokenizers.Tokenizer.from_file(str(model_folder / "tokenizer.json"))
     with registry.runtime("llama-cpp").open(path) as session:
         same = sum(
-            session.tokenize(text, add_special=True, parse_special=True) == fast.encode(text).ids  # type: ignore[attr-defined]
-            for text in STRINGS
+            session.tokenize(text, add_special=True, parse_special=True) == fast.encode(text).ids for text in STRINGS
         )
     return same, len(STRINGS)
 

@@ -34,18 +34,18 @@ import numpy as np
 import torch
 
 from golden.corpus import Document, read_corpus, split_corpus
-from quantkit.calibration import calibration_samples
-from quantkit.calibration_text import CalibrationOptions, Samples
-from quantkit.checkpoint import Checkpoint
-from quantkit.loading import load_model, read_float32
+from quantkit.calibration.samples import CalibrationOptions, Samples
+from quantkit.calibration.statistics import calibration_samples
 from quantkit.methods.gptq import Gptq
-from quantkit.metrics import kl_divergence
-from quantkit.model import MiniCPM
-from quantkit.parallel import single_threaded_torch
-from quantkit.quantize import Quantization, quantized
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.loading import load_model, read_float32
+from quantkit.models.torch_model import MiniCPM
+from quantkit.pipeline.quantization import Quantization, quantized
 from quantkit.registry import open_checkpoint
-from quantkit.spec import QuantSpec
-from quantkit.tokenizer import open_tokenizer
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.text.tokenizer import open_tokenizer
+from quantkit.threads import single_threaded_torch
+from quantkit.verification.metrics import kl_divergence
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "model"
 GROUP = 128

@@ -33,11 +33,11 @@ from benchmarks.make_checkpoint import make_checkpoint
 from benchmarks.statistics_memory import show as show_statistics
 from benchmarks.statistics_memory import usages
 from golden.corpus import read_modules
-from quantkit.calibration_text import CalibrationOptions, file_samples
-from quantkit.plan import Plan, plan
+from quantkit.calibration.samples import CalibrationOptions, file_samples
+from quantkit.pipeline.plan import Plan, plan
 from quantkit.registry import open_checkpoint
-from quantkit.spec import QuantSpec
-from quantkit.tokenizer import open_tokenizer
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.text.tokenizer import open_tokenizer
 
 SEQUENCES, LENGTH = 16, 512
 BITS, GROUP = 4, 128

@@ -61,18 +61,19 @@ def write_folders(model: Path, folder: Path) -> list[str]:
     """Write the dense Llama, and every quantized one that GPTQModel is to read; returns the names of the latter."""
     from dataclasses import replace  # noqa: PLC0415 - the child has no quantkit
 
-    from quantkit.artifact import publish  # noqa: PLC0415
-    from quantkit.family import Role  # noqa: PLC0415
+    from quantkit.artifacts.publishing import publish  # noqa: PLC0415
+    from quantkit.models.spec import Role  # noqa: PLC0415
+    from quantkit.pipeline.quantization import quantized  # noqa: PLC0415
     from quantkit.protocols import ExportOptions  # noqa: PLC0415
-    from quantkit.quantize import quantized  # noqa: PLC0415
     from quantkit.registry import exporter, open_checkpoint  # noqa: PLC0415
-    from quantkit.spec import QuantSpec  # noqa: PLC0415
+    from quantkit.tensors.quant_spec import QuantSpec  # noqa: PLC0415
 
     source = open_checkpoint(model)
 
     def write(name: str, checkpoint: object, container: str, kind: str | None) -> str:
         options = ExportOptions(type=kind, arch="llama")
-        publish(exporter(container).prepare(checkpoint, options), folder / name, inputs=source.inputs)  # type: ignore[arg-type]
+        planned = exporter(container).prepare(checkpoint, options)  # type: ignore[arg-type]
+        publish(planned, folder / name, inputs=source.inputs)
         return name
 
     write("dense", source, "hf", "f16")
@@ -111,9 +112,9 @@ def main() -> int:
     parser.add_argument("--python", required=True, help="interpreter of an environment with GPTQModel")
     parser.add_argument("--model", type=Path, default=Path("golden/model"))
     arguments = parser.parse_args()
-    from quantkit.golden_prompts import default_prompts  # noqa: PLC0415 - the child has no quantkit
     from quantkit.registry import open_checkpoint  # noqa: PLC0415
-    from quantkit.tokenizer import open_tokenizer  # noqa: PLC0415
+    from quantkit.text.tokenizer import open_tokenizer  # noqa: PLC0415
+    from quantkit.verification.prompts import default_prompts  # noqa: PLC0415 - the child has no quantkit
 
     checkpoint = open_checkpoint(arguments.model)
     prompts = [list(prompt.token_ids) for prompt in default_prompts(open_tokenizer(checkpoint), max_tokens=256)]

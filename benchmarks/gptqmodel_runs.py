@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from quantkit import registry
-from quantkit.artifact import publish
-from quantkit.checkpoint import Checkpoint
+from quantkit.artifacts.publishing import publish
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import ExportOptions
 
 SCRIPT = Path(__file__).with_name("gptqmodel_quantize.py")

@@ -41,14 +41,14 @@ from benchmarks.first_quality import GOLDEN, GROUP, LENGTH, divergence, held_out
 from benchmarks.int4_results import Results, inputs_of
 from golden.corpus import read_corpus, read_text, split_corpus
 from quantkit import registry
-from quantkit.calibration_text import CalibrationOptions, Samples
-from quantkit.checkpoint import Checkpoint
-from quantkit.loading import load_model
+from quantkit.calibration.samples import CalibrationOptions, Samples
 from quantkit.methods.gptq import Gptq
-from quantkit.model import MiniCPM
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.loading import load_model
+from quantkit.models.torch_model import MiniCPM
+from quantkit.pipeline.quantization import SKIP_POSITIONS, Quantization
 from quantkit.protocols import Method
-from quantkit.quantize import SKIP_POSITIONS, Quantization
-from quantkit.spec import QuantSpec
+from quantkit.tensors.quant_spec import QuantSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

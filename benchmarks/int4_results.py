@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantkit.artifact import source_digest
-from quantkit.checkpoint import Checkpoint
+from quantkit.artifacts.publishing import source_digest
+from quantkit.models.checkpoint import Checkpoint
 
 STAGE = "ours: "
 """How the names of our stages begin."""

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from quantkit.family import parse_config
+from quantkit.models.spec import parse_config
 
 PIECES = 73440
 SPECIALS = (

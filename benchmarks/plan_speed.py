@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.child import measured
 from benchmarks.make_checkpoint import make_checkpoint
 from quantkit import registry
-from quantkit.manifest import MANIFEST_NAME
+from quantkit.artifacts.manifest import MANIFEST_NAME
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "model"
 QUANTKIT = (sys.executable, "-m", "quantkit")

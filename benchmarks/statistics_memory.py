@@ -41,10 +41,10 @@ def accumulate(model: Path, sequences: int, length: int, threads: int) -> Usage:
     """Statistics of the first block on random tokens, in this process."""
     import numpy as np  # noqa: PLC0415 - as below: memory of the caller would count as that of its children
 
-    from quantkit.calibration_text import make_samples  # noqa: PLC0415
-    from quantkit.hidden_states import HiddenStates, Stage  # noqa: PLC0415
-    from quantkit.loading import load_block  # noqa: PLC0415
-    from quantkit.quantize import SKIP_POSITIONS  # noqa: PLC0415
+    from quantkit.calibration.activations import HiddenStates, Stage  # noqa: PLC0415
+    from quantkit.calibration.samples import make_samples  # noqa: PLC0415
+    from quantkit.models.loading import load_block  # noqa: PLC0415
+    from quantkit.pipeline.quantization import SKIP_POSITIONS  # noqa: PLC0415
     from quantkit.registry import open_checkpoint  # noqa: PLC0415
 
     def held(stage: Stage) -> int:

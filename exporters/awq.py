@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.bits import pack_bitstream, unpack_bitstream
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import (
     BadConfig,
     IncompleteCheckpoint,
@@ -30,13 +28,7 @@ from quantkit.errors import (
     QuantkitError,
     UnsupportedSpec,
 )
-from quantkit.family import Role, TensorSlot, parse_config
-from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
-from quantkit.json_file import read_json
-from quantkit.layout import Buffer, PlannedArtifact
-from quantkit.protocols import ExportOptions
-from quantkit.quantized import QuantizedTensor
-from quantkit.quantized_folder import (
+from quantkit.exporters._hf_folder import (
     Layout,
     Shapes,
     architecture_of,
@@ -52,8 +44,16 @@ from quantkit.quantized_folder import (
     read_checkpoint,
     taken_parts,
 )
-from quantkit.spec import PER_ROW, SCALE_DTYPES, QuantSpec
-from quantkit.tensor import QuantizedView, TensorView, Weight
+from quantkit.files.json_file import read_json
+from quantkit.files.planned_files import Buffer, PlannedArtifact
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
+from quantkit.models.spec import Role, TensorSlot, parse_config
+from quantkit.protocols import ExportOptions
+from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
+from quantkit.tensors.quant_spec import PER_ROW, SCALE_DTYPES, QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 METHOD, FORMAT = "awq", "gemm"
 SETTINGS_NAMES = ("quant_config.json", "quantize_config.json")

@@ -16,20 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit.cast import FLOATS, converted
-from quantkit.checkpoint import Checkpoint
-from quantkit.config import native_config, with_dtype
 from quantkit.errors import BadOption, QuantkitError, UnsupportedModel
-from quantkit.family import parse_config
-from quantkit.fold import EMBEDDING, with_architecture, with_source_dtypes
-from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names, open_folder, select_weights
-from quantkit.json_file import read_json
-from quantkit.layout import Buffer, PlannedArtifact, PlannedTensor, blob
-from quantkit.native_config_class import config_files
+from quantkit.files.json_file import read_json
+from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedTensor, blob
+from quantkit.files.safetensors_file import TensorEntry, TensorUnit, plan_safetensors
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.config import native_config, with_dtype
+from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names, open_folder, select_weights
+from quantkit.models.folding import EMBEDDING, with_architecture, with_source_dtypes
+from quantkit.models.remote_config import config_files
+from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
-from quantkit.safetensors_file import TensorEntry, TensorUnit, plan_safetensors
-from quantkit.spec import QuantSpec
-from quantkit.tensor import QuantizedView, TensorView, Weight
+from quantkit.tensors.cast import FLOATS, converted
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 
 class HuggingFace:

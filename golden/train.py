@@ -43,8 +43,8 @@ from golden.tokenizer import (
     write_tokenizer,
 )
 from golden.trigram import trigram_perplexity
-from quantkit.family import parse_config
-from quantkit.model import MiniCPM
+from quantkit.models.spec import parse_config
+from quantkit.models.torch_model import MiniCPM
 
 Tokens = NDArray[np.int64]
 

@@ -1,8 +1,8 @@
 """The three seams: `Method`, `Exporter`, `Runtime`.
 
 Protocols rather than base classes: a plug-in is one file whose module-level object (`METHOD`, `EXPORTER`, `RUNTIME`)
-has these attributes. It inherits nothing, so nothing can leak from one to another. `tests/laws.py` holds the laws
-that every one of them must pass.
+has these attributes. It inherits nothing, so nothing can leak from one to another. `tests/support/laws.py` holds the
+laws that every one of them must pass.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from quantkit.calibration import LayerStatistics
-    from quantkit.checkpoint import Checkpoint
-    from quantkit.layout import PlannedArtifact
-    from quantkit.quantized import QuantizedTensor
-    from quantkit.spec import QuantSpec
+    from quantkit.calibration.statistics import LayerStatistics
+    from quantkit.files.planned_files import PlannedArtifact
+    from quantkit.models.checkpoint import Checkpoint
+    from quantkit.tensors.quant_spec import QuantSpec
+    from quantkit.tensors.quantized_tensor import QuantizedTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,8 @@ class TensorReport:
     error_of_rounding: the same for round-to-nearest, where the method compared itself with it.
     strength: how far the weights were moved to make up for earlier layers, 0 to 1; None when that was not tried.
     fallback: None, or why the method's result was given up for round-to-nearest.
-    smoothing: exponent of the input scales (`quantkit.smoothing_search`), 0 where none did better; None when that was
+    smoothing: exponent of the input scales (`quantkit.solver.smoothing_search`), 0 where none did better; None when
+    that was
         not tried.
     """
 
@@ -65,7 +66,7 @@ class Method(Protocol):
     summary: str
     needs_calibration: bool
     smooths: bool
-    """Whether inputs are scaled beforehand (`quantkit.smoothing`) where the user does not say."""
+    """Whether inputs are scaled beforehand (`quantkit.solver.smoothing`) where the user does not say."""
     weighs_outputs: bool
     """Whether it reads `LayerStatistics.sensitivity`."""
 

@@ -1,51 +1,34 @@
-"""The file name is the registry: `exporters/gguf.py` is the format "gguf", `runtimes/llama_cpp.py` is "llama-cpp".
-
-Modules are found by listing the folder and imported only when asked for by name, so listing costs nothing and no
-engine is imported before it is needed.
-"""
+"""Plug-ins by name: methods, exporters and runtimes (`quantkit.discovery` says how they are found)."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import pkgutil
 from pathlib import Path
 from typing import cast
 
-from quantkit.checkpoint import Checkpoint
+from quantkit import discovery
 from quantkit.errors import BadOption, MalformedFile
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import Exporter, Method, Runtime
 
 
 def names(room: str) -> tuple[str, ...]:
-    """Names of the plug-ins in `quantkit.<room>`, sorted; `_` in a file name reads as `-`."""
-    spec = importlib.util.find_spec(f"quantkit.{room}")
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
-    return tuple(
-        sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(folders) if module.name[0] != "_")
-    )
-
-
-def _load(room: str, name: str, attribute: str, kind: str) -> object:
-    if name not in names(room):
-        raise BadOption(f"unknown {kind} {name!r}", hint=f"choose one of: {', '.join(names(room))}")
-    module = importlib.import_module(f"quantkit.{room}.{name.replace('-', '_')}")
-    return getattr(module, attribute)
+    """Names of the plug-ins in the room "methods", "exporters" or "runtimes"."""
+    return discovery.names(f"quantkit.{room}")
 
 
 def method(name: str) -> Method:
     """The quantization method `name`; raises `BadOption` for an unknown one."""
-    return cast(Method, _load("methods", name, "METHOD", "method"))
+    return cast(Method, discovery.load("quantkit.methods", name, "method"))
 
 
 def exporter(name: str) -> Exporter:
     """The exporter `name`; raises `BadOption` for an unknown one."""
-    return cast(Exporter, _load("exporters", name, "EXPORTER", "format"))
+    return cast(Exporter, discovery.load("quantkit.exporters", name, "exporter", called="format"))
 
 
 def runtime(name: str) -> Runtime:
     """The runtime `name`; raises `BadOption` for an unknown one."""
-    return cast(Runtime, _load("runtimes", name, "RUNTIME", "engine"))
+    return cast(Runtime, discovery.load("quantkit.runtimes", name, "runtime", called="engine"))
 
 
 def recognize(path: Path) -> Exporter:

@@ -1,4 +1,5 @@
-"""The child process of `llama_cpp.py`: holds the engine and answers its questions (`quantkit.engine_process`).
+"""The child process of `llama_cpp.py`: holds the engine and answers its questions
+(`quantkit.runtimes._engine_process`).
 
 {"do": "load", "path": P, "n_ctx": N, "threads": N, "folder": F}        {}
 {"do": "row", "token_ids": [...], "count": N, "size": V}                {"entries": n, "bytes": 4 * V} + float32 row

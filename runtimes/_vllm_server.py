@@ -1,6 +1,6 @@
 """The child process of `vllm.py`: a script for the interpreter of vLLM's own environment, which has no quantkit.
 
-It holds the engine and answers its questions (`quantkit.engine_process`):
+It holds the engine and answers its questions (`quantkit.runtimes._engine_process`):
 
     {"do": "load", "path": P, "dtype": D, "max_model_len": N, "code": B}    {}
     {"do": "logits", "token_ids": [...]}                                    {"bytes": 4 * T * V} + float32 log-probs

@@ -9,7 +9,8 @@ engine keeps its keys and values between the questions, and evaluates one token 
 into the JSON that carries the rows: its cost grows with the vocabulary.
 
 Keys and values are kept in float32 and flash attention is off: with float32 weights llama.cpp then agrees with the
-reference runtime to 3e-6, where its defaults (float16 keys and values) differ by 3e-4 (`tests/test_llama_cpp.py`).
+reference runtime to 3e-6, where its defaults (float16 keys and values) differ by 3e-4
+(`tests/runtimes/test_llama_cpp.py`).
 
 LongRoPE: llama.cpp chooses the short or the long factors once, by the size of the context it was started with, not by
 the sequence at hand. The session therefore starts the engine with a context on the right side of the original one, and
@@ -31,10 +32,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantkit import registry
-from quantkit.checkpoint import Checkpoint
-from quantkit.engine_process import EngineProcess
 from quantkit.errors import BadOption, EngineFailed, MissingDependency
-from quantkit.family import ModelSpec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import ModelSpec
+from quantkit.runtimes._engine_process import EngineProcess
 
 if TYPE_CHECKING:
     from typing_extensions import Self

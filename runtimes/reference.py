@@ -1,8 +1,8 @@
 """The oracle: the family's forward pass in plain numpy float32, over any artifact that quantkit reads.
 
-Slow and readable on purpose. It shares no line with `quantkit/model.py`; each step is written from its formula, so
-that the two, and the engines, can accuse one another. Shapes: T tokens, H heads, G key/value heads, D channels per
-head, E hidden size, F intermediate size, V vocabulary.
+Slow and readable on purpose. It shares no line with `quantkit/models/torch_model.py`; each step is written from its
+formula, so that the two, and the engines, can accuse one another. Shapes: T tokens, H heads, G key/value heads, D
+channels per head, E hidden size, F intermediate size, V vocabulary.
 
     x = W_embed[ids] * scale_emb                                                                       (T, E)
     x = x + s * attention(rms_norm(x));  x = x + s * mlp(rms_norm(x))      per block, s = residual_scale
@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantkit import registry
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import BadOption
-from quantkit.family import RopeSpec
-from quantkit.tensor import QuantizedView
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import RopeSpec
+from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
     from typing_extensions import Self

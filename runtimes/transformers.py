@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantkit import registry
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import BadOption, EngineFailed, MissingDependency
-from quantkit.family import ModelSpec
-from quantkit.fold import EMBEDDING
-from quantkit.spec import QuantSpec
-from quantkit.tensor import QuantizedView
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.folding import EMBEDDING
+from quantkit.models.spec import ModelSpec
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
     from typing_extensions import Self

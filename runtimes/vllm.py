@@ -27,17 +27,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantkit import registry
-from quantkit.checkpoint import Checkpoint
-from quantkit.config import AUTO_MAP, CONFIG_CLASS_FILE
-from quantkit.engine_process import EngineProcess
 from quantkit.errors import BadOption, EngineFailed, MissingDependency, QuantkitError
-from quantkit.family import LINEAR_ROLES, ModelSpec, Role
-from quantkit.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names
-from quantkit.json_file import read_json
-from quantkit.native_config_class import CONFIG_CLASS
-from quantkit.source_file import SourceFile
-from quantkit.spec import PER_ROW, QuantSpec
-from quantkit.tensor import QuantizedView
+from quantkit.files.json_file import read_json
+from quantkit.files.source_file import SourceFile
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.config import AUTO_MAP, CONFIG_CLASS_FILE
+from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names
+from quantkit.models.remote_config import CONFIG_CLASS
+from quantkit.models.spec import LINEAR_ROLES, ModelSpec, Role
+from quantkit.runtimes._engine_process import EngineProcess
+from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
+from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quantkit import registry
-from tests.tiny import write_tiny_checkpoint
+from tests.support.tiny import write_tiny_checkpoint
 
 
 def pytest_configure() -> None:

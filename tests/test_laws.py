@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 from quantkit import registry
-from quantkit.artifact import publish
-from quantkit.checkpoint import Checkpoint
+from quantkit.artifacts.publishing import publish
 from quantkit.errors import UnsupportedSpec
-from quantkit.family import Role, TensorSlot
-from quantkit.layout import PlannedArtifact, blob
+from quantkit.files.planned_files import PlannedArtifact, blob
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Role, TensorSlot
 from quantkit.protocols import Exporter, ExportOptions
-from quantkit.quantized import QuantizedTensor
-from quantkit.spec import QuantSpec
-from quantkit.tensor import QuantizedView
-from tests.laws import check_damage, check_exporter, output_name
-from tests.memory import tiny_config
-from tests.quantized_models import Choice, linears, quantized_model
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.views import QuantizedView
+from tests.support.laws import check_damage, check_exporter, output_name
+from tests.support.memory import tiny_config
+from tests.support.quantized_models import Choice, linears, quantized_model
 
 MINICPM = tiny_config(
     vocab_size=2048, hidden_size=128, intermediate_size=256, num_hidden_layers=2, eos_token_id=[2, 2040]

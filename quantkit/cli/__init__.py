@@ -1,1 +1,1 @@
-"""The command line; `app.py` is its edge, every other file but output.py and options.py is one verb."""
+"""The command line: one file per verb, each of which parses, calls one function of the public API, and prints."""

@@ -20,10 +20,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Inspect, plan, quantize, export and verify the bundled golden model, and print one table."""
-    from quantkit.demo import SPEC, bundled_model, run_demo
-    from quantkit.inspection import inspection
-    from quantkit.plan import parse_target
-    from quantkit.plan import plan as make_plan
+    from quantkit.cli._demo_run import SPEC, bundled_model, run_demo
+    from quantkit.models.inspection import inspection
+    from quantkit.pipeline.plan import parse_target
+    from quantkit.pipeline.plan import plan as make_plan
     from quantkit.registry import open_checkpoint
 
     output = Output(as_json=as_json)

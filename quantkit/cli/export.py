@@ -24,8 +24,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write SOURCE as FORMAT. Quantized weights are carried code for code, or refused; never quantized twice."""
-    from quantkit.artifact import publish
-    from quantkit.plan import parse_target
+    from quantkit.artifacts.publishing import publish
+    from quantkit.pipeline.plan import parse_target
     from quantkit.registry import exporter, open_checkpoint
 
     output = Output(as_json=as_json)

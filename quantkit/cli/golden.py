@@ -18,11 +18,11 @@ def golden(
     as_json: Json = False,
 ) -> None:
     """Record the float32 logits of the original model on the bundled prompts, for `verify --golden`."""
-    from quantkit.artifact import publish
-    from quantkit.golden import record
-    from quantkit.golden_prompts import default_prompts
+    from quantkit.artifacts.publishing import publish
     from quantkit.registry import open_checkpoint
-    from quantkit.tokenizer import open_tokenizer
+    from quantkit.text.tokenizer import open_tokenizer
+    from quantkit.verification.golden import record
+    from quantkit.verification.prompts import default_prompts
 
     output = Output(as_json=as_json)
     checkpoint = open_checkpoint(model)

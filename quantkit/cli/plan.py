@@ -28,11 +28,11 @@ def plan(
 ) -> None:
     """Show exact sizes, peak memory, time and engines of what would be written; reads headers only, writes nothing."""
     from quantkit.errors import BadOption
-    from quantkit.plan import parse_target
-    from quantkit.plan import plan as make_plan
-    from quantkit.recipe import Recipe as Rules
+    from quantkit.pipeline.plan import parse_target
+    from quantkit.pipeline.plan import plan as make_plan
+    from quantkit.pipeline.recipe import Recipe as Rules
     from quantkit.registry import open_checkpoint
-    from quantkit.spec import QuantSpec
+    from quantkit.tensors.quant_spec import QuantSpec
 
     if recipe is not None and method is None:
         raise BadOption("--recipe is an exception to --method, which is missing", hint="add --method rtn, gptq or awq")

@@ -81,13 +81,13 @@ def quantize(
     A run that was stopped, by whatever, goes on after its last finished block when the same command is given again.
     """
     from quantkit import registry
-    from quantkit.artifact import preflight, publish
-    from quantkit.calibration_text import CalibrationOptions
-    from quantkit.fold import with_architecture, with_source_dtypes
+    from quantkit.artifacts.publishing import preflight, publish
+    from quantkit.calibration.samples import CalibrationOptions
+    from quantkit.models.folding import with_architecture, with_source_dtypes
+    from quantkit.pipeline.quantization import quantized
+    from quantkit.pipeline.recipe import Recipe as Rules
     from quantkit.protocols import ExportOptions
-    from quantkit.quantize import quantized
-    from quantkit.recipe import Recipe as Rules
-    from quantkit.spec import QuantSpec
+    from quantkit.tensors.quant_spec import QuantSpec
 
     output = Output(as_json=as_json)
     spec = QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)

@@ -24,10 +24,10 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Continue a prompt, streaming. The engine only computes logits; sampling is the same everywhere."""
-    from quantkit.engines import choose_engine
-    from quantkit.generate import generate
     from quantkit.registry import open_checkpoint
-    from quantkit.tokenizer import StreamDecoder, open_tokenizer
+    from quantkit.text.tokenizer import StreamDecoder, open_tokenizer
+    from quantkit.verification.engines import choose_engine
+    from quantkit.verification.generation import generate
 
     output = Output(as_json=as_json)
     checkpoint = open_checkpoint(artifact)

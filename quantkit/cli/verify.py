@@ -30,9 +30,9 @@ def verify(
 
     Exit code 1 when the artifact is not the model that it claims to be.
     """
-    from quantkit.golden import read_golden
-    from quantkit.verify import MAX_KL
-    from quantkit.verify import verify as make_report
+    from quantkit.verification.golden import read_golden
+    from quantkit.verification.proof import MAX_KL
+    from quantkit.verification.proof import verify as make_report
 
     output = Output(as_json=as_json)
     recorded = read_golden(golden) if golden is not None else None

@@ -1,7 +1,7 @@
 """AWQ: inputs scaled beforehand, every group's grid searched, every weight to its nearest point. No error feedback.
 
 Lin et al., "AWQ: Activation-aware Weight Quantization" (2023). Its scaling belongs to a whole block and is done by
-`quantkit.smoothing` for every method that `smooths`. What remains for a single matrix is the search for a grid
+`quantkit.solver.smoothing` for every method that `smooths`. What remains for a single matrix is the search for a grid
 (the paper's clipping): scale and zero point of every group minimise the error weighted by the inputs' energy
 (`_search.py`, which needs torch; to plan with a method takes only what stands here).
 """
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantkit.protocols import Method, TensorReport
-from quantkit.quantized import QuantizedTensor
-from quantkit.spec import QuantSpec
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
 
 if TYPE_CHECKING:
-    from quantkit.calibration import LayerStatistics
+    from quantkit.calibration.statistics import LayerStatistics
 
 
 class ActivationAware:
@@ -32,9 +32,9 @@ class ActivationAware:
     def quantize(
         self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None, *, threads: int = 1
     ) -> tuple[QuantizedTensor, TensorReport]:
-        """See `quantkit.protocols.Method`. Raises as `quantkit.methods._calibrated.solved_or_rounded`."""
-        from quantkit.methods._calibrated import solved_or_rounded  # noqa: PLC0415 - imports torch
-        from quantkit.methods._search import searched_codes  # noqa: PLC0415 - imports torch
+        """See `quantkit.protocols.Method`. Raises as `quantkit.solver.calibrated.solved_or_rounded`."""
+        from quantkit.solver.calibrated import solved_or_rounded  # noqa: PLC0415 - imports torch
+        from quantkit.solver.search import searched_codes  # noqa: PLC0415 - imports torch
 
         return solved_or_rounded(
             self.name,

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantkit.protocols import Method, TensorReport
-from quantkit.quantized import QuantizedTensor
-from quantkit.spec import QuantSpec
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
 
 if TYPE_CHECKING:
-    from quantkit.calibration import LayerStatistics
+    from quantkit.calibration.statistics import LayerStatistics
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,10 +53,10 @@ class Gptq:
         """See `quantkit.protocols.Method`.
 
         A Hessian that cannot be factored gives round-to-nearest as well, and the report says so. Raises as
-        `quantkit.methods._calibrated.solved_or_rounded`.
+        `quantkit.solver.calibrated.solved_or_rounded`.
         """
-        from quantkit.methods._calibrated import solved_or_rounded  # noqa: PLC0415 - imports torch
-        from quantkit.methods._solver import solved  # noqa: PLC0415 - imports torch
+        from quantkit.solver.calibrated import solved_or_rounded  # noqa: PLC0415 - imports torch
+        from quantkit.solver.solve import solved  # noqa: PLC0415 - imports torch
 
         return solved_or_rounded(
             self.name,

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantkit.grid import round_to_nearest, stacked_rows
-from quantkit.parallel import ordered_map
 from quantkit.protocols import Method, TensorReport
-from quantkit.quantized import QuantizedTensor
-from quantkit.spec import QuantSpec
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.rounding import round_to_nearest, stacked_rows
+from quantkit.threads import ordered_map
 
 if TYPE_CHECKING:
-    from quantkit.calibration import LayerStatistics
+    from quantkit.calibration.statistics import LayerStatistics
 
 ROW_CHUNK = 512
 
@@ -30,7 +30,9 @@ class RoundToNearest:
     def quantize(
         self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None = None, *, threads: int = 1
     ) -> tuple[QuantizedTensor, TensorReport]:
-        """See `quantkit.protocols.Method`; `statistics` are not read. Raises as `quantkit.grid.round_to_nearest`."""
+        """See `quantkit.protocols.Method`; `statistics` are not read. Raises as
+        `quantkit.tensors.rounding.round_to_nearest`.
+        """
         rows = weight.shape[0]
         spec.groups(weight.shape[1])
         parts = list(

@@ -1,0 +1,1 @@
+"""compressed-tensors folders, which `quantize` writes. `exporter.py` holds the plug-in."""

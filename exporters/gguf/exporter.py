@@ -1,0 +1,333 @@
+"""GGUF: the single file that llama.cpp and everything built on it loads.
+
+    header         metadata and tensor infos, see `quantkit.exporters.gguf.file`
+    tensors        token_embd, rope factors, blk.0 ..., output_norm, output (absent when tied); each padded to 32 bytes
+
+The numbers of `--arch native` are those of llama.cpp's architecture `minicpm`: embedding_scale = scale_emb,
+residual_scale = scale_depth / sqrt(layers), logit_scale = hidden / dim_model_base (the graph divides by it).
+`--arch llama` folds them away. Rows of q and k are stored in pairs (see `Place`). Norms are F32.
+
+A quantized weight is carried: its codes and scales become blocks as they are, each scale repeated per block of 32.
+
+    type           bits    holds
+    q4_0 q5_0 q8_0 4 5 8   code - zero in -8..7, -16..15, -128..127; exact
+    q4_1 q5_1      4 5     code in 0..15, 0..31; scale * zero is rounded to float16
+    f32 f16 bf16           scale * (code - zero), rounded once
+
+Dense matrices beside quantized ones become q8_0, as llama.cpp's quantizer makes embeddings and heads at least.
+Sources: llama.cpp `conversion/minicpm.py`, `conversion/llama.py`, `src/models/{minicpm,llama}.cpp`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from quantkit.errors import (
+    BadOption,
+    IncompleteCheckpoint,
+    InconsistentCheckpoint,
+    QuantkitError,
+    UnsupportedModel,
+    UnsupportedSpec,
+)
+from quantkit.exporters.gguf import blocks
+from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.file import MAGIC, GGUFFile, read_gguf
+from quantkit.exporters.gguf.header import header_bytes
+from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
+from quantkit.exporters.gguf.reading import read_config, read_quantization
+from quantkit.exporters.gguf.tensors import (
+    LONG_FACTORS,
+    PLAIN,
+    SHORT_FACTORS,
+    Place,
+    carried_spec,
+    dense_view,
+    encoded,
+    holds,
+    places,
+    quantized_view,
+)
+from quantkit.exporters.gguf.types import padding, tensor_bytes
+from quantkit.exporters.gguf.vocabulary import read_tokenizer, vocabulary_entries
+from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, Unit
+from quantkit.files.source_file import SourceFile
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.folding import with_architecture
+from quantkit.models.spec import ModelSpec, Role
+from quantkit.protocols import ExportOptions
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.views import QuantizedView, TensorView, Weight
+from quantkit.text.vocabulary import FILES, Vocabulary, has_vocabulary, read_vocabulary, vocabulary_files
+
+TYPES: Mapping[str, BlockType] = {
+    block.name.lower(): block
+    for block in (blocks.F32, blocks.F16, blocks.BF16, blocks.Q8_0, blocks.Q4_0, blocks.Q4_1, blocks.Q5_0, blocks.Q5_1)
+}
+SYMMETRIC_CARRIERS = (blocks.Q4_0, blocks.Q5_0, blocks.Q8_0)
+ASYMMETRIC_CARRIERS = (blocks.Q4_1, blocks.Q5_1, blocks.Q8_0)
+"""Types that carry codes when none is asked for, smallest first. Only types with a minimum keep zero points."""
+
+DENSE_DEFAULT = blocks.F16
+OUTER_ROLES = (Role.EMBED, Role.LM_HEAD)
+
+
+class GGUF:
+    """See the module's docstring; the attributes are those of `quantkit.protocols.Exporter`."""
+
+    name = "gguf"
+    summary = "single file for llama.cpp, Ollama, LM Studio and others"
+    types = tuple(TYPES)
+    targets = ()
+    engines = ("llama-cpp", "reference")
+
+    def recognizes(self, path: Path) -> bool:
+        """Whether `path` is a file that is called .gguf or starts like one."""
+        if not path.is_file():
+            return False
+        if path.suffix == ".gguf":
+            return True
+        try:
+            file = SourceFile.open(path)
+            return file.size >= len(MAGIC) and file.read(0, len(MAGIC)).tobytes() == MAGIC
+        except QuantkitError:
+            return False
+
+    def accepts(self, spec: QuantSpec, options: ExportOptions) -> None:
+        """Return if codes of `spec` fit a block type (`options.type`, or any); raise `UnsupportedSpec` otherwise."""
+        wanted = _wanted(options)
+        if wanted not in PLAIN:
+            _carrier("a weight", spec, spec.group_size if spec.group_size > 0 else blocks.BLOCK, wanted)
+
+    def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
+        """Plan the file: a header, then one unit per tensor with its padding.
+
+        Without a type, dense sources become f16, and each quantized weight takes the smallest type that holds it.
+
+        Raises:
+            BadOption: an unknown type or architecture.
+            UnsupportedSpec: a quantized weight that the type cannot hold; names the tensor.
+            UnsupportedModel, MalformedFile, InconsistentCheckpoint: from the tokenizer, see `read_vocabulary`.
+        """
+        model = with_architecture(checkpoint, options.arch)
+        chosen = _choose(model, _wanted(options))
+        vocabulary = read_vocabulary(model) if has_vocabulary(model) else None
+        main = _main_type(chosen)
+        factors = _factors(model.spec)
+        infos = [(place.name, block, place.slot.shape) for place, block in chosen.items()]
+        infos[1:1] = [(name, blocks.F32, values.shape) for name, values in factors.items()]
+        carried = {
+            place.name: carried_spec(block, weight.spec)
+            for place, block in chosen.items()
+            if isinstance(weight := model.weights[place.slot.name], QuantizedView) and block not in PLAIN
+        }
+        entries = [*model_entries(model, main), *vocabulary_entries(vocabulary), *quantization_entries(carried)]
+        header = header_bytes(entries, infos)
+        units = [_unit(place, block, model.weights[place.slot.name]) for place, block in chosen.items()]
+        units[1:1] = [_constant(name, values) for name, values in factors.items()]
+        return PlannedArtifact(
+            format=self.name,
+            folder=False,
+            files=(PlannedFile("model.gguf", (_constant("header", np.frombuffer(header, np.uint8)), *units)),),
+            tensors=tuple(PlannedTensor(n, b.name.lower(), s, tensor_bytes(b, s)) for n, b, s in infos),
+            options={"type": main.name.lower(), "arch": options.arch},
+            notes=(*model.notes, *_notes(model, chosen, main, vocabulary)),
+        )
+
+    def read(self, path: Path) -> Checkpoint:
+        """Open a GGUF file of architecture minicpm or llama, ours or another's.
+
+        Blocks become codes and scales: of the recorded `QuantSpec`, else of groups of 32. Blocks with a minimum and
+        no record become dense float32 values, since their minimum need not be a multiple of the scale.
+
+        Raises:
+            UnsupportedSpec: a tensor type that is not read.
+            IncompleteCheckpoint, InconsistentCheckpoint: tensors that are missing, unknown or of another shape.
+            Others: see `read_gguf`, `read_config`, `read_tokenizer`.
+        """
+        gguf = read_gguf(path)
+        config, spec = read_config(gguf)
+        specs = read_quantization(gguf)
+        _check_tensors(gguf, spec, specs)
+        tokenizer = read_tokenizer(gguf, spec.vocab_size)
+        dense = [name for name, info in gguf.tensors.items() if info.type.has_minimum and name not in specs]
+        notes = [tokenizer] if isinstance(tokenizer, str) else []
+        if dense:
+            notes.append(f"{len(dense)} tensors with minimums ({dense[0]} ...) are read as dense float32")
+        return Checkpoint(
+            path=path,
+            format=self.name,
+            config=config,
+            spec=spec,
+            weights={place.slot.name: _view(gguf, place, specs.get(place.name)) for place in places(spec)},
+            files=_files(tokenizer) if isinstance(tokenizer, Vocabulary) else {},
+            inputs=(path,),
+            notes=tuple(notes),
+        )
+
+
+def _wanted(options: ExportOptions) -> BlockType | None:
+    if options.type is None:
+        return None
+    if options.type not in TYPES:
+        raise BadOption(f"gguf has no type {options.type!r}", hint=f"choose one of: {', '.join(TYPES)}")
+    return TYPES[options.type]
+
+
+def _choose(model: Checkpoint, wanted: BlockType | None) -> dict[Place, BlockType]:
+    """The type of every tensor, in file order."""
+    carrying = any(isinstance(weight, QuantizedView) for weight in model.weights.values()) and wanted not in PLAIN
+    dense = blocks.Q8_0 if carrying else wanted or DENSE_DEFAULT
+    chosen = {}
+    for place in places(model.spec):
+        weight, slot = model.weights[place.slot.name], place.slot
+        outer = slot.role in OUTER_ROLES
+        if len(slot.shape) == 1:
+            chosen[place] = blocks.F32
+        elif carrying and isinstance(weight, QuantizedView):
+            chosen[place] = _carrier(slot.name, weight.spec, weight.shape[1], wanted, outer=outer)
+        elif dense in PLAIN:
+            chosen[place] = dense
+        elif slot.shape[1] % blocks.BLOCK:
+            chosen[place] = blocks.F16
+        else:
+            chosen[place] = blocks.Q8_0 if outer else dense
+    return chosen
+
+
+def _carrier(name: str, spec: QuantSpec, cols: int, wanted: BlockType | None, *, outer: bool = False) -> BlockType:
+    """The type that carries codes of `spec`: the wanted one, or the smallest; q8_0 will do for embedding and head."""
+    carriers = SYMMETRIC_CARRIERS if spec.symmetric else ASYMMETRIC_CARRIERS
+    fitting = [block for block in carriers if holds(block, spec, cols)]
+    if wanted is None and fitting:
+        return fitting[0]
+    if wanted is not None and holds(wanted, spec, cols):
+        return wanted
+    if outer and blocks.Q8_0 in fitting:
+        return blocks.Q8_0
+    every = [block.name.lower() for block in blocks.QUANTIZED.values() if holds(block, spec, cols)]
+    target = wanted.name.lower() if wanted is not None else "any block type"
+    raise UnsupportedSpec(
+        f"{name}: gguf cannot carry {spec} as {target}",
+        hint=f"choose type {' or '.join(every)}" if every else f"{_reason(spec, cols)}; choose type f16, bf16 or f32",
+    )
+
+
+def _reason(spec: QuantSpec, cols: int) -> str:
+    width = spec.group_width(cols)
+    if width % blocks.BLOCK:
+        return f"groups of {width} are not whole blocks of {blocks.BLOCK}"
+    return "no block holds these codes"
+
+
+def _main_type(chosen: Mapping[Place, BlockType]) -> BlockType:
+    """The type of most weights within the blocks of the model."""
+    counts: Counter[BlockType] = Counter()
+    for place, block in chosen.items():
+        if place.slot.layer is not None and len(place.slot.shape) == 2:
+            counts[block] += place.slot.shape[0] * place.slot.shape[1]
+    return counts.most_common(1)[0][0]
+
+
+def _factors(spec: ModelSpec) -> dict[str, np.ndarray]:
+    """LongRoPE's tensors, which every layer shares."""
+    if spec.rope.kind != "longrope":
+        return {}
+    return {
+        LONG_FACTORS: np.array(spec.rope.long_factor, "<f4"),
+        SHORT_FACTORS: np.array(spec.rope.short_factor, "<f4"),
+    }
+
+
+def _unit(place: Place, block: BlockType, weight: Weight) -> Unit:
+    size = tensor_bytes(block, place.slot.shape)
+
+    def produce() -> Iterator[Buffer]:
+        yield from encoded(weight, place, block)
+        yield bytes(padding(size))
+
+    return Unit(place.name, size + padding(size), produce)
+
+
+def _constant(name: str, values: np.ndarray) -> Unit:
+    data = values.tobytes() + bytes(padding(values.nbytes))
+    return Unit(name, len(data), lambda: (data,))
+
+
+def _notes(
+    model: Checkpoint, chosen: Mapping[Place, BlockType], main: BlockType, vocabulary: Vocabulary | None
+) -> Iterator[str]:
+    """What the user should know about the file."""
+    dense = [place for place in chosen if isinstance(model.weights[place.slot.name], TensorView)]
+    eight = [place.name for place in dense if chosen[place] is blocks.Q8_0]
+    if len(dense) < len(chosen) and eight:
+        yield f"{len(eight)} dense matrices ({eight[0]} ...) become q8_0 beside the quantized ones"
+    odd = [place.name for place in dense if chosen[place] is blocks.F16 and main not in PLAIN]
+    if odd:
+        yield f"{len(odd)} tensors ({odd[0]} ...) stay f16: their rows are not whole blocks of {blocks.BLOCK}"
+    rope = model.spec.rope
+    if rope.short_factor != rope.long_factor:
+        yield (
+            "llama.cpp chooses LongRoPE's long factors by the context that it allocates, not by the text's length: "
+            f"above {rope.original_max_position_embeddings} tokens"
+        )
+    if vocabulary is None:
+        yield "the source has no tokenizer; llama.cpp loads such a file, but its server and chat need one"
+    elif vocabulary.normalizer != "identity":
+        yield f"the tokenizer changes text by the rule {vocabulary.normalizer!r}, which GGUF cannot express"
+
+
+def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, QuantSpec]) -> None:
+    """Exactly the tensors of the model, with their shapes, in types that are read; records only of blocks."""
+    expected = {place.name: place.slot.shape for place in places(spec)}
+    expected |= {name: values.shape for name, values in _factors(spec).items()}
+    for name, shape in expected.items():
+        info = gguf.tensors.get(name)
+        if info is None:
+            raise IncompleteCheckpoint(f"{gguf.path}: tensor {name!r} is missing")
+        if info.shape != shape:
+            raise InconsistentCheckpoint(f"{gguf.path}: tensor {name!r} is {info.shape}, the metadata makes it {shape}")
+        if info.type not in TYPES.values() or (len(shape) == 1 and info.type not in PLAIN):
+            raise UnsupportedSpec(
+                f"{gguf.path}: tensor {name!r} is {info.type.name}, which is not read",
+                hint=f"types that are read: {', '.join(TYPES)}",
+            )
+    for name in gguf.tensors:
+        if name not in expected:
+            raise UnsupportedModel(f"{gguf.path}: tensor {name!r} is not part of such a model")
+    for name in recorded:
+        if name not in gguf.tensors or gguf.tensors[name].type in PLAIN:
+            raise InconsistentCheckpoint(f"{gguf.path}: codes are recorded for {name[:80]!r}, which has none")
+
+
+def _view(gguf: GGUFFile, place: Place, recorded: QuantSpec | None) -> Weight:
+    block = gguf.tensors[place.name].type
+    if block in PLAIN or (block.has_minimum and recorded is None):
+        return dense_view(gguf, place)
+    spec = recorded or QuantSpec(bits=block.bits, group_size=blocks.BLOCK)
+    if not holds(block, spec, place.slot.shape[1]) or carried_spec(block, spec) != spec:
+        raise InconsistentCheckpoint(
+            f"{gguf.path}: tensor {place.name!r} is recorded as {spec}, {block.name} holds no such codes"
+        )
+    return quantized_view(gguf, place, spec)
+
+
+def _files(vocabulary: Vocabulary) -> dict[str, Callable[[], bytes]]:
+    """The tokenizer's files, made when the first one is asked for."""
+
+    @cache
+    def files() -> dict[str, bytes]:
+        return vocabulary_files(vocabulary)
+
+    def reader(name: str) -> Callable[[], bytes]:
+        return lambda: files()[name]
+
+    return {name: reader(name) for name in FILES}
+
+
+EXPORTER = GGUF()

@@ -1,0 +1,79 @@
+"""The metadata that quantkit writes into a GGUF file: the architecture's keys, and two of its own.
+
+`quantkit.config` is the source's config.json, because the other keys round its numbers to float32.
+`quantkit.quantization` says which tensors hold which `QuantSpec`, because blocks of 32 do not tell group sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.header import entry
+from quantkit.exporters.gguf.types import ValueType
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.config import native_config
+from quantkit.tensors.quant_spec import QuantSpec
+
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+QUANTIZATION_VERSION = 2
+CONFIG_KEY, QUANTIZATION_KEY = "quantkit.config", "quantkit.quantization"
+
+SCALE_KEYS = ("embedding_scale", "residual_scale", "logit_scale")
+"""MiniCPM's three scalars, after the architecture's name."""
+
+
+def model_entries(checkpoint: Checkpoint, block: BlockType) -> list[bytes]:
+    """general.* and the architecture's keys; `block` is the type of most weights."""
+    spec = checkpoint.spec
+    arch = spec.architecture
+    weights = sum(math.prod(slot.shape) for slot in spec.slots())
+    name = f"{'MiniCPM' if arch == 'minicpm' else 'Llama'} {weights / 1e6:.0f}M"
+    integers = {
+        "block_count": spec.num_hidden_layers,
+        "context_length": spec.max_position_embeddings,
+        "embedding_length": spec.hidden_size,
+        "feed_forward_length": spec.intermediate_size,
+        "attention.head_count": spec.num_attention_heads,
+        "attention.head_count_kv": spec.num_key_value_heads,
+        "rope.dimension_count": spec.head_dim,
+        "vocab_size": spec.vocab_size,
+    }
+    if spec.head_dim * spec.num_attention_heads != spec.hidden_size:
+        integers |= {"attention.key_length": spec.head_dim, "attention.value_length": spec.head_dim}
+    floats = {"attention.layer_norm_rms_epsilon": spec.rms_norm_eps, "rope.freq_base": spec.rope.theta}
+    if arch == "minicpm":
+        floats |= dict(zip(SCALE_KEYS, (spec.scale_emb, spec.residual_scale, spec.logit_divisor), strict=True))
+    entries = [
+        entry("general.architecture", ValueType.STRING, arch),
+        entry("general.type", ValueType.STRING, "model"),
+        entry("general.name", ValueType.STRING, name),
+        entry("general.file_type", ValueType.UINT32, FILE_TYPES[block.name]),
+        entry("general.quantization_version", ValueType.UINT32, QUANTIZATION_VERSION),
+    ]
+    if spec.rope.kind == "longrope":
+        entries.append(entry(f"{arch}.rope.scaling.type", ValueType.STRING, "longrope"))
+        integers["rope.scaling.original_context_length"] = spec.rope.original_max_position_embeddings
+        floats["rope.scaling.attn_factor"] = spec.rope.attention_factor
+    entries += [entry(f"{arch}.{key}", ValueType.UINT32, value) for key, value in integers.items()]
+    entries += [entry(f"{arch}.{key}", ValueType.FLOAT32, value) for key, value in floats.items()]
+    entries.append(entry(CONFIG_KEY, ValueType.STRING, _canonical(native_config(checkpoint))))
+    return entries
+
+
+def quantization_entries(specs: Mapping[str, QuantSpec]) -> list[bytes]:
+    """`quantkit.quantization` for tensors (GGUF's names) whose codes were carried over."""
+    if not specs:
+        return []
+    groups: dict[QuantSpec, list[str]] = {}
+    for name, spec in specs.items():
+        groups.setdefault(spec, []).append(name)
+    value = {"groups": [{"spec": spec.to_json(), "tensors": names} for spec, names in groups.items()]}
+    return [entry(QUANTIZATION_KEY, ValueType.STRING, _canonical(value))]
+
+
+def _canonical(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

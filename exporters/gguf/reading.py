@@ -1,0 +1,233 @@
+"""Reading the metadata of a GGUF file, ours or another's: the config, and which tensors hold which codes.
+
+A file without quantkit's two keys is read from its standard keys alone; where both are there, they must agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from quantkit.errors import BadConfig, InconsistentCheckpoint, MalformedFile, UnsupportedModel
+from quantkit.exporters.gguf.blocks import F32
+from quantkit.exporters.gguf.file import GGUFFile
+from quantkit.exporters.gguf.keys import Keys
+from quantkit.exporters.gguf.metadata import CONFIG_KEY, QUANTIZATION_KEY, SCALE_KEYS
+from quantkit.exporters.gguf.tensors import LONG_FACTORS, SHORT_FACTORS
+from quantkit.files.json_file import parse_json
+from quantkit.models.spec import ModelSpec, parse_config
+from quantkit.tensors.quant_spec import QuantSpec
+
+ARCHITECTURES = {"minicpm": "MiniCPMForCausalLM", "llama": "LlamaForCausalLM"}
+_KNOWN_KEYS = frozenset(
+    {
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scaling.type",
+        "rope.scaling.original_context_length",
+        "rope.scaling.attn_factor",
+        "vocab_size",
+    }
+)
+"""Keys after the architecture's name that are understood; any other may change what the model computes."""
+
+
+def read_config(gguf: GGUFFile) -> tuple[Mapping[str, Any], ModelSpec]:
+    """config.json and the model that it describes: the source's own config where the file has it.
+
+    Raises:
+        UnsupportedModel: another architecture, or a key that may change what the model computes.
+        MalformedFile, BadConfig: keys that are missing or wrong.
+        InconsistentCheckpoint: `quantkit.config` describes another model than the other keys.
+    """
+    where = str(gguf.path)
+    rebuilt = _standard_config(gguf)
+    spec = parse_config(rebuilt, where=where)
+    _check_attention_factor(gguf, spec)
+    text = gguf.metadata.get(CONFIG_KEY)
+    if text is None:
+        return rebuilt, spec
+    if not isinstance(text, str):
+        raise MalformedFile(f"{where}: {CONFIG_KEY} must be a string")
+    config = parse_json(text.encode("utf-8"), f"{where}: {CONFIG_KEY}")
+    own = parse_config(config, where=f"{where}: {CONFIG_KEY}")
+    _check_same(own, spec, where)
+    return config, own
+
+
+def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
+    """A config.json made of the standard keys."""
+    arch = Keys(gguf, "general.").text("architecture")
+    if arch not in ARCHITECTURES:
+        raise UnsupportedModel(
+            f"{gguf.path}: architecture {arch[:80]!r} is not of this family", hint="supported: minicpm and llama"
+        )
+    keys = Keys(gguf, f"{arch}.")
+    _refuse_unknown(gguf, arch)
+    layers, hidden = keys.integer("block_count"), keys.integer("embedding_length")
+    heads = keys.integer("attention.head_count")
+    if not 0 < layers < 1 << 31 or not 0 < heads <= hidden:
+        raise BadConfig(f"{gguf.path}: {layers} layers with {heads} heads in {hidden} channels")
+    head_dim = keys.integer("attention.key_length", hidden // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if keys.integer(key, head_dim) != head_dim:
+            raise UnsupportedModel(f"{gguf.path}: {arch}.{key} {keys.integer(key)} differs from head size {head_dim}")
+    embedding = gguf.tensors.get("token_embd.weight")
+    tokenizer = Keys(gguf, "tokenizer.ggml.")
+    eos = [i for i in (tokenizer.optional_id("eos_token_id"), tokenizer.optional_id("eot_token_id")) if i is not None]
+    config: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[arch]],
+        "model_type": arch,
+        "vocab_size": keys.integer("vocab_size", embedding.shape[0] if embedding else None),
+        "hidden_size": hidden,
+        "intermediate_size": keys.integer("feed_forward_length"),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": keys.integer("context_length"),
+        "rope_theta": keys.number("rope.freq_base", 10000.0),
+        "rope_scaling": _rope_scaling(gguf, keys, head_dim),
+        "tie_word_embeddings": "output.weight" not in gguf.tensors,
+        "bos_token_id": tokenizer.optional_id("bos_token_id"),
+        "eos_token_id": list(dict.fromkeys(eos)) or None,
+        "pad_token_id": tokenizer.optional_id("padding_token_id"),
+    }
+    return config if arch == "llama" else {**config, **_scales(gguf, keys, layers, hidden)}
+
+
+def _refuse_unknown(gguf: GGUFFile, arch: str) -> None:
+    known = {f"{arch}.{key}" for key in _KNOWN_KEYS | (set(SCALE_KEYS) if arch == "minicpm" else set())}
+    for key in gguf.metadata:
+        if key.startswith(f"{arch}.") and key not in known:
+            raise UnsupportedModel(f"{gguf.path}: key {key!r} is not understood and may change the model")
+
+
+def _rope_scaling(gguf: GGUFFile, keys: Keys, head_dim: int) -> dict[str, Any] | None:
+    kind = keys.text("rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    if kind != "longrope":
+        raise UnsupportedModel(f"{gguf.path}: rope scaling {kind[:80]!r} is not supported; only longrope")
+    context = keys.integer("context_length")
+    return {
+        "rope_type": "longrope",
+        "long_factor": _factors(gguf, LONG_FACTORS, head_dim // 2),
+        "short_factor": _factors(gguf, SHORT_FACTORS, head_dim // 2),
+        "original_max_position_embeddings": keys.integer("rope.scaling.original_context_length", context),
+    }
+
+
+def _factors(gguf: GGUFFile, name: str, count: int) -> list[float]:
+    info = gguf.tensors.get(name)
+    if info is None or info.shape != (count,) or info.type is not F32:
+        raise MalformedFile(f"{gguf.path}: longrope needs the tensor {name!r}, {count} values of type F32")
+    return [float(str(value)) for value in gguf.rows(name, 0, count).view("<f4")[:, 0]]
+
+
+def _scales(gguf: GGUFFile, keys: Keys, layers: int, hidden: int) -> dict[str, float]:
+    """MiniCPM's three scalars as its config has them.
+
+    Files of old converters lack them, and what engines assume instead is not what the model was trained with.
+    """
+    missing = [key for key in SCALE_KEYS if keys.prefix + key not in gguf.metadata]
+    if missing:
+        raise UnsupportedModel(
+            f"{gguf.path}: key {keys.prefix + missing[0]!r} is missing", hint="convert the original model anew"
+        )
+    embedding, residual, logit = (keys.number(key) for key in SCALE_KEYS)
+    if not all(1e-9 < value < 1e9 for value in (embedding, residual, logit)):
+        raise BadConfig(f"{gguf.path}: {', '.join(SCALE_KEYS)} must be positive and of sane size")
+    root = math.sqrt(layers)
+    return {
+        "scale_emb": embedding,
+        "scale_depth": _rounded(residual * root, lambda depth: np.float32(depth / root) == np.float32(residual)),
+        "dim_model_base": _rounded(hidden / logit, lambda base: np.float32(hidden / base) == np.float32(logit)),
+    }
+
+
+def _rounded(value: float, same: Callable[[float], Any]) -> float:
+    """The shortest decimal that still is `same`: configs say 1.4, not 1.3999999668."""
+    for digits in range(1, 9):
+        candidate = float(f"{value:.{digits}g}")
+        if same(candidate):
+            return candidate
+    return value
+
+
+def _check_attention_factor(gguf: GGUFFile, spec: ModelSpec) -> None:
+    """Refuse an attn_factor that is not LongRoPE's own for these context lengths: the config cannot express it."""
+    keys = Keys(gguf, f"{spec.architecture}.rope.scaling.")
+    factor = keys.number("attn_factor", spec.rope.attention_factor)
+    if not _close(factor, spec.rope.attention_factor):
+        raise InconsistentCheckpoint(
+            f"{gguf.path}: {keys.prefix}attn_factor is {factor}, LongRoPE makes it {spec.rope.attention_factor:.7g}"
+        )
+
+
+def _check_same(own: ModelSpec, standard: ModelSpec, where: str) -> None:
+    """Refuse a `quantkit.config` that describes another model than the standard keys, to float32's precision."""
+    for name in (field.name for field in fields(ModelSpec)):
+        if name in ("rope", "bos_token_id", "eos_token_ids", "pad_token_id"):
+            continue
+        one, other = getattr(own, name), getattr(standard, name)
+        if not _close(one, other):
+            raise InconsistentCheckpoint(f"{where}: {CONFIG_KEY} says {name} {one}, the other keys say {other}")
+    for name in (field.name for field in fields(own.rope)):
+        one, other = getattr(own.rope, name), getattr(standard.rope, name)
+        if not _close(one, other):
+            raise InconsistentCheckpoint(f"{where}: {CONFIG_KEY} says rope {name} {one}, the other keys say {other}")
+
+
+def _close(one: object, other: object) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_close, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other
+
+
+def read_quantization(gguf: GGUFFile) -> dict[str, QuantSpec]:
+    """Inverse of `quantization_entries`; empty for a file of another writer.
+
+    Raises:
+        MalformedFile: a value of another shape. UnsupportedSpec: a spec out of range.
+    """
+    text = gguf.metadata.get(QUANTIZATION_KEY)
+    if text is None:
+        return {}
+    where = f"{gguf.path}: {QUANTIZATION_KEY}"
+    if not isinstance(text, str):
+        raise MalformedFile(f"{where} must be a string")
+    groups = parse_json(text.encode("utf-8"), where).get("groups")
+    specs: dict[str, QuantSpec] = {}
+    for group in groups if isinstance(groups, list) else [None]:
+        if not isinstance(group, dict) or not isinstance(group.get("tensors"), list):
+            raise MalformedFile(f"{where} must be a list of groups")
+        spec = _spec(group.get("spec"), where)
+        specs |= {name: spec for name in group["tensors"] if isinstance(name, str)}
+    return specs
+
+
+_SPEC_TYPES = {"bits": int, "group_size": int, "symmetric": bool, "scale_dtype": str}
+
+
+def _spec(value: object, where: str) -> QuantSpec:
+    if not isinstance(value, dict) or {key: type(item) for key, item in value.items()} != _SPEC_TYPES:
+        raise MalformedFile(f"{where}: {str(value)[:80]!r} is not a quantization")
+    return QuantSpec.from_json(value)

@@ -1,0 +1,91 @@
+"""The tokenizer inside a GGUF file: the keys `tokenizer.*`, written and read."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantkit.errors import InconsistentCheckpoint, MalformedFile
+from quantkit.exporters.gguf.file import GGUFFile
+from quantkit.exporters.gguf.header import entry, number_array, string_array
+from quantkit.exporters.gguf.keys import Keys
+from quantkit.exporters.gguf.types import ValueType
+from quantkit.text.sentencepiece_model import TokenKind
+from quantkit.text.vocabulary import Vocabulary
+
+END_OF_TURN = "<|im_end|>"
+
+
+def vocabulary_entries(vocabulary: Vocabulary | None) -> list[bytes]:
+    """tokenizer.*; a model without a tokenizer says so, and takes token ids only."""
+    if vocabulary is None:
+        return [entry("tokenizer.ggml.model", ValueType.STRING, "none")]
+    entries = [
+        entry("tokenizer.ggml.model", ValueType.STRING, "llama"),
+        entry("tokenizer.ggml.pre", ValueType.STRING, "default"),
+        string_array("tokenizer.ggml.tokens", vocabulary.tokens),
+        number_array("tokenizer.ggml.scores", ValueType.FLOAT32, vocabulary.scores),
+        number_array("tokenizer.ggml.token_type", ValueType.INT32, vocabulary.kinds),
+    ]
+    ids = {
+        "bos_token_id": vocabulary.bos_token_id,
+        "eos_token_id": vocabulary.eos_token_id,
+        "unknown_token_id": vocabulary.unk_token_id,
+        "padding_token_id": vocabulary.pad_token_id,
+        "eot_token_id": vocabulary.tokens.index(END_OF_TURN) if END_OF_TURN in vocabulary.tokens else None,
+    }
+    flags = {
+        "add_bos_token": vocabulary.add_bos,
+        "add_eos_token": vocabulary.add_eos,
+        "add_space_prefix": vocabulary.add_space_prefix,
+    }
+    entries += [entry(f"tokenizer.ggml.{k}", ValueType.UINT32, v) for k, v in ids.items() if v is not None]
+    entries += [entry(f"tokenizer.ggml.{k}", ValueType.BOOL, v) for k, v in flags.items()]
+    if vocabulary.chat_template is not None:
+        entries.append(entry("tokenizer.chat_template", ValueType.STRING, vocabulary.chat_template))
+    return entries
+
+
+def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
+    """The file's vocabulary, or one line that says why it is left aside.
+
+    Raises:
+        MalformedFile: lists that are missing or wrong. InconsistentCheckpoint: another length than the embedding's.
+    """
+    keys = Keys(gguf, "tokenizer.ggml.")
+    model = keys.text("model", "none")
+    if model != "llama":
+        return "the file has no tokenizer" if model in ("none", "no_vocab") else f"its {model!r} tokenizer is not read"
+    tokens = keys.get("tokens", (list,))
+    scores, kinds = keys.get("scores", (np.ndarray,)), keys.get("token_type", (np.ndarray,))
+    if not len(tokens) == len(scores) == len(kinds) == vocab_size:
+        raise InconsistentCheckpoint(
+            f"{gguf.path}: {len(tokens):,} tokens, {len(scores):,} scores and {len(kinds):,} token types "
+            f"for an embedding of {vocab_size:,} rows"
+        )
+    if scores.dtype != np.float32 or not np.isfinite(scores).all():
+        raise MalformedFile(f"{gguf.path}: token scores must be finite 32-bit floats")
+    if kinds.dtype.kind not in "iu" or not np.isin(kinds, list(TokenKind)).all():
+        raise MalformedFile(f"{gguf.path}: token types must be integers from 1 to 6")
+    return Vocabulary(
+        tokens=tuple(tokens),
+        scores=tuple(scores.tolist()),
+        kinds=tuple(map(TokenKind, kinds.tolist())),
+        bos_token_id=_token_id(keys, "bos_token_id", vocab_size, default=1),
+        eos_token_id=_token_id(keys, "eos_token_id", vocab_size, default=2),
+        unk_token_id=_token_id(keys, "unknown_token_id", vocab_size, default=0),
+        pad_token_id=_token_id(keys, "padding_token_id", vocab_size, default=None),
+        add_bos=keys.flag("add_bos_token", default=True),
+        add_eos=keys.flag("add_eos_token", default=False),
+        add_space_prefix=keys.flag("add_space_prefix", default=True),
+        chat_template=Keys(gguf, "tokenizer.").text("chat_template", "") or None,
+    )
+
+
+def _token_id(keys: Keys, key: str, size: int, *, default: int | None) -> int | None:
+    """A special token's id; llama.cpp's default for SentencePiece where the key is missing."""
+    index = keys.optional_id(key)
+    if index is not None and not 0 <= index < size:
+        raise MalformedFile(f"{keys.gguf.path}: {keys.prefix}{key} {index} is not below {size}")
+    if index is None and default is not None and default < size:
+        return default
+    return index

@@ -1,0 +1,1 @@
+"""GPTQ folders, versions 1 and 2. `exporter.py` holds the plug-in."""

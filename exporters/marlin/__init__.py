@@ -1,0 +1,1 @@
+"""Marlin folders for CPM.cu and IST-DASLab's kernel. `exporter.py` holds the plug-in."""

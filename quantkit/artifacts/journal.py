@@ -1,0 +1,125 @@
+"""Finished steps of a long run, kept in a folder beside its output, so that a killed run can go on where it was.
+
+    .NAME.quantkit-work    a file per step: SHA-256 in hexadecimal, a newline, the step's bytes
+    .NAME.quantkit-run     held while a process works on NAME
+
+A digest covers a step's name and bytes and the digest of the step before it; the first follows from the run's key,
+which says all that the steps depend on. What another run left, what is damaged, and what follows from other bytes
+than now lie before it is therefore not recalled: that step is done again, and its file replaced. A step is durable
+before the next one begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from quantkit.artifacts.output_lock import Lock
+from quantkit.artifacts.output_paths import Destination
+from quantkit.artifacts.stage_writer import refusals, sync_folder
+from quantkit.errors import Interrupted, NoSpace, OutputExists, QuantkitError, ReadFailed, SourceChanged, WriteFailed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+HEAD_BYTES = 65
+CONTINUE = "run the same command again to continue"
+PASSING = (NoSpace, OutputExists, ReadFailed, SourceChanged, WriteFailed)
+"""Errors after which the same command may go through; any other comes from the input and would come again."""
+
+
+class Journal:
+    """The steps of one run, in order: each is recalled, or done and kept. A context manager.
+
+    Leaving it removes the folder when all went well, or when nothing is worth keeping; otherwise the error's hint says
+    how to go on.
+
+    Args:
+        destination: the output that the run is to make.
+        key: a digest of everything that decides the bytes of the steps.
+
+    Raises:
+        OutputExists: on entering, when a living process works on the same output.
+        NoSpace, WriteFailed: the folder cannot be written, or belongs to another user.
+        Interrupted: on leaving, in place of KeyboardInterrupt, when steps are kept.
+    """
+
+    def __init__(self, destination: Destination, key: bytes) -> None:
+        self._shown = destination.shown
+        self._folder = destination.work
+        self._lock = Lock(destination.run, destination.shown)
+        self._last = key
+        self._steps = 0
+
+    def __enter__(self) -> Self:
+        self._lock.__enter__()
+        try:
+            with refusals(f"{self._shown}: cannot keep finished work beside it"):
+                self._folder.mkdir(0o700, exist_ok=True)
+                state = self._folder.lstat()
+            if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():
+                raise WriteFailed(f"{self._folder} is not a folder of yours", hint="remove it")
+        except BaseException as error:
+            self._lock.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def recall(self, name: str) -> memoryview | None:
+        """The bytes of the next step, if it was kept by a run with the same key and the same steps before it."""
+        try:
+            data = (self._folder / name).read_bytes()
+        except OSError:
+            return None
+        body = memoryview(data)[HEAD_BYTES:]
+        digest = self._digest(name, body)
+        if data[:HEAD_BYTES] != _head(digest):
+            return None
+        self._last = digest
+        self._steps += 1
+        return body
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Store the bytes of the next step; raises `NoSpace` or `WriteFailed`."""
+        digest = self._digest(name, data)
+        with refusals(f"{self._shown}: cannot keep finished work beside it"):
+            part = self._folder / f"{name}.part"
+            with part.open("wb") as file:
+                file.write(_head(digest))
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self._folder / name)
+            sync_folder(self._folder)
+        self._last = digest
+        self._steps += 1
+
+    def _digest(self, name: str, data: bytes | memoryview) -> bytes:
+        sha256 = hashlib.sha256(self._last + hashlib.sha256(name.encode()).digest())
+        sha256.update(data)
+        return sha256.digest()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        kept = self._steps > 0 and error is not None and _is_passing(error)
+        if not kept:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):
+            self._lock.__exit__(kind, error, trace)
+        if kept and isinstance(error, KeyboardInterrupt):
+            raise Interrupted("interrupted; nothing was published", hint=CONTINUE) from error
+        if kept and isinstance(error, QuantkitError):
+            error.hint = f"{error.hint}; then {CONTINUE}" if error.hint else CONTINUE
+
+
+def _head(digest: bytes) -> bytes:
+    return digest.hex().encode() + b"\n"
+
+
+def _is_passing(error: BaseException) -> bool:
+    return isinstance(error, PASSING) or not isinstance(error, QuantkitError)

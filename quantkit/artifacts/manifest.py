@@ -1,0 +1,172 @@
+"""The manifest: what an artifact is made of, where it came from, and the SHA-256 of every file.
+
+It lies inside a folder artifact as `quantkit.json`, and beside a single file `X` as `X.quantkit.json`. None of the
+containers has a checksum of its own, so this is what tells a whole artifact from a damaged one. A digest that lies
+beside its file finds accidents, not attacks: whoever changes one can change both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit import __version__
+from quantkit.errors import (
+    IncompleteCheckpoint,
+    MalformedFile,
+    ReadFailed,
+    SourceChanged,
+    UnsafePath,
+    VerificationFailed,
+)
+from quantkit.files.digest import file_digest
+from quantkit.files.json_file import read_json
+from quantkit.files.planned_files import PlannedArtifact
+from quantkit.files.source_file import SourceFile
+
+MANIFEST_NAME = "quantkit.json"
+SIDECAR_SUFFIX = ".quantkit.json"
+MANIFEST_VERSION = 1
+MAX_MANIFEST_BYTES = 64 << 20
+
+
+def manifest_path(path: Path) -> Path:
+    """Where the manifest of the artifact `path` lies: inside a folder, beside a file."""
+    return path / MANIFEST_NAME if path.is_dir() else path.with_name(path.name + SIDECAR_SUFFIX)
+
+
+def describe(planned: PlannedArtifact) -> dict[str, Any]:
+    """The part of the manifest that is known before any unit is produced."""
+    tensors = [
+        {"name": tensor.name, "type": tensor.type, "shape": list(tensor.shape), "nbytes": tensor.nbytes}
+        for tensor in planned.tensors
+    ]
+    return {
+        "quantkit": __version__,
+        "manifest_version": MANIFEST_VERSION,
+        "format": planned.format,
+        "options": planned.options,
+        "tensors": tensors,
+        "notes": list(planned.notes),
+    }
+
+
+def encoded(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest as canonical JSON: sorted keys, ASCII, one value per line, a newline at the end."""
+    return (json.dumps(plain(manifest), sort_keys=True, indent=1, allow_nan=False) + "\n").encode("ascii")
+
+
+def plain(value: object) -> object:
+    """`value` in JSON's own types: mappings, sequences and numpy scalars converted, NaN and infinities as null.
+
+    A report comes after hours of work; one undefined ratio or one file name that is not Unicode must not void them.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {plain(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_manifest(path: Path) -> Mapping[str, Any] | None:
+    """The manifest of the artifact `path`, or None when it has none.
+
+    Raises:
+        MalformedFile: it is not strict JSON, of another version, or lists something that is not a bare file name
+            with a size and a digest.
+        UnsafePath, ReadFailed, SourceChanged: see `SourceFile`.
+    """
+    where = manifest_path(path)
+    if not os.path.lexists(where):
+        return None
+    manifest = read_json(where, limit=MAX_MANIFEST_BYTES)
+    if "manifest_version" not in manifest:
+        raise MalformedFile(f"{where}: is not a quantkit manifest")
+    if manifest["manifest_version"] != MANIFEST_VERSION:
+        raise MalformedFile(
+            f"{where}: manifest version {str(manifest['manifest_version'])[:20]!r}, only {MANIFEST_VERSION} is known",
+            hint="use the quantkit version that wrote it, or a newer one",
+        )
+    files = manifest.get("files")
+    if not isinstance(files, Mapping) or not all(_is_entry(name, entry) for name, entry in files.items()):
+        raise MalformedFile(f"{where}: 'files' must give a size and a sha256 for each bare file name")
+    return manifest
+
+
+def _is_entry(name: str, entry: object) -> bool:
+    if not is_bare(name) or not isinstance(entry, Mapping):
+        return False
+    size, digest = entry.get("size"), entry.get("sha256")
+    return type(size) is int and size >= 0 and isinstance(digest, str) and len(digest) == 64
+
+
+def is_bare(name: str) -> bool:
+    """Whether `name` names a file in a folder and nothing else: no separator, no `..`, no NUL, valid Unicode."""
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def check_files(path: Path) -> list[str]:
+    """Hash every file of the artifact `path` again and compare with its manifest.
+
+    Returns:
+        Notes that are no failure, one line each: there is no manifest; a file that the manifest does not list.
+
+    Raises:
+        VerificationFailed: files that are missing, renamed, truncated, too long or changed, all in one line.
+        MalformedFile: the manifest itself is damaged.
+    """
+    manifest = read_manifest(path)
+    if manifest is None:
+        if not path.exists():
+            raise VerificationFailed(f"{path}: is missing")
+        return [f"{path}: has no manifest ({manifest_path(path).name}); its files were not checked"]
+    files: Mapping[str, Mapping[str, Any]] = manifest["files"]
+    if path.is_dir():
+        present = {entry.name for entry in path.iterdir()} - {MANIFEST_NAME}
+        problems = [_problem(path / name, name, entry) for name, entry in files.items() if name in present]
+        unlisted = present - set(files)
+        for name in sorted(set(files) - present):
+            renamed = _same_content(path, unlisted, files[name])
+            unlisted -= {renamed}
+            problems.append(f"'{name}' is missing" + (f", it was renamed to '{renamed}'" if renamed else ""))
+    else:
+        # The one file has the name that the user gave it, so it may differ from the planned one.
+        problems = [_problem(path, path.name, entry) for entry in files.values()]
+        unlisted = set()
+    found = [problem for problem in problems if problem]
+    if found:
+        raise VerificationFailed(f"{path}: {'; '.join(found)}", hint="copy or export it again")
+    return [f"{path}: '{name}' is not in the manifest; it was not checked" for name in sorted(unlisted)]
+
+
+def _problem(path: Path, name: str, entry: Mapping[str, Any]) -> str | None:
+    try:
+        source = SourceFile.open(path)
+        if source.size < entry["size"]:
+            return f"'{name}' is truncated: {source.size} bytes of {entry['size']}"
+        if source.size > entry["size"]:
+            return f"'{name}' is too long: {source.size} bytes, should be {entry['size']}"
+        found = file_digest(source)
+    except IncompleteCheckpoint:
+        return f"'{name}' is missing"
+    except (MalformedFile, ReadFailed, SourceChanged, UnsafePath) as error:
+        return str(error)
+    return None if found == entry["sha256"] else f"'{name}' was changed: its SHA-256 differs"
+
+
+def _same_content(folder: Path, names: Iterable[str], entry: Mapping[str, Any]) -> str | None:
+    return next((name for name in sorted(names) if _problem(folder / name, name, entry) is None), None)

@@ -1,0 +1,219 @@
+"""The only writer of quantkit: what lies under a final name is a whole, checked artifact, or was there before.
+
+The protocol, in order: refuse what can be refused before any work (`preflight`); lock the name; stage every file
+beside the target, preallocated; write, fsync, read back and hash; write the manifest; fsync; rename; fsync the parent.
+A failure removes the stage. A killed process leaves only dotted names, which the next run for that name cleans up:
+
+    .NAME.quantkit-lock   held while a process publishes NAME
+    .NAME.quantkit-part   the stage: a folder with the final files, also when the artifact is a single file
+    .NAME.quantkit-old    a replaced folder, where the file system cannot exchange two names in one step
+
+Files are written from start to end in planned order, unit by unit. The stage is not resumed: what takes long to
+compute is kept by `quantkit.artifacts.journal`, and written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from quantkit.artifacts.atomic_rename import exchange, move_new
+from quantkit.artifacts.manifest import MANIFEST_NAME, check_files, describe, encoded, read_manifest
+from quantkit.artifacts.output_lock import Lock
+from quantkit.artifacts.output_paths import Destination, check_apart, check_vacant, preflight, resolve, size_text
+from quantkit.artifacts.stage_writer import StageWriter, allocate, refusals, sync_folder
+from quantkit.errors import OutputExists, QuantkitError, SourceChanged
+from quantkit.files.digest import source_digest
+from quantkit.files.planned_files import PlannedArtifact, blob
+from quantkit.files.source_file import SourceFile
+
+__all__ = ["Published", "check_files", "preflight", "publish", "read_manifest", "source_digest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A finished artifact.
+
+    path: where it lies. size: bytes of its files, the manifest aside. manifest: as written.
+    """
+
+    path: Path
+    size: int
+    manifest: Mapping[str, Any]
+
+
+def publish(
+    planned: PlannedArtifact,
+    out: Path,
+    *,
+    inputs: Sequence[Path] = (),
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+    report: Callable[[], Mapping[str, Any]] | None = None,
+) -> Published:
+    """Turn a plan into files under the name `out`, completely or not at all.
+
+    Args:
+        planned: what to write. Units are produced once, in file order, in the caller's thread. A buffer must stay
+            unchanged after it was yielded, because other threads still write and hash it.
+        out: name of the folder or file to make; its parent must exist.
+        inputs: the weight files that `planned` reads. They are hashed into the manifest while units are produced, and
+            must not change meanwhile.
+        overwrite: replace what is there, if it is a model. It stays whole until the new one is.
+        progress: called with the number of bytes just written, `planned.size` in all; in the caller's thread.
+        report: called after the last unit; JSON values for the manifest.
+
+    Raises:
+        UnsafePath, OutputExists, WriteFailed, NoSpace: see `preflight`; also when another process is publishing `out`.
+        NoSpace, WriteFailed: the system refused something later on, the disk gave back other bytes than were written,
+            or a unit has another size than planned.
+        SourceChanged: an input was changed meanwhile. What else `source_digest` raises, for a bad input.
+        What a unit, `progress` or `report` raises, and KeyboardInterrupt, pass through once the stage is removed.
+    """
+    sources = [SourceFile.open(path) for path in inputs]
+    destination = resolve(planned, out)
+    check_apart(destination, inputs)
+    if not destination.has_leftovers():
+        preflight(planned, out, inputs=inputs, overwrite=overwrite)
+    with Lock(destination.lock, out):
+        try:
+            with refusals(f"{out}: cannot clean up after a run that was killed"):
+                _recover(destination)
+            # Again, or for the first time: leftovers took space, and before the lock another run may have finished.
+            preflight(planned, out, inputs=inputs, overwrite=overwrite)
+            manifest = _write_stage(planned, destination, sources=sources, progress=progress, report=report)
+            check_vacant(destination, overwrite)
+            with refusals(f"{out}: cannot be published"):
+                _commit(destination, planned)
+            with refusals(f"{out}: is complete, but may not survive a power failure yet"):
+                sync_folder(destination.path.parent)
+            with suppress(OSError):  # all that can be left is what was replaced; the next run removes it
+                _recover(destination)
+        except BaseException:
+            with suppress(OSError):
+                _recover(destination)
+            raise
+    return Published(out, planned.size, manifest)
+
+
+def _write_stage(
+    planned: PlannedArtifact,
+    destination: Destination,
+    *,
+    sources: Sequence[SourceFile],
+    progress: Callable[[int], None] | None,
+    report: Callable[[], Mapping[str, Any]] | None,
+) -> Mapping[str, Any]:
+    """Fill the stage with every file and the manifest, durable and checked; return the manifest."""
+    with refusals(f"{destination.shown}: cannot reserve {size_text(planned.size)}"):
+        destination.stage.mkdir()
+        for file in planned.files:
+            allocate(destination.stage / file.name, file.size)
+    cancelled = Event()
+    hashing = ThreadPoolExecutor(1, "quantkit-source")
+    try:
+        hashed = hashing.submit(source_digest, [source.path for source in sources], cancelled)
+        with StageWriter(destination.shown, progress or _unwatched) as writer:
+            digests = {file.name: writer.write(destination.stage / file.name, file) for file in planned.files}
+            reported = report() if report is not None else {}
+            writer.drain()
+        wait([hashed])
+        _check_unchanged(sources)  # first, because hashing stumbles over a change, too, and says less
+        files = {file.name: {"size": file.size, "sha256": digests[file.name].result()} for file in planned.files}
+        manifest = {**describe(planned), "source": hashed.result(), "files": files, "report": reported}
+    finally:
+        cancelled.set()
+        hashing.shutdown()
+    data = encoded(manifest)
+    with refusals(f"{destination.shown}: cannot write {MANIFEST_NAME}"):
+        allocate(destination.stage / MANIFEST_NAME, len(data))
+    with StageWriter(destination.shown, _unwatched) as writer:
+        writer.write(destination.stage / MANIFEST_NAME, blob(MANIFEST_NAME, data))
+        writer.drain()
+    with refusals(f"{destination.shown}: cannot write"):
+        sync_folder(destination.stage)
+    return json.loads(data)  # type: ignore[no-any-return]
+
+
+def _check_unchanged(sources: Sequence[SourceFile]) -> None:
+    for source in sources:
+        try:
+            same = SourceFile.open(source.path) == source
+        except QuantkitError as error:
+            raise SourceChanged(f"{source.path} changed while it was read: {error}") from error
+        if not same:
+            raise SourceChanged(f"{source.path} changed while it was read", hint="run again when nothing writes to it")
+
+
+def _unwatched(count: int) -> None:
+    """Progress that nobody asked for."""
+
+
+def _commit(destination: Destination, planned: PlannedArtifact) -> None:
+    """Give the staged files their final names. A kill at any instant leaves the old, the new, or the old set aside."""
+    replacing = os.path.lexists(destination.path)
+    try:
+        if not destination.folder:
+            _commit_file(destination, destination.stage / planned.files[0].name, replacing)
+        elif not replacing:
+            move_new(destination.stage, destination.path)
+        elif not exchange(destination.stage, destination.path):
+            destination.path.rename(destination.old)
+            destination.stage.rename(destination.path)
+    except FileExistsError:
+        raise OutputExists(
+            f"{destination.shown} appeared while it was being made", hint="choose another name"
+        ) from None
+
+
+def _commit_file(destination: Destination, file: Path, replacing: bool) -> None:
+    """Publish a single file and its manifest such that a manifest never lies beside a file that it does not describe.
+
+    A new file comes after its manifest: killed in between, there is no model yet and the same command can run again.
+    """
+    manifest, aside = destination.stage / MANIFEST_NAME, destination.stage / f"{MANIFEST_NAME}.replaced"
+    # An interrupt can come just after a rename, so what to undo is told by what still lies in the stage.
+    if not replacing:
+        try:
+            manifest.replace(destination.sidecar)
+            move_new(file, destination.path)
+        except BaseException:
+            if os.path.lexists(file):
+                destination.sidecar.unlink(missing_ok=True)
+            raise
+        return
+    try:
+        if os.path.lexists(destination.sidecar):
+            destination.sidecar.rename(aside)
+        file.replace(destination.path)
+    finally:
+        if not os.path.lexists(file):
+            with refusals(f"{destination.shown}: is complete, but its manifest cannot be put beside it"):
+                manifest.replace(destination.sidecar)
+        elif os.path.lexists(aside):
+            aside.rename(destination.sidecar)
+
+
+def _recover(destination: Destination) -> None:
+    """Bring back a folder that was set aside but not replaced, and remove what is unfinished; raises OSError."""
+    if os.path.lexists(destination.old):
+        if os.path.lexists(destination.path):
+            _remove(destination.old)
+        else:
+            destination.old.rename(destination.path)
+    _remove(destination.stage)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

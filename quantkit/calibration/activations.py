@@ -1,0 +1,217 @@
+"""The residual stream of the calibration sequences, carried through the model one block at a time.
+
+Two streams run side by side: one through the original blocks, one through the blocks as quantized so far. For each
+block `stages` yields what the inputs of each group of linear layers look like (q, k, v; then o; then gate, up; then
+down) and how far their outputs have drifted from the original's; what the caller has put in place of a stage's
+weights by then is what the next stage sees.
+
+Memory: two streams and one stage's inputs, linear in the number of tokens, and one stage's statistics, which do not
+grow with it. Results do not depend on the number of threads: see `quantkit.threads`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantkit.calibration.autocast import rounded_products
+from quantkit.calibration.samples import Samples
+from quantkit.calibration.statistics import CPU, LayerStatistics, cross_products, embedded, input_statistics
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import LAYER_NAMES, ModelSpec, Role
+from quantkit.models.torch_model import Block, rotary_tables
+from quantkit.solver.error_compensation import Drift
+from quantkit.threads import torch_map
+
+HELD_OUT_EVERY = 8
+"""One sequence in so many is kept from the fit, to judge it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """Linear layers that read the same inputs.
+
+    fitted, held_out: statistics of the inputs on the fitting and on the held-out sequences.
+    drift: None when the original stream is not followed, or nothing is held out to judge with.
+    """
+
+    roles: tuple[Role, ...]
+    fitted: LayerStatistics
+    held_out: LayerStatistics
+    drift: Drift | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """What linear layers read: float32 [tokens, cols] of every fitting and every held-out sequence."""
+
+    roles: tuple[Role, ...]
+    fitted: list[Tensor]
+    held_out: list[Tensor]
+
+
+class HiddenStates:
+    """Both residual streams, float32 [tokens, hidden] per sequence, in front of the next block.
+
+    skip_positions: the first so many tokens of every sequence stay out of all statistics. Their activations are
+    hundreds of times larger than all others and would decide every layer (P-GPTQ, MiniCPM4 report 4.1.2).
+    follow_original: whether the original stream is carried along. device: where all of it lies and is computed.
+    bfloat16: whether layers and attention compute in it (`quantkit.calibration.autocast`).
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        samples: Samples,
+        *,
+        skip_positions: int = 0,
+        follow_original: bool = True,
+        threads: int = 1,
+        device: torch.device = CPU,
+        bfloat16: bool = False,
+    ) -> None:
+        self.spec: ModelSpec = checkpoint.spec
+        self.threads = threads
+        self.skip_positions = skip_positions
+        self.device = device
+        self.bfloat16 = bfloat16
+        self.states = [x.to(device) for x in embedded(checkpoint, samples.sequences)]
+        self.original = list(self.states) if follow_original else []
+        count = len(self.states)
+        self.held_out = [i for i in range(count) if (i + 1) % HELD_OUT_EVERY == 0] or ([count - 1] if count > 1 else [])
+        self.rotary = {length: rotary_tables(self.spec, 0, length, device) for length in {len(x) for x in self.states}}
+
+    def stages(
+        self, block: Block, original: Block, importance: Mapping[Role, Sequence[Tensor]] | None = None
+    ) -> Iterator[Stage]:
+        """Move through one block.
+
+        Before asking for the next stage the caller replaces the weights of a stage's roles in `block`, whose weights
+        are those of `original` at first and must not share memory with them.
+
+        `importance` tells, by the last layer of attention and of the MLP, how much each position of the first sequences
+        counts in statistics, [tokens, 1] up to a factor; the others count 1, the mean of these.
+        """
+        for roles, inputs in self._steps(block, original):
+            given = (importance or {}).get(Role.DOWN if roles[0] in {Role.GATE, Role.DOWN} else Role.O)
+            yield self._stage(roles, inputs, original, self._weights(given or ()))
+
+    def inputs(self, block: Block) -> Iterator[Inputs]:
+        """What each group of linear layers of `block` reads as its weights are now; moves nothing."""
+        ahead = copy(self)
+        ahead.original = []
+        for roles, (inputs, _) in ahead._steps(block, block):
+            yield Inputs(roles, *self._split([x[self.skip_positions :] for x in inputs]))
+
+    def advance(self, block: Block, original: Block) -> None:
+        """Move through one block whose weights are all in place."""
+        for _ in self._steps(block, original):
+            pass
+
+    def _steps(
+        self, block: Block, original: Block
+    ) -> Iterator[tuple[tuple[Role, ...], tuple[list[Tensor], list[Tensor]]]]:
+        """Layers that read the same inputs, with these inputs."""
+        inputs = self._paired(lambda b: b.input_layernorm, block, original)
+        yield (Role.Q, Role.K, Role.V), inputs
+        inputs = self._mixed(inputs, block, original)
+        yield (Role.O,), inputs
+        self._add(inputs, block.self_attn.o_proj, original.self_attn.o_proj)
+        inputs = self._paired(lambda b: b.post_attention_layernorm, block, original)
+        yield (Role.GATE, Role.UP), inputs
+        inputs = (self._each(block.mlp.gated, inputs[0]), self._each(original.mlp.gated, inputs[1]))
+        yield (Role.DOWN,), inputs
+        self._add(inputs, block.mlp.down_proj, original.mlp.down_proj)
+
+    def _paired(
+        self, part: Callable[[Block], Callable[[Tensor], Tensor]], block: Block, original: Block
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        return self._each(part(block), self.states), self._each(part(original), self.original)
+
+    def _mixed(
+        self, inputs: tuple[list[Tensor], list[Tensor]], block: Block, original: Block
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        def mixed(chosen: Block) -> Callable[[Tensor], Tensor]:
+            return lambda x: chosen.self_attn.mix(x[None], *self.rotary[len(x)], None)[0][0]
+
+        return self._each(mixed(block), inputs[0]), self._each(mixed(original), inputs[1])
+
+    def _add(
+        self,
+        inputs: tuple[list[Tensor], list[Tensor]],
+        layer: Callable[[Tensor], Tensor],
+        original: Callable[[Tensor], Tensor],
+    ) -> None:
+        scale = self.spec.residual_scale
+        self.states = self._each(lambda r, x: r + layer(x) * scale, self.states, inputs[0])
+        self.original = self._each(lambda r, x: r + original(x) * scale, self.original, inputs[1])
+
+    def _weights(self, importance: Sequence[Tensor]) -> list[Tensor | float]:
+        """The square root of what every position after the skipped ones counts, for every sequence."""
+        counted = [x[self.skip_positions :] for x in importance]
+        mean = float(torch.cat(counted).mean()) if counted else 0.0
+        if not 0 < mean < math.inf:  # no positions, no gradients, or some that are no numbers
+            counted = []
+        return [*((x / mean).sqrt() for x in counted), *([1.0] * (len(self.states) - len(counted)))]
+
+    def _stage(
+        self,
+        roles: tuple[Role, ...],
+        inputs: tuple[list[Tensor], list[Tensor]],
+        original: Block,
+        weights: list[Tensor | float],
+    ) -> Stage:
+        seen = self._each(lambda x, w: x[self.skip_positions :] * w, inputs[0], weights)
+        drift = None
+        if self.original and self.held_out:
+            moved = self._each(lambda x, y: (x - y)[self.skip_positions :], inputs[1], inputs[0])
+            drift = self._drift(roles, moved, seen, original, weights)
+        fitted, held_out = (
+            input_statistics(part, seen[0].shape[1], self.threads, self.device) for part in self._split(seen)
+        )
+        return Stage(roles, fitted, held_out, drift)
+
+    def _drift(
+        self,
+        roles: tuple[Role, ...],
+        moved: list[Tensor],
+        seen: list[Tensor],
+        original: Block,
+        weights: list[Tensor | float],
+    ) -> Drift:
+        """Of the inputs for layers that share them; of the outputs for o and down."""
+        of_inputs = len(roles) > 1
+        if not of_inputs:
+            W = original.get_parameter(LAYER_NAMES[roles[0]])
+            moved = self._each(self._missing(W), moved, self.original, self.states)
+        moved = self._each(torch.mul, moved, weights)
+        pairs = zip(self._split(moved), self._split(seen), strict=True)
+        fitted, held_out = (cross_products(d, x, self.threads) for d, x in pairs)
+        return Drift(fitted, held_out, of_inputs)
+
+    def _missing(self, W: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """What the layer's output lacks, the residual stream's own drift included."""
+        skip, scale = self.skip_positions, self.spec.residual_scale
+        return lambda moved, wanted, stream: moved @ W.T + (wanted - stream)[skip:] / scale
+
+    def _split(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Fitting and held-out sequences."""
+        held_out = set(self.held_out)
+        return (
+            [x for i, x in enumerate(rows) if i not in held_out],
+            [x for i, x in enumerate(rows) if i in held_out],
+        )
+
+    def _each(self, function: Callable[..., Tensor], *columns: Sequence[Tensor | float]) -> list[Tensor]:
+        """function(column[i], ...) for every sequence i, float32, each on one thread."""
+
+        def computed(values: tuple[Tensor | float, ...]) -> Tensor:
+            with rounded_products(self.device, bfloat16=self.bfloat16):
+                return function(*values).float()
+
+        return torch_map(computed, zip(*columns, strict=True), self.threads)

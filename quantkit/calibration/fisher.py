@@ -1,0 +1,228 @@
+"""How much a model's predictions change when the output of one of its layers does.
+
+A small change δ of a layer's output at one position moves the predicted distributions by a Kullback-Leibler divergence
+of ½ δᵀ F δ, F = Jᵀ (diag p - p pᵀ) J summed over the positions it reaches, J the derivative of their logits. With G the
+mean of F over positions, an error E of the weights [rows, cols] costs about
+
+    tr(G E H Eᵀ)                                                        (Martens and Grosse 2015, "K-FAC")
+
+instead of GPTQ's tr(E H Eᵀ), for which all outputs are alike. (Tseng et al. 2025, "YAQA", round by such a product too.)
+Positions with long inputs x count more in G, |x|² times: what is approximated is the sum of F's products with x xᵀ.
+
+G needs no labels: the difference of two tokens drawn from p, as unit vectors, has the covariance 2 (diag p - p pᵀ). A
+sum v of such differences for every position, sent backwards through the model, arrives at a layer's output as g, and
+G = mean |x|² g gᵀ.
+
+The length of g also tells which positions matter: statistics of inputs count each |g| times
+(`quantkit.calibration.activations`). That is the square root of what the approximation asks for, because a single g
+scatters.
+
+gate and up have no G here: which of their outputs matter changes from token to token, the product does not hold, and
+nothing was gained. Blocks are read one at a time, forwards and then backwards, for some thousand tokens at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from threading import get_ident
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from quantkit.calibration.autocast import rounded_products
+from quantkit.calibration.samples import WAVE_TOKENS, weighed_tokens
+from quantkit.calibration.statistics import CPU, embedded, input_statistics
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.loading import load_block, read_float32
+from quantkit.models.spec import LAYER_NAMES, WEIGHED_ROLES, Role
+from quantkit.models.torch_model import Block, RMSNorm, rotary_tables
+from quantkit.threads import torch_map
+
+PAIRS = 16
+"""Differences in a sum: more would not bring it much closer to a normal distribution, whose squares scatter least."""
+POSITIONS = 64
+"""Positions whose logits are in memory at a time."""
+POSITION_ROLES = (Role.O, Role.DOWN)
+"""Layers that write to the residual stream."""
+
+Tables = Mapping[int, tuple[Tensor, Tensor]]
+"""cos and sin for sequences of each length."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sensitivities:
+    """What the predictions make of one block.
+
+    outputs: G of its layers, float32 [rows, rows].
+    positions: |g| of every position of every sequence that was used, [tokens, 1], at the outputs of o and down, which
+        stand for the layers before them as well.
+    """
+
+    outputs: Mapping[Role, Tensor]
+    positions: Mapping[Role, list[Tensor]]
+
+
+def sensitivities(
+    checkpoint: Checkpoint,
+    sequences: Sequence[np.ndarray],
+    *,
+    skip_positions: int = 0,
+    threads: int = 1,
+    device: torch.device = CPU,
+    bfloat16: bool = False,
+) -> list[Sensitivities]:
+    """The sensitivities of every block, G of `WEIGHED_ROLES`.
+
+    Args:
+        checkpoint: a dense model.
+        sequences: token ids; the first of them are used, see `weighed_tokens`.
+        skip_positions: tokens at the start of every sequence that do not count in G.
+        threads: how many to use; the result does not depend on it.
+        device: where it is computed.
+        bfloat16: whether in it (`quantkit.calibration.autocast`).
+
+    Raises:
+        NonFiniteValues: NaN or infinity in a weight, with its name.
+    """
+    sequences = _first(sequences)
+    found = [Sensitivities({}, {role: [] for role in POSITION_ROLES}) for _ in range(checkpoint.spec.num_hidden_layers)]
+    # All of it before the pass: long-lived memory between what comes and goes would keep that from being reused.
+    sums = [
+        {role: torch.zeros((checkpoint.spec.layer_shape(role)[0],) * 2, device=device) for role in WEIGHED_ROLES}
+        for _ in found
+    ]
+    tokens = 0
+    with torch.inference_mode(mode=False), torch.no_grad():
+        passes = _Pass(checkpoint, device, threads, bfloat16)
+        for first, wave in _waves(sequences):
+            for layer, gradients in passes.run(wave, first):
+                for role in WEIGHED_ROLES:
+                    seen = [(g * length)[skip_positions:] for g, length in gradients[role]]
+                    sums[layer][role] += input_statistics(seen, seen[0].shape[1], threads, device).hessian
+                for role in POSITION_ROLES:
+                    found[layer].positions[role].extend(g.norm(dim=-1, keepdim=True) for g, _ in gradients[role])
+            tokens += sum(max(len(x) - skip_positions, 0) for x in wave)
+    for total in (total for by_role in sums for total in by_role.values()):
+        total.div_(max(tokens, 1))
+    return [replace(one, outputs=by_role) for one, by_role in zip(found, sums, strict=True)]
+
+
+def _first(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """As many of the sequences as are needed, at least one."""
+    lengths = np.cumsum([len(sequence) for sequence in sequences])
+    return list(sequences[: int(np.searchsorted(lengths, weighed_tokens(int(lengths[-1])))) + 1])
+
+
+def _waves(sequences: Sequence[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """The sequences in runs of about WAVE_TOKENS tokens, each with the number of its first."""
+    wave: list[np.ndarray] = []
+    for number, sequence in enumerate(sequences, start=1):
+        wave.append(sequence)
+        if sum(map(len, wave)) >= WAVE_TOKENS or number == len(sequences):
+            yield number - len(wave), wave
+            wave = []
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """The way through the blocks and back."""
+
+    checkpoint: Checkpoint
+    device: torch.device
+    threads: int
+    bfloat16: bool
+
+    def run(
+        self, sequences: Sequence[np.ndarray], first: int
+    ) -> Iterator[tuple[int, dict[Role, list[tuple[Tensor, Tensor]]]]]:
+        """Yield every block's number, last first, with g and |x| of its layers: [tokens, rows] and [tokens, 1].
+
+        first: the number of the first sequence; each one's number seeds its probes.
+        """
+        spec = self.checkpoint.spec
+        tables = {length: rotary_tables(spec, 0, length, self.device) for length in map(len, sequences)}
+        states = [[x.to(self.device) for x in embedded(self.checkpoint, sequences)]]
+        for layer in range(spec.num_hidden_layers):
+            states.append(self._forwards(load_block(self.checkpoint, layer).to(self.device), states[-1], tables))
+        gradients = self._of_logits(states.pop(), first)
+        for layer in reversed(range(spec.num_hidden_layers)):
+            block = load_block(self.checkpoint, layer).to(self.device)
+            gradients, found = self._through(block, states.pop(), gradients, tables)
+            del block  # before the next one is read
+            yield layer, found
+
+    def _forwards(self, block: Block, states: Sequence[Tensor], tables: Tables) -> list[Tensor]:
+        def forwards(x: Tensor) -> Tensor:
+            with rounded_products(self.device, bfloat16=self.bfloat16):
+                y, _ = block(x[None], *tables[len(x)])
+            made: Tensor = y[0]
+            return made
+
+        return torch_map(forwards, states, self.threads)
+
+    def _of_logits(self, states: Sequence[Tensor], first: int) -> list[Tensor]:
+        """Random v at the logits of every sequence, sent back to the residual stream after all blocks."""
+        spec, weights = self.checkpoint.spec, self.checkpoint.weights
+        norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        norm.weight.copy_(torch.from_numpy(read_float32(weights["model.norm.weight"])))
+        norm = norm.to(self.device).requires_grad_(False)
+        name = "model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
+        dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+        head = torch.from_numpy(read_float32(weights[name])).to(self.device, dtype)
+
+        def backwards(numbered: tuple[int, Tensor]) -> Tensor:
+            number, x = numbered
+            random = torch.Generator().manual_seed(number)
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                x = x.clone().requires_grad_()
+                y = norm(x) / spec.logit_divisor
+                pieces = [_probe(part, head, random) for part in y.detach().split(POSITIONS)]
+                return torch.autograd.grad(y, x, torch.cat(pieces))[0]
+
+        return torch_map(backwards, enumerate(states, first), self.threads)
+
+    def _through(
+        self, block: Block, states: Sequence[Tensor], gradients: Sequence[Tensor], tables: Tables
+    ) -> tuple[list[Tensor], dict[Role, list[tuple[Tensor, Tensor]]]]:
+        """Gradients in front of `block`, and g and |x| of its layers, per sequence."""
+        made: dict[tuple[int, Role], tuple[Tensor, Tensor]] = {}
+        modules = {role: block.get_submodule(LAYER_NAMES[role].removesuffix(".weight")) for role in WEIGHED_ROLES}
+
+        def keep(role: Role, x: Tensor, output: Tensor) -> None:
+            # Sequences run at the same time, each on one thread.
+            made[get_ident(), role] = output, x[0].detach().float().norm(dim=-1, keepdim=True)
+
+        def backwards(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+            state, gradient = pair
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                x = state.clone()[None].requires_grad_()
+                with rounded_products(self.device, bfloat16=self.bfloat16):
+                    y, _ = block(x, *tables[len(state)])
+                outputs, lengths = zip(*(made.pop((get_ident(), role)) for role in WEIGHED_ROLES), strict=True)
+                before, *found = torch.autograd.grad(y, [x, *outputs], gradient.clone()[None])
+                return before[0], [(g[0].float(), length) for g, length in zip(found, lengths, strict=True)]
+
+        hooks = [
+            module.register_forward_hook(lambda _, inputs, output, role=role: keep(role, inputs[0], output))
+            for role, module in modules.items()
+        ]
+        results = torch_map(backwards, zip(states, gradients, strict=True), self.threads)
+        for hook in hooks:
+            hook.remove()
+        by_role = {role: [found[i] for _, found in results] for i, role in enumerate(WEIGHED_ROLES)}
+        return [before for before, _ in results], by_role
+
+
+def _probe(hidden: Tensor, head: Tensor, random: torch.Generator) -> Tensor:
+    """v @ head for hidden states [positions, hidden] in front of the head [vocab, hidden]; NaN if logits overflow."""
+    with torch.no_grad():
+        p = (hidden.to(head) @ head.T).float().softmax(-1).cpu()
+        if not bool(torch.isfinite(p.sum())):
+            return torch.full_like(hidden, torch.nan)
+        tokens = torch.multinomial(p, 2 * PAIRS, replacement=True, generator=random).to(head.device)
+        first, second = (functional.embedding_bag(half, head, mode="sum").float() for half in tokens.chunk(2, dim=1))
+        return (first - second) / math.sqrt(2 * PAIRS)

@@ -1,0 +1,120 @@
+"""Calibration text that the model writes itself: no data needed, and the distribution is the model's own.
+
+Every sequence starts with BOS and one of the bundled openings and goes on by sampling from the model's distribution.
+An end-of-text token does not end a sequence: what the model writes after it is its text as well.
+
+Sequences are generated in batches of a fixed size, each on one thread, and every sequence draws from a random
+generator of its own, so that the thread count changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib import resources
+from threading import Lock
+
+import numpy as np
+import torch
+
+from quantkit.calibration.samples import CalibrationOptions, Samples, make_samples
+from quantkit.calibration.statistics import CPU
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.loading import load_model
+from quantkit.models.torch_model import Cache, MiniCPM
+from quantkit.text.tokenizer import Tokenizer
+from quantkit.threads import torch_map
+
+BATCH = 16
+"""Sequences per forward pass; part of what the last bits of a result depend on."""
+PROMPTS_FILE = "prompts.txt"
+
+
+def generated_samples(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    options: CalibrationOptions,
+    *,
+    threads: int = 1,
+    device: torch.device = CPU,
+    progress: Callable[[int, int], None] | None = None,
+) -> Samples:
+    """`options.sequences` sequences of `options.length` tokens; the whole float32 model is on `device` meanwhile."""
+    text = resources.files("quantkit.calibration").joinpath(PROMPTS_FILE).read_text(encoding="utf-8")
+    prompts = _prompts(text, tokenizer)
+    starts = [prompts[i % len(prompts)][: options.length] for i in range(options.sequences)]
+    model = load_model(checkpoint).to(device)
+    counter = _Counter(options.sequences * options.length, progress)
+
+    def generate(first: int) -> np.ndarray:
+        batch = starts[first : first + BATCH]
+        seeds = [[options.seed, first + i] for i in range(len(batch))]
+        return _continued(model, batch, options.length, seeds, counter)
+
+    batches = torch_map(generate, range(0, options.sequences, BATCH), threads)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return make_samples(list(np.concatenate(batches)), source="generated", digest=digest, seed=options.seed)
+
+
+def _prompts(text: str, tokenizer: Tokenizer) -> list[list[int]]:
+    """The bundled openings as token ids. A line is KIND, a tab, and the text with its newlines written as \\n."""
+    lines = [line.split("\t") for line in text.splitlines() if line]
+    openings = [opening.replace("\\n", "\n") for _, opening in lines]
+    if tokenizer.has_chat_template:
+        chats = [i for i, (kind, _) in enumerate(lines) if kind == "chat"]
+        turns = [[{"role": "user", "content": openings[i]}] for i in chats]
+        for i, rendered in zip(chats, tokenizer.chats(turns, add_generation_prompt=True), strict=True):
+            openings[i] = rendered
+    return [tokenizer.encode(opening) for opening in openings]
+
+
+def _continued(
+    model: MiniCPM, starts: Sequence[Sequence[int]], length: int, seeds: Sequence[Sequence[int]], counter: _Counter
+) -> np.ndarray:
+    """Token ids [len(starts), length]: every row begins with its start and is continued by sampling.
+
+    All rows advance together, one position at a time; where a row still has a token of its start, that is taken.
+    """
+    uniform = np.array([np.random.default_rng(seed).random(length) for seed in seeds])
+    ids = np.zeros((len(starts), length), np.int64)
+    given = np.zeros(ids.shape, bool)
+    for row, start in enumerate(starts):
+        ids[row, : len(start)] = start
+        given[row, : len(start)] = True
+    device = model.model.embed_tokens.weight.device
+    cache = Cache()
+    done, position = 0, min(map(len, starts))
+    while position < length:
+        logits = model(torch.from_numpy(ids[:, done:position]).to(device), cache)[:, -1]
+        sampled = _sampled(logits, uniform[:, position])
+        ids[:, position] = np.where(given[:, position], ids[:, position], sampled)
+        counter.add(len(starts) * (position - done))
+        done, position = position, position + 1
+    counter.add(len(starts) * (length - done))
+    return ids
+
+
+def _sampled(logits: torch.Tensor, uniform: np.ndarray) -> np.ndarray:
+    """One token per row of logits [batch, vocab], by inverting the cumulative distribution in float64."""
+    cumulative = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
+    points = torch.from_numpy(uniform).to(cumulative.device)[:, None] * cumulative[:, -1:]
+    tokens: np.ndarray = (
+        torch.searchsorted(cumulative, points, right=True)[:, 0].clamp_(max=logits.shape[1] - 1).cpu().numpy()
+    )
+    return tokens
+
+
+class _Counter:
+    """Adds up what several threads have done and tells `progress`."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self.total = total
+        self.progress = progress
+        self.done = 0
+        self.lock = Lock()
+
+    def add(self, count: int) -> None:
+        with self.lock:
+            self.done += count
+            if self.progress is not None:
+                self.progress(self.done, self.total)

@@ -1,0 +1,45 @@
+"""The file name is the registry: how plug-ins of every kind are found.
+
+A room is a package such as `quantkit.exporters`. Each of its modules whose name does not begin with `_` is a plug-in:
+`exporters/awq.py` is "awq", `runtimes/llama_cpp.py` is "llama-cpp". A plug-in that outgrew one file is a folder of that
+name, and its object stands in the module that is called after the kind: `exporters/gguf/exporter.py`.
+
+Listing a room imports nothing from it; a module is imported when its plug-in is asked for by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+
+from quantkit.errors import BadOption
+
+
+def names(room: str) -> tuple[str, ...]:
+    """Names of the plug-ins in the package `room`, sorted; `_` in a file name reads as `-`."""
+    spec = importlib.util.find_spec(room)
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return tuple(
+        sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(folders) if module.name[0] != "_")
+    )
+
+
+def load(room: str, name: str, kind: str, *, called: str | None = None) -> object:
+    """The object of the plug-in `name` in the package `room`: the module's attribute `KIND` in capitals.
+
+    Args:
+        room: a package, such as "quantkit.exporters".
+        name: one of `names(room)`.
+        kind: what the plug-in is, such as "exporter".
+        called: what users call it, where that is another word ("format").
+
+    Raises:
+        BadOption: there is no plug-in of that name.
+    """
+    if name not in names(room):
+        raise BadOption(f"unknown {called or kind} {name!r}", hint=f"choose one of: {', '.join(names(room))}")
+    module = importlib.import_module(f"{room}.{name.replace('-', '_')}")
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{module.__name__}.{kind}")
+    return getattr(module, kind.upper())

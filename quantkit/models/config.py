@@ -1,0 +1,110 @@
+"""`config.json` of what is written: the family's silent defaults spoken out, or the folded Llama's config.
+
+The remote code of MiniCPM ties embeddings and takes rope_theta 10000 when the config says nothing; generic loaders
+assume the opposite. So whatever quantkit writes says both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from quantkit.errors import UnsupportedModel
+from quantkit.files.planned_files import PlannedFile, blob
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import ModelSpec
+
+CONFIG_CLASS_FILE = "configuration_minicpm.py"
+AUTO_MAP = {"AutoConfig": "configuration_minicpm.MiniCPMConfig"}
+"""What a native folder of ours says about code: the config class beside it, see `quantkit.models.remote_config`."""
+
+TEXT_MODEL_KEYS = ("hidden_size", "num_hidden_layers", "scale_emb", "scale_depth", "dim_model_base")
+"""What the config of a multimodal model must say about the MiniCPM inside it."""
+
+
+def native_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's own config with tie_word_embeddings and rope_theta spoken out.
+
+    Whatever describes how the source was stored (`quantization_config`) is left out; the caller says how it writes.
+    """
+    config = dict(checkpoint.config)
+    config.pop("quantization_config", None)
+    config["tie_word_embeddings"] = checkpoint.spec.tie_word_embeddings
+    config["rope_theta"] = checkpoint.spec.rope.theta
+    return config
+
+
+def llama_config(spec: ModelSpec, source_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a plain `LlamaForCausalLM` with the dimensions of `spec`, every default spoken out.
+
+    No muP scalar and no `auto_map` remains. LongRoPE keeps its factors; its attention factor follows from
+    max_position_embeddings / original_max_position_embeddings in every engine, as it does in `spec`.
+    """
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": spec.bos_token_id,
+        "eos_token_id": list(spec.eos_token_ids) if len(spec.eos_token_ids) > 1 else spec.eos_token_ids[0],
+        "head_dim": spec.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": spec.hidden_size,
+        "initializer_range": source_config.get("initializer_range", 0.02),
+        "intermediate_size": spec.intermediate_size,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": spec.num_attention_heads,
+        "num_hidden_layers": spec.num_hidden_layers,
+        "num_key_value_heads": spec.num_key_value_heads,
+        "pad_token_id": spec.pad_token_id,
+        "rms_norm_eps": spec.rms_norm_eps,
+        "rope_scaling": rope_scaling(spec),
+        "rope_theta": spec.rope.theta,
+        "tie_word_embeddings": spec.tie_word_embeddings,
+        "use_cache": True,
+        "vocab_size": spec.vocab_size,
+    }
+
+
+def rope_scaling(spec: ModelSpec) -> dict[str, Any] | None:
+    """The `rope_scaling` object that every loader of LongRoPE reads; None for plain RoPE."""
+    if spec.rope.kind != "longrope":
+        return None
+    return {
+        "rope_type": "longrope",
+        "short_factor": list(spec.rope.short_factor),
+        "long_factor": list(spec.rope.long_factor),
+        "original_max_position_embeddings": spec.rope.original_max_position_embeddings,
+    }
+
+
+def with_dtype(config: Mapping[str, Any], dtype: np.dtype) -> dict[str, Any]:
+    """`config` that says its weights are `dtype`: under `torch_dtype`, and `dtype` where that newer name stands."""
+    names = ["torch_dtype", "dtype"] if "dtype" in config else ["torch_dtype"]
+    return {**config, **dict.fromkeys(names, dtype.name)}
+
+
+def config_file(config: Mapping[str, Any]) -> PlannedFile:
+    """`config` as config.json: keys sorted, two spaces, a newline at the end."""
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return blob("config.json", text.encode())
+
+
+def text_config(config: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """The config of the MiniCPM inside a multimodal model whose text weights lie under `llm.`.
+
+    Raises:
+        UnsupportedModel: the config does not describe a MiniCPM (some of these models carry another family's).
+    """
+    missing = [key for key in TEXT_MODEL_KEYS if key not in config]
+    if missing:
+        raise UnsupportedModel(
+            f"{where}: the text model under 'llm.' is not a MiniCPM that this config describes: no {missing[0]}",
+            hint="extract the text model to a folder of its own, with its own config.json",
+        )
+    text = {key: value for key, value in config.items() if key not in ("auto_map", "vision_config", "slice_config")}
+    return {**text, "architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm"}

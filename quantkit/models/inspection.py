@@ -1,0 +1,79 @@
+"""What a checkpoint is, from its headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from quantkit.files.planned_files import PlannedTensor
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.tensors.quant_spec import SCALE_DTYPES
+from quantkit.tensors.views import TensorView, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class KindCount:
+    """Tensors of one type: how many, how many weights, how many bytes (codes, scales and zeros for quantized ones)."""
+
+    type: str
+    tensors: int
+    weights: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Facts in reading order, sums per type, and every tensor."""
+
+    facts: Mapping[str, Any]
+    kinds: tuple[KindCount, ...]
+    tensors: tuple[PlannedTensor, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+def inspection(checkpoint: Checkpoint) -> Inspection:
+    """Describe `checkpoint`; no tensor data is read."""
+    spec = checkpoint.spec
+    tensors = tuple(_describe(name, weight) for name, weight in checkpoint.weights.items())
+    weights = sum(weight.size for weight in checkpoint.weights.values())
+    total = sum(tensor.nbytes for tensor in tensors)
+    rope = f"theta {spec.rope.theta:g}" + (", LongRoPE" if spec.rope.kind == "longrope" else "")
+    facts = {
+        "format": checkpoint.format,
+        "architecture": spec.architecture,
+        "parameters": weights,
+        "bits per weight": round(8 * total / weights, 3),
+        "layers": spec.num_hidden_layers,
+        "hidden size": spec.hidden_size,
+        "intermediate size": spec.intermediate_size,
+        "attention heads": f"{spec.num_attention_heads} ({spec.num_key_value_heads} key-value), {spec.head_dim} wide",
+        "vocabulary": spec.vocab_size,
+        "context": spec.max_position_embeddings,
+        "rope": rope,
+        "tied embeddings": spec.tie_word_embeddings,
+        "scale_emb": spec.scale_emb,
+        "residual scale": round(spec.residual_scale, 7),
+        "logit divisor": spec.logit_divisor,
+        "eos token ids": list(spec.eos_token_ids),
+    }
+    counts: dict[str, list[int]] = {}
+    for tensor, weight in zip(tensors, checkpoint.weights.values(), strict=True):
+        row = counts.setdefault(tensor.type, [0, 0, 0])
+        row[0] += 1
+        row[1] += weight.size
+        row[2] += tensor.nbytes
+    return Inspection(facts, tuple(KindCount(kind, *row) for kind, row in counts.items()), tensors)
+
+
+def _describe(name: str, weight: Weight) -> PlannedTensor:
+    if isinstance(weight, TensorView):
+        return PlannedTensor(name, str(weight.dtype), weight.shape, weight.nbytes)
+    groups = weight.shape[0] * weight.spec.groups(weight.shape[1], name=name)
+    bits = weight.size * weight.spec.bits + groups * 8 * SCALE_DTYPES[weight.spec.scale_dtype].itemsize
+    if not weight.spec.symmetric:
+        bits += groups * weight.spec.bits
+    return PlannedTensor(name, str(weight.spec), weight.shape, -(-bits // 8))

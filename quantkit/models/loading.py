@@ -1,0 +1,50 @@
+"""A checkpoint's weights as float32 torch modules: one block, or the whole model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from quantkit.errors import NonFiniteValues
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import LAYER_NAMES
+from quantkit.models.torch_model import Block, MiniCPM
+from quantkit.tensors.views import BFLOAT16, QuantizedView, Weight
+
+
+def read_float32(weight: Weight) -> np.ndarray:
+    """All values of a weight in float32, dequantized where it is quantized; raises `NonFiniteValues` with its name."""
+    values = weight.read().dequantized() if isinstance(weight, QuantizedView) else _widened(weight.read())
+    if not np.isfinite(values).all():
+        raise NonFiniteValues(f"{weight.name}: the weight holds NaN or infinity")
+    return values
+
+
+def load_block(checkpoint: Checkpoint, layer: int) -> Block:
+    """Block number `layer`, in inference mode; nothing else is read."""
+    with torch.device("meta"):
+        block = Block(checkpoint.spec)
+    prefix = f"model.layers.{layer}."
+    block.load_state_dict(
+        {name: _tensor(checkpoint.weights[prefix + name]) for name in LAYER_NAMES.values()}, assign=True
+    )
+    return block.eval().requires_grad_(False)
+
+
+def load_model(checkpoint: Checkpoint) -> MiniCPM:
+    """The whole model, in inference mode: 4 bytes of memory per weight."""
+    with torch.device("meta"):
+        model = MiniCPM(checkpoint.spec)
+    model.load_state_dict({name: _tensor(weight) for name, weight in checkpoint.weights.items()}, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _widened(values: np.ndarray) -> np.ndarray:
+    if values.dtype != BFLOAT16:
+        return np.asarray(values, np.float32)
+    return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16).float().numpy()  # ten times as fast
+
+
+def _tensor(weight: Weight) -> torch.Tensor:
+    # A copy in torch's own memory: BLAS may round differently at other alignments, and numpy's vary.
+    return torch.from_numpy(read_float32(weight)).clone()

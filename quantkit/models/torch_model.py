@@ -1,0 +1,196 @@
+"""The family as a torch module: calibration, training and golden recording run on it.
+
+Parameter names are the Hugging Face tensor names, so `state_dict()` is a checkpoint. One `Block` can stand alone:
+calibration loads one block at a time (`Block(spec)` + `load_state_dict`), never the whole model.
+
+Numerics follow OpenBMB's `modeling_minicpm.py`: RMSNorm and softmax in float32, half-split ("NeoX") rotary
+embedding in float32, LongRoPE frequencies as (position * 1/factor) * inv_freq in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quantkit.models.spec import ModelSpec
+
+
+@dataclass(slots=True)
+class Cache:
+    """Keys and values of every block so far: one pair [batch, kv_heads, past, head_dim] per block."""
+
+    blocks: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Number of positions held."""
+        return 0 if not self.blocks or self.blocks[0] is None else self.blocks[0][0].shape[2]
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps), computed in float32, cast back, then times weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x [..., size] over its last axis; same shape and dtype."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+def rotary_tables(spec: ModelSpec, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin [stop - start, head_dim] in float32 for positions start..stop-1 of a context of `stop` tokens."""
+    half = torch.arange(0, spec.head_dim, 2, dtype=torch.float32, device=device)
+    inv_freq = 1.0 / spec.rope.theta ** (half / spec.head_dim)
+    position = torch.arange(start, stop, dtype=torch.float32, device=device)[:, None]
+    factors = spec.rope.factors(stop)
+    if factors:
+        position = position * (1.0 / torch.tensor(factors, dtype=torch.float32).to(device))
+    angle = position * inv_freq
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos() * spec.rope.attention_factor, angle.sin() * spec.rope.attention_factor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half-split rotation of x [batch, heads, time, head_dim] in float32, cast back to x's dtype."""
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention, causal, scores scaled by head_dim^-0.5."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
+        self.q_proj = nn.Linear(spec.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(spec.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(spec.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, spec.hidden_size, bias=False)
+        self.head_dim = spec.head_dim
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Attend from x [batch, time, hidden] to `past` and itself.
+
+        Args:
+            x: normalized residual states.
+            cos: float32 [time, head_dim] of these positions; `sin` likewise.
+            sin: see `cos`.
+            past: keys and values [batch, kv_heads, past, head_dim] of earlier positions, or None.
+
+        Returns:
+            The output [batch, time, hidden], and keys and values including `past`.
+        """
+        mixed, present = self.mix(x, cos, sin, past)
+        return self.o_proj(mixed), present
+
+    def mix(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As `forward`, but with the input of o_proj [batch, time, heads * head_dim] in place of its output."""
+        batch, time, _ = x.shape
+        q, k, v = (
+            proj(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        mask = None
+        if past is not None:
+            mask = torch.ones(time, k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - time)
+        mixed = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return mixed.transpose(1, 2).reshape(batch, time, -1), (k, v)
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output [..., hidden] for normalized x [..., hidden]."""
+        hidden: Tensor = self.down_proj(self.gated(x))
+        return hidden
+
+    def gated(self, x: Tensor) -> Tensor:
+        """The input of down_proj [..., intermediate] for normalized x [..., hidden]."""
+        gated: Tensor = functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return gated
+
+
+class Block(nn.Module):
+    """One decoder block: x + s * attention(norm(x)), then x + s * mlp(norm(x)), s = `residual_scale`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.self_attn = Attention(spec)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.mlp = MLP(spec)
+        self.residual_scale = spec.residual_scale
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Residual states x [batch, time, hidden] after this block, and its keys and values; see `Attention`."""
+        mixed, present = self.self_attn(self.input_layernorm(x), cos, sin, past)
+        x = x + mixed * self.residual_scale
+        return x + self.mlp(self.post_attention_layernorm(x)) * self.residual_scale, present
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and final norm; named `model` in a checkpoint."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_hidden_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+
+
+class MiniCPM(nn.Module):
+    """The whole model: token ids [batch, time] to float32 logits [batch, time, vocab]."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = Decoder(spec)
+        if not spec.tie_word_embeddings:
+            self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits of every position; with a `cache`, `ids` continue it and it grows in place."""
+        past = cache.length if cache is not None else 0
+        cos, sin = rotary_tables(self.spec, past, past + ids.shape[1], ids.device)
+        x = self.model.embed_tokens(ids) * self.spec.scale_emb
+        presents: list[tuple[Tensor, Tensor] | None] = []
+        blocks: Sequence[tuple[Tensor, Tensor] | None] = cache.blocks if cache is not None else ()
+        for index, block in enumerate(self.model.layers):
+            x, present = block(x, cos, sin, blocks[index] if blocks else None)
+            presents.append(present)
+        if cache is not None:
+            cache.blocks = presents
+        return self.head(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Float32 logits of residual states x [..., hidden]."""
+        weight = self.model.embed_tokens.weight if self.spec.tie_word_embeddings else self.lm_head.weight
+        return functional.linear(self.model.norm(x) / self.spec.logit_divisor, weight).float()

@@ -1,0 +1,191 @@
+"""The blocks of a model, quantized one after the other on the outputs of those before.
+
+First the block is smoothed (`quantkit.solver.smoothing`): another set of weights for the same function, which takes the
+original's place. Then its linear layers are quantized, those that read the same inputs together
+(`quantkit.pipeline.layer_group`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from quantkit.artifacts.journal import Journal
+from quantkit.calibration.activations import HiddenStates
+from quantkit.calibration.fisher import Sensitivities, sensitivities
+from quantkit.calibration.samples import Samples
+from quantkit.calibration.statistics import CPU
+from quantkit.errors import QuantkitError
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.loading import load_block
+from quantkit.models.spec import LAYER_NAMES, Role
+from quantkit.models.torch_model import Block
+from quantkit.pipeline.layer_group import StageSolver
+from quantkit.pipeline.resumption import decoded_block, encoded_block
+from quantkit.protocols import Method, TensorReport
+from quantkit.solver.smoothing import READERS, smooth, smoothable, weight_name
+from quantkit.solver.smoothing_search import Choice, chosen_scales
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.views import TensorView
+from quantkit.threads import single_threaded_torch
+
+NOT_WEIGHED = Sensitivities({}, {})
+"""Of a block whose outputs and positions all count alike."""
+
+
+class BlockStream:
+    """Holds the hidden states in front of the next block, and the quantized weights of the current one.
+
+    layer: the current block, -1 before the first. tensors: its quantized weights by name. norms: its norms that
+    smoothing has changed, in their own dtypes, by name. wanted: grid and method of every weight that is quantized, by
+    name; the others stay as they are. smooth: see `quantkit.solver.smoothing.smoothable`. fisher: whether errors of
+    outputs count by what they do to the predictions (`quantkit.calibration.fisher`). device: where blocks are computed.
+    bfloat16: whether their layers compute in it (`quantkit.calibration.autocast`).
+    """
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        wanted: Mapping[str, tuple[QuantSpec, Method]],
+        samples: Samples,
+        *,
+        skip_positions: int,
+        propagate: bool,
+        smooth: bool | None = None,
+        fisher: bool = True,
+        threads: int,
+        device: torch.device = CPU,
+        bfloat16: bool = False,
+        journal: Journal | None = None,
+    ) -> None:
+        self.coverage = samples.coverage
+        self.layer = -1
+        self.tensors: dict[str, QuantizedTensor] = {}
+        self.norms: dict[str, np.ndarray] = {}
+        self._smooth = smooth
+        self._source = source
+        self._wanted = wanted
+        self._threads = threads
+        self._device = device
+        self._bfloat16 = bfloat16
+        self._journal = journal
+        self._samples = samples
+        self._skip_positions = skip_positions
+        self._weighed = fisher and any(method.weighs_outputs for _, method in wanted.values())
+        self._hidden = HiddenStates(
+            source,
+            samples,
+            skip_positions=skip_positions,
+            follow_original=propagate,
+            threads=threads,
+            device=device,
+            bfloat16=bfloat16,
+        )
+
+    def advance(self) -> dict[str, TensorReport]:
+        """Quantize the next block, or recall it, in place of the current one; return the reports of its weights."""
+        self.layer += 1
+        self.tensors = {}
+        step = f"block-{self.layer:05}"
+        kept = self._journal.recall(step) if self._journal is not None else None
+        # It reads blocks itself, so it goes first.
+        sensitivity = self._sensitivities[self.layer] if kept is None else NOT_WEIGHED
+        original = load_block(self._source, self.layer).to(self._device)
+        if kept is None:
+            with single_threaded_torch():  # a product split over threads rounds otherwise than on one
+                choices = self._choices(original)
+                scales = {role: choice.scale for role, choice in choices.items() if choice.scale is not None}
+                block = self._smoothed(original, scales)
+                reports = self._solve(block, original, _smoothed_outputs(sensitivity, scales))
+            for name, choice in ((weight_name(self.layer, x), c) for role, c in choices.items() for x in READERS[role]):
+                reports[name] = replace(reports[name], smoothing=choice.exponent)
+            if self._journal is not None:
+                self._journal.keep(step, encoded_block(self.tensors, reports, scales))
+            return reports
+        self.tensors, reports, scales = decoded_block(kept)
+        block = self._smoothed(original, scales)
+        for name, tensor in self.tensors.items():
+            weight = block.get_parameter(name.removeprefix(f"model.layers.{self.layer}."))
+            weight.copy_(torch.from_numpy(tensor.dequantized()))
+        self._hidden.advance(block, original)
+        return reports
+
+    def _choices(self, original: Block) -> dict[Role, Choice]:
+        """Scales for the layers behind each norm or matrix that may be divided."""
+        may_be = smoothable(self._wanted, self.layer, self._smooth)
+        if not may_be:
+            return {}
+        before = {READERS[role]: role for role in may_be}
+        names = {role: weight_name(self.layer, role) for role in LAYER_NAMES}
+        specs = {role: self._wanted[name][0] for role, name in names.items() if name in self._wanted}
+        smoothed = deepcopy(original)
+        choices: dict[Role, Choice] = {}
+        for inputs in self._hidden.inputs(original):
+            role = before.get(inputs.roles)
+            if role is None:
+                continue
+            feeding, dtype = smoothed.get_parameter(LAYER_NAMES[role]), self._dtype(role)
+            choice = chosen_scales(
+                original, role, inputs, feeding=feeding, specs=specs, dtype=dtype, threads=self._threads
+            )
+            if choice.scale is not None:
+                smooth(smoothed, {role: choice.scale}, {role: dtype})
+            choices[role] = choice
+        return choices
+
+    def _smoothed(self, original: Block, scales: Mapping[Role, np.ndarray]) -> Block:
+        """Smooth `original`, which stays the same function, and return a copy of it to quantize."""
+        norms = smooth(original, scales, {role: self._dtype(role) for role in scales})
+        self.norms = {weight_name(self.layer, role): weight for role, weight in norms.items()}
+        return deepcopy(original)
+
+    def _dtype(self, role: Role) -> np.dtype:
+        weight = self._source.weights[weight_name(self.layer, role)]
+        return weight.dtype if isinstance(weight, TensorView) else np.dtype(np.float32)
+
+    @cached_property
+    def _sensitivities(self) -> Sequence[Sensitivities]:
+        if not self._weighed:
+            return [NOT_WEIGHED] * self._source.spec.num_hidden_layers
+        with single_threaded_torch():
+            return sensitivities(
+                self._source,
+                self._samples.sequences,
+                skip_positions=self._skip_positions,
+                threads=self._threads,
+                device=self._device,
+                bfloat16=self._bfloat16,
+            )
+
+    def _solve(self, block: Block, original: Block, sensitivity: Sensitivities) -> dict[str, TensorReport]:
+        reports: dict[str, TensorReport] = {}
+        for stage in self._hidden.stages(block, original, sensitivity.positions):
+            solver = StageSolver(stage, self._threads)
+            for role in stage.roles:
+                name = weight_name(self.layer, role)
+                if name not in self._wanted:
+                    continue
+                weight = block.get_parameter(LAYER_NAMES[role])
+                try:
+                    self.tensors[name], reports[name] = solver.quantized(
+                        weight, *self._wanted[name], sensitivity.outputs.get(role)
+                    )
+                except QuantkitError as error:
+                    raise type(error)(f"{name}: {error}", hint=error.hint) from None
+                weight.copy_(torch.from_numpy(self.tensors[name].dequantized()))
+        return reports
+
+
+def _smoothed_outputs(sensitivity: Sensitivities, scales: Mapping[Role, np.ndarray]) -> Sensitivities:
+    """Where v is divided by s, its outputs count s times as much."""
+    if Role.V not in scales or Role.V not in sensitivity.outputs:
+        return sensitivity
+    G = sensitivity.outputs[Role.V]
+    scale = torch.from_numpy(scales[Role.V]).to(G.device)
+    return replace(sensitivity, outputs={**sensitivity.outputs, Role.V: G * scale * scale[:, None]})

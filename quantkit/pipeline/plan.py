@@ -1,0 +1,235 @@
+"""What a run would cost and whether its result would be usable, before any work is done.
+
+`plan` opens headers only. The sizes it prints are the sums of the very layouts that `publish` would write, so they
+are exact, not estimates; memory and time are estimates, and say so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from quantkit import registry
+from quantkit.calibration.samples import WAVE_TOKENS, weighed_tokens
+from quantkit.errors import BadOption, UnsupportedSpec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.folding import folded
+from quantkit.models.spec import LINEAR_ROLES, WEIGHED_ROLES, ModelSpec, Role
+from quantkit.pipeline.planned_model import planned
+from quantkit.pipeline.recipe import Recipe
+from quantkit.protocols import ExportOptions
+from quantkit.runtimes._kernels import Verdict, verdicts
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.views import TensorView, Weight
+
+INTERPRETER_BYTES = 120 << 20
+TORCH_BYTES = 350 << 20
+ALLOCATED = 1.2
+"""Resident bytes of calibrated runs over those in use: measured 1.0 to 1.25 on models of 1 to 24 blocks."""
+DENSE_STREAM_BYTES = 160 << 20
+INPUT_ROLES = (Role.Q, Role.O, Role.GATE, Role.DOWN)
+"""One role for each input that a block's linear layers read; the others share them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One container that was asked for: its exact size, or why it cannot hold the result."""
+
+    format: str
+    type: str
+    arch: str
+    size: int | None
+    bits_per_weight: float | None
+    engines: tuple[str, ...]
+    refusal: str | None = None
+    hint: str | None = None
+    notes: tuple[str, ...] = ()
+    kernels: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedWeight:
+    """One tensor of the result: what it becomes ("int4 g128 sym", "bfloat16") and by which method, None = as it is."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    method: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer of `quantkit plan`.
+
+    peak_memory_bytes and seconds are estimates for the quantization step; sizes of targets are exact.
+    tensors: how many tensors become what, such as {"int4 g128 sym": 35, "bfloat16": 12}. weights: the same one by one.
+    """
+
+    source: str
+    parameters: int
+    method: str | None
+    spec: str | None
+    tensors: Mapping[str, int]
+    weights: tuple[PlannedWeight, ...]
+    targets: tuple[Target, ...]
+    peak_memory_bytes: int
+    seconds: float
+
+    @property
+    def possible(self) -> bool:
+        """Whether every target can be written."""
+        return all(target.refusal is None for target in self.targets)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Space that all targets need together."""
+        return sum(target.size or 0 for target in self.targets)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {**asdict(self), "possible": self.possible, "disk_bytes": self.disk_bytes}
+
+
+def parse_target(text: str, *, arch: str = "native", target: str | None = None) -> tuple[str, ExportOptions]:
+    """Read FORMAT or FORMAT:TYPE, such as `gguf:q4_0`.
+
+    Raises:
+        BadOption: an unknown format, or a type or target that the format does not have.
+    """
+    name, _, kind = text.strip().partition(":")
+    exporter = registry.exporter(name)
+    if kind and kind not in exporter.types:
+        raise BadOption(f"{name} has no type {kind!r}", hint=f"types of {name}: {', '.join(exporter.types) or 'none'}")
+    if target is not None and target not in exporter.targets:
+        choices = f"targets of {name}: {', '.join(exporter.targets)}" if exporter.targets else "leave --target out"
+        raise BadOption(f"{name} has no target {target!r}", hint=choices)
+    return name, ExportOptions(type=kind or None, arch=arch, target=target)
+
+
+def plan(
+    checkpoint: Checkpoint,
+    targets: Sequence[tuple[str, ExportOptions]],
+    *,
+    method: str | None = None,
+    spec: QuantSpec | None = None,
+    recipe: Recipe | None = None,
+    calibration_tokens: int = 0,
+) -> Plan:
+    """Plan quantizing `checkpoint` (when `method` is given) and writing it as each of `targets`.
+
+    Raises:
+        BadOption: an unknown method, or a recipe that does not fit the model.
+        UnsupportedSpec: a weight that `spec` cannot divide into groups.
+    """
+    result = checkpoint
+    tokens, weighed, methods = 0, 0, {}
+    if method is not None and spec is not None:
+        registry.method(method)
+        assignments = (recipe or Recipe()).assign(checkpoint.spec, spec, method)
+        methods = {name: assigned.method for name, assigned in assignments.items() if assigned.spec is not None}
+        used = [registry.method(name) for name in set(methods.values())]
+        tokens = calibration_tokens if any(one.needs_calibration for one in used) else 0
+        weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
+        result = planned(checkpoint, assignments)
+    weights = tuple(
+        PlannedWeight(name=name, shape=weight.shape, type=_type(weight), method=methods.get(name))
+        for name, weight in result.weights.items()
+    )
+    return Plan(
+        source=checkpoint.path.name,
+        parameters=sum(weight.size for weight in checkpoint.weights.values()),
+        method=method,
+        spec=str(spec) if spec is not None else None,
+        tensors=dict(Counter(weight.type for weight in weights)),
+        weights=weights,
+        targets=tuple(_target(result, name, options) for name, options in targets),
+        peak_memory_bytes=peak_memory(checkpoint.spec, tokens, weighed),
+        seconds=_seconds(checkpoint, tokens, weighed),
+    )
+
+
+def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target:
+    exporter = registry.exporter(name)
+    source = folded(checkpoint) if options.arch == "llama" else checkpoint
+    parameters = sum(weight.size for weight in source.weights.values())
+    try:
+        artifact = exporter.prepare(checkpoint, options)
+    except UnsupportedSpec as refusal:
+        return Target(
+            format=name,
+            type=options.type or "default",
+            arch=options.arch,
+            size=None,
+            bits_per_weight=None,
+            engines=(),
+            refusal=str(refusal),
+            hint=refusal.hint,
+        )
+    return Target(
+        format=name,
+        type=str(artifact.options.get("type") or options.type or "default"),
+        arch=options.arch,
+        size=artifact.size,
+        bits_per_weight=artifact.size * 8 / parameters,
+        engines=exporter.engines,
+        notes=artifact.notes,
+        kernels=verdicts(source, name, target=options.target or next(iter(exporter.targets), None)),
+    )
+
+
+def _type(weight: Weight) -> str:
+    return str(weight.dtype if isinstance(weight, TensorView) else weight.spec)
+
+
+def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> int:
+    """Estimated peak resident bytes of the quantization step.
+
+    Without calibration one tensor is in memory at a time: its float32 values, codes and packed bytes. With it: one
+    block in float32 (original and quantized); its Hessians on fitting and held-out text, of the largest the sum and the
+    factorisation's copies; the hidden states of all calibration tokens in both streams, with the widest layer's inputs
+    in either, weighed, and subtracted; what the Fisher pass keeps of every block: hidden states of one wave of tokens,
+    one matrix of the outputs' size for its layers, and two numbers per token; and what the allocator does not reuse.
+    """
+    shapes = [spec.layer_shape(role) for role in LINEAR_ROLES]
+    sizes = [rows * cols for rows, cols in shapes]
+    if not calibration_tokens:
+        return INTERPRETER_BYTES + max(DENSE_STREAM_BYTES, 10 * max(sizes))
+    inputs = [spec.layer_shape(role)[1] for role in INPUT_ROLES]
+    hessians = 4 * (2 * sum(width**2 for width in inputs) + 6 * max(inputs) ** 2)
+    states = 4 * calibration_tokens * (2 * spec.hidden_size + 4 * max(inputs))
+    outputs = [spec.layer_shape(role)[0] for role in WEIGHED_ROLES]
+    wave = min(weighed, WAVE_TOKENS)
+    fisher = 4 * (wave * spec.hidden_size + sum(rows**2 for rows in outputs) + 2 * weighed) if weighed else 0
+    used = 8 * sum(sizes) + hessians + states + spec.num_hidden_layers * fisher
+    return TORCH_BYTES + round(ALLOCATED * used)
+
+
+def _seconds(checkpoint: Checkpoint, calibration_tokens: int, weighed: int) -> float:
+    """Estimated seconds: bytes over a disk-bound rate, plus arithmetic over this machine's measured matmul rate."""
+    spec = checkpoint.spec
+    streaming = sum(weight.size for weight in checkpoint.weights.values()) / 100e6
+    if not calibration_tokens:
+        return streaming
+    sizes = [spec.layer_shape(role) for role in LINEAR_ROLES]
+    passes = 2 * calibration_tokens + 3 * weighed
+    forward = 2 * passes * sum(rows * cols for rows, cols in sizes)
+    hessian = 4 * calibration_tokens * sum(spec.layer_shape(role)[1] ** 2 for role in INPUT_ROLES)
+    solver = sum(4 * rows * cols**2 + 4 * cols**3 for rows, cols in sizes)
+    return streaming + spec.num_hidden_layers * (forward + hessian + solver) / _matmul_rate()
+
+
+def _matmul_rate() -> float:
+    """Floating-point operations per second of a float32 matrix product here, measured for a few milliseconds."""
+    size = 384
+    matrix = np.ones((size, size), np.float32)
+    seconds = []
+    for _ in range(12):  # the first ones wake the threads up
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

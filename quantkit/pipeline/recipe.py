@@ -1,0 +1,218 @@
+"""Recipes: which weight becomes what, as ordered rules. The first rule that matches a weight decides it.
+
+    [[rule]]
+    role = ["gate", "up"]         # q k v o gate up down lm_head: one of them, or a list
+    match = "model.layers.0.*"    # shell pattern for the weight's name, with or without ".weight"
+    bits = 8                      # and group_size, symmetric, scale_dtype, method
+    keep = true                   # instead of these five: the weight stays as it is
+
+A rule has `role`, `match` or both, and then both must hold. Settings that it leaves out, and weights that no rule
+decides, are as the command line says. The head is quantized only when a rule names it (`role = "lm_head"`, or a
+pattern that begins with lm_head), and then by itself: rounded to nearest, unless the rule has another method without
+calibration. Embedding and norms are never quantized.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from quantkit import registry
+from quantkit.errors import BadOption, MalformedFile, UnsupportedSpec
+from quantkit.files.source_file import SourceFile
+from quantkit.models.spec import LINEAR_ROLES, ModelSpec, Role, TensorSlot
+from quantkit.tensors.quant_spec import QuantSpec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_BYTES = 1 << 20
+MAX_PATTERN = 200
+ROLES = (*LINEAR_ROLES, Role.LM_HEAD)
+"""What a rule may name."""
+
+HEAD_METHOD = "rtn"
+GRID_TYPES: Mapping[str, type] = {"bits": int, "group_size": int, "symmetric": bool, "scale_dtype": str}
+KEYS = ("role", "match", "keep", "method", *GRID_TYPES)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a weight becomes: its grid and the name of the method; no grid = it stays as it is."""
+
+    spec: QuantSpec | None
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One rule. roles: empty = any. grid: the fields of `QuantSpec` that it sets. method: None = as elsewhere."""
+
+    roles: tuple[Role, ...] = ()
+    match: str | None = None
+    keep: bool = False
+    grid: Mapping[str, Any] = field(default_factory=dict)
+    method: str | None = None
+
+    def matches(self, slot: TensorSlot) -> bool:
+        """Whether this rule is about the weight of `slot`; about the head only when it names it or keeps it."""
+        if self.roles and slot.role not in self.roles:
+            return False
+        named = Role.LM_HEAD in self.roles or (self.match or "").startswith(Role.LM_HEAD.value)
+        if slot.role is Role.LM_HEAD and not (named or self.keep):
+            return False
+        names = (slot.name, slot.name.removesuffix(".weight"))
+        return self.match is None or any(fnmatchcase(name, self.match) for name in names)
+
+    def to_json(self) -> dict[str, Any]:
+        """The rule's keys and values as in a file."""
+        return {
+            **({"role": [role.value for role in self.roles]} if self.roles else {}),
+            **({"match": self.match} if self.match is not None else {}),
+            **({"keep": True} if self.keep else {}),
+            **self.grid,
+            **({"method": self.method} if self.method is not None else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Ordered rules, none by default. where: what messages call it; equal rules are equal recipes."""
+
+    rules: tuple[Rule, ...] = ()
+    where: str = field(default="recipe", compare=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """Read a TOML file strictly.
+
+        Raises:
+            MalformedFile: not TOML.
+            BadOption: a key, type or name that a rule does not have; says which rule.
+            UnsupportedSpec: a grid that there is not.
+            IncompleteCheckpoint, UnsafePath, ReadFailed, SourceChanged: see `SourceFile`.
+        """
+        data = SourceFile.open(path).read_all(MAX_BYTES)
+        try:
+            parsed = tomllib.loads(data.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise MalformedFile(f"{path}: not TOML: {reason}") from None
+        return cls.from_json(parsed, where=str(path))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+        """Inverse of `to_json`, with the checks of `read`."""
+        unknown = sorted(set(data) - {"rule"})
+        rules = data.get("rule", [])
+        if unknown or not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
+            problem = f"unknown key {unknown[0][:80]!r}" if unknown else "rule is not a list of tables"
+            raise BadOption(f"{where}: {problem}", hint="a recipe is a list of tables that begin with [[rule]]")
+        return cls(tuple(_rule(rule, f"{where}: rule {number}") for number, rule in enumerate(rules, 1)), where)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object of the same shape as the TOML file."""
+        return {"rule": [rule.to_json() for rule in self.rules]}
+
+    def assign(self, model: ModelSpec, default: QuantSpec, default_method: str) -> dict[str, Assignment]:
+        """What every linear layer and the head of `model` become, by weight name in the order of the model.
+
+        Raises:
+            BadOption: a rule that decides no weight, or a method that cannot quantize the head.
+            UnsupportedSpec: groups that do not divide a weight's columns; names rule and weight.
+        """
+        slots = [slot for slot in model.slots() if slot.role in ROLES]
+        deciding = {slot.name: next((n for n, rule in self._numbered() if rule.matches(slot)), None) for slot in slots}
+        for number, rule in self._numbered():
+            if number not in deciding.values():
+                raise self._idle(number, rule, model, slots)
+        return {slot.name: self._assignment(deciding[slot.name], slot, default, default_method) for slot in slots}
+
+    def _numbered(self) -> Iterator[tuple[int, Rule]]:
+        return enumerate(self.rules, 1)
+
+    def _assignment(self, number: int | None, slot: TensorSlot, default: QuantSpec, default_method: str) -> Assignment:
+        if number is None:
+            return Assignment(None if slot.role is Role.LM_HEAD else default, default_method)
+        rule, where = self.rules[number - 1], f"{self.where}: rule {number}"
+        if rule.keep:
+            return Assignment(None, default_method)
+        spec = QuantSpec.from_json({**default.to_json(), **rule.grid})
+        try:
+            spec.groups(slot.shape[1], name=slot.name)
+        except UnsupportedSpec as error:
+            raise UnsupportedSpec(f"{where}: {error}", hint=error.hint) from None
+        if slot.role is not Role.LM_HEAD:
+            return Assignment(spec, rule.method or default_method)
+        if rule.method is not None and registry.method(rule.method).needs_calibration:
+            raise BadOption(
+                f"{where}: {slot.name} cannot be quantized by {rule.method}, which is calibrated block by block",
+                hint=f"give the head a rule of its own, without a method or with {HEAD_METHOD}",
+            )
+        return Assignment(spec, rule.method or HEAD_METHOD)
+
+    def _idle(self, number: int, rule: Rule, model: ModelSpec, slots: list[TensorSlot]) -> BadOption:
+        if any(rule.matches(slot) for slot in slots):
+            problem, hint = "the rules before it decide all of its weights", "the first rule that matches wins"
+        elif Role.LM_HEAD in rule.roles and model.tie_word_embeddings:
+            problem, hint = "this model's head is its embedding", "remove lm_head; embeddings are not quantized"
+        else:
+            problem = "no linear layer of this model matches"
+            hint = "`quantkit plan --tensors` lists the names; patterns never match embedding, norms or an unnamed head"
+        return BadOption(f"{self.where}: rule {number} decides nothing: {problem}", hint=hint)
+
+
+def _rule(data: Mapping[str, Any], where: str) -> Rule:
+    unknown = sorted(set(data) - set(KEYS))
+    if unknown:
+        raise BadOption(f"{where}: unknown key {unknown[0][:80]!r}", hint=f"keys: {', '.join(KEYS)}")
+    for key, kind in {"match": str, "keep": bool, "method": str, **GRID_TYPES}.items():
+        if key in data and type(data[key]) is not kind:
+            names = {int: "an integer", bool: "true or false", str: "a string"}
+            raise BadOption(f"{where}: {key} must be {names[kind]}, is {str(data[key])[:80]!r}")
+    rule = Rule(
+        roles=_roles(data["role"], where) if "role" in data else (),
+        match=data.get("match"),
+        keep=data.get("keep", False),
+        grid={key: data[key] for key in GRID_TYPES if key in data},
+        method=data.get("method"),
+    )
+    _check(rule, where)
+    return rule
+
+
+def _roles(value: object, where: str) -> tuple[Role, ...]:
+    names: list[Any] = value if isinstance(value, list) else [value]
+    known = {role.value: role for role in ROLES}
+    for name in names:
+        if not isinstance(name, str) or name not in known:
+            raise BadOption(f"{where}: unknown role {str(name)[:80]!r}", hint=f"roles: {', '.join(known)}")
+    if not names or len(set(names)) != len(names):
+        raise BadOption(f"{where}: role must name at least one role, and each once")
+    return tuple(known[name] for name in names)
+
+
+def _check(rule: Rule, where: str) -> None:
+    """Raise `BadOption` or `UnsupportedSpec` for a rule that means nothing."""
+    if not rule.roles and rule.match is None:
+        raise BadOption(f"{where} has neither role nor match", hint='role = "down" or match = "model.layers.0.*"')
+    if rule.match is not None and not 0 < len(rule.match) <= MAX_PATTERN:
+        raise BadOption(f"{where}: match must have 1 to {MAX_PATTERN} characters, has {len(rule.match)}")
+    settings = bool(rule.grid) or rule.method is not None
+    if rule.keep and settings:
+        raise BadOption(f"{where}: keep = true stands beside settings of a quantized weight", hint="remove one of them")
+    if not rule.keep and not settings:
+        raise BadOption(f"{where} sets nothing", hint="set keep = true, bits, group_size, symmetric, method ...")
+    if rule.method is not None and rule.method not in registry.names("methods"):
+        hint = f"choose one of: {', '.join(registry.names('methods'))}"
+        raise BadOption(f"{where}: unknown method {rule.method[:80]!r}", hint=hint)
+    try:
+        QuantSpec.from_json({"bits": 4, "group_size": 128, **rule.grid})
+    except UnsupportedSpec as error:
+        raise UnsupportedSpec(f"{where}: {error}", hint=error.hint) from None

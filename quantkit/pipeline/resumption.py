@@ -1,0 +1,162 @@
+"""What a killed quantization needs to go on: what its numbers depend on, and its samples and blocks as bytes.
+
+The bytes are for quantkit alone and for one run: `quantkit.artifacts.journal` vouches for them, so they are not
+checked here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit import __version__
+from quantkit.calibration.samples import CalibrationOptions, Coverage, Samples
+from quantkit.files.digest import source_digest
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Role
+from quantkit.protocols import Method, TensorReport
+from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
+from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+
+LENGTH_BYTES = 8
+TOKEN = np.dtype("<i8")
+SMOOTHING_SCALE = np.dtype("<f4")
+LIBRARIES = ("numpy", "torch")
+"""Packages whose arithmetic the last bits depend on."""
+
+
+def run_key(
+    source: Checkpoint,
+    wanted: Mapping[str, tuple[QuantSpec, Method]],
+    calibration: CalibrationOptions | Samples,
+    **choices: int | bool | str | None,
+) -> bytes:
+    """SHA-256 of all that decides the codes, except sequences that are given or read from a file.
+
+    Reads every file of the model once. The weights of `source` must lie in its `inputs`.
+
+    Args:
+        source: the dense model.
+        wanted: grid and method of every weight to quantize, by name. A method counts by its name, and by its settings
+            where it is a dataclass.
+        calibration: options count where the model writes its own text.
+        choices: other options that change the result.
+
+    Raises:
+        What `source_digest` raises.
+    """
+    options = calibration if isinstance(calibration, CalibrationOptions) and calibration.file is None else None
+    facts = {
+        "code": _code_digest(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "model": repr(source.spec),
+        "config": source.config,
+        "inputs": source_digest(source.inputs),
+        "files": {name: hashlib.sha256(read()).hexdigest() for name, read in source.files.items()},
+        "wanted": {name: [spec.to_json(), _settings(method)] for name, (spec, method) in wanted.items()},
+        "calibration": asdict(options) if options is not None else "given",
+        "choices": choices,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
+
+
+def _settings(method: Method) -> dict[str, Any]:
+    settings: dict[str, Any] = asdict(method) if is_dataclass(method) and not isinstance(method, type) else {}
+    return {**settings, "name": method.name}
+
+
+def _code_digest() -> str:
+    """SHA-256 of quantkit's version and modules: in a working copy the version tells little."""
+    sha256 = hashlib.sha256(__version__.encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        sha256.update(hashlib.sha256(path.read_bytes()).digest())
+    return sha256.hexdigest()
+
+
+def encoded_samples(samples: Samples) -> bytes:
+    """Coverage and lengths as JSON behind its length, then all token ids."""
+    head = {"coverage": samples.coverage.to_json(), "lengths": [len(x) for x in samples.sequences]}
+    return _headed(head, *(x.astype(TOKEN) for x in samples.sequences))
+
+
+def decoded_samples(data: memoryview) -> Samples:
+    """Inverse of `encoded_samples`."""
+    head, parts = _Parts.behind_head(data)
+    sequences = tuple(parts.take(TOKEN, length).astype(np.int64) for length in head["lengths"])
+    return Samples(sequences, Coverage(**head["coverage"]))
+
+
+def encoded_block(
+    tensors: Mapping[str, QuantizedTensor], reports: Mapping[str, TensorReport], scales: Mapping[Role, np.ndarray]
+) -> bytes:
+    """A block as bytes.
+
+    Reports, grids and shapes as JSON behind its length; then each tensor's codes as bitstreams, scales and zeros; then
+    the scales that the block was smoothed with.
+    """
+    head = {
+        "tensors": {
+            name: {"report": asdict(reports[name]), "spec": tensor.spec.to_json(), "shape": tensor.shape}
+            for name, tensor in tensors.items()
+        },
+        "smoothed": {role.value: len(scale) for role, scale in scales.items()},
+    }
+    buffers = [(pack_bitstream(x.codes, x.spec.bits), x.scale, x.zero) for x in tensors.values()]
+    smoothed = (scale.astype(SMOOTHING_SCALE) for scale in scales.values())
+    return _headed(head, *(buffer for three in buffers for buffer in three), *smoothed)
+
+
+def decoded_block(
+    data: memoryview,
+) -> tuple[dict[str, QuantizedTensor], dict[str, TensorReport], dict[Role, np.ndarray]]:
+    """Inverse of `encoded_block`."""
+    head, parts = _Parts.behind_head(data)
+    tensors = {}
+    for name, entry in head["tensors"].items():
+        spec = QuantSpec.from_json(entry["spec"])
+        rows, cols = entry["shape"]
+        codes = unpack_bitstream(parts.take(np.dtype(np.uint32), rows, -(-cols * spec.bits // 32)), spec.bits, cols)
+        scale = parts.take(SCALE_DTYPES[spec.scale_dtype], rows, spec.groups(cols))
+        tensors[name] = QuantizedTensor(spec, codes, scale, parts.take(np.dtype(np.uint8), *scale.shape))
+    reports = {name: TensorReport(**entry["report"]) for name, entry in head["tensors"].items()}
+    return tensors, reports, {Role(role): parts.take(SMOOTHING_SCALE, size) for role, size in head["smoothed"].items()}
+
+
+def kept_bytes(shape: tuple[int, int], spec: QuantSpec) -> int:
+    """Bytes that a tensor of a kept block takes, its report aside."""
+    rows, cols = shape
+    return rows * (-(-cols * spec.bits // 32) * 4 + spec.groups(cols) * (SCALE_DTYPES[spec.scale_dtype].itemsize + 1))
+
+
+def _headed(head: Mapping[str, Any], *buffers: np.ndarray) -> bytes:
+    line = json.dumps(head).encode()
+    return b"".join((len(line).to_bytes(LENGTH_BYTES, "little"), line, *(buffer.tobytes() for buffer in buffers)))
+
+
+class _Parts:
+    """Arrays that lie one behind the other."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._place = 0
+
+    @classmethod
+    def behind_head(cls, data: memoryview) -> tuple[dict[str, Any], _Parts]:
+        length = int.from_bytes(data[:LENGTH_BYTES], "little")
+        data = data[LENGTH_BYTES:]
+        return json.loads(data[:length].tobytes()), cls(data[length:])
+
+    def take(self, dtype: np.dtype, *shape: int) -> np.ndarray:
+        """The next array, in memory of its own."""
+        array: np.ndarray = np.frombuffer(self._data, dtype, math.prod(shape), self._place).reshape(shape).copy()
+        self._place += array.nbytes
+        return array

@@ -1,0 +1,195 @@
+"""Which scales to smooth with: one exponent for all layers that share their inputs, by what it does to their outputs.
+
+With m_j = mean |x_j| over the fitting sequences, the scales are those of AWQ (Lin et al. 2023, section 3.2):
+
+    s_j = m_j^a / sqrt(max_k m_k^a * min_k m_k^a),   a = 0, 0.05, ..., 0.95
+
+Each a is judged with the scales as they could be applied: rounded by the norm that takes them up, and within what the
+matrix before can be divided by. Some of the layers' rows are put on searched grids and rounded to nearest, and the
+error is that of their outputs, each layer's against its own size, so that a layer of large outputs does not decide
+alone:
+
+    D = Q(W diag(s)) diag(1/s) - W,   Σ over layers tr(D H Dᵀ) / tr(W H Wᵀ)
+
+The best a is taken only if it also beats a = 0 on the held-out sequences; nothing is scaled otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantkit.calibration.activations import Inputs
+from quantkit.calibration.statistics import input_statistics
+from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, Role
+from quantkit.models.torch_model import Block
+from quantkit.solver.search import nearest_on_searched_grid
+from quantkit.solver.smoothing import READERS, folded_norm, spread
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.rounding import SCALE_LIMITS
+from quantkit.threads import torch_map
+
+STEPS = 20
+"""Exponents tried, 0 included."""
+ROWS = 128
+"""Rows of a layer that decide, evenly spread over it."""
+SMALLEST = 1e-4
+"""Of m_j^a against the largest, as in the paper's code."""
+LOWEST_SCALES: Mapping[str, float] = {"float16": 2.0**-12, "bfloat16": 2.0**-12, "float32": 2.0**-124}
+"""Four times the smallest normal number: searched scales may be smaller than those that cover the range."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """The exponent a, and the scales to apply, float32 with one for each output of what comes before; None = none."""
+
+    exponent: float
+    scale: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layers:
+    """Layers that share their inputs, and what comes before them."""
+
+    rows: tuple[Tensor, ...]
+    largest: tuple[Tensor, ...]
+    specs: tuple[QuantSpec, ...]
+    before: _Norm | _Matrix
+    head_dim: int
+
+    def columns(self, scale: Tensor) -> Tensor:
+        """What `scale` does to the columns of the layers: float32 [cols]."""
+        return spread(self.before.applied(scale), self.rows[0].shape[1], self.head_dim)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Norm:
+    weight: np.ndarray
+    dtype: np.dtype
+
+    def feasible(self, scale: Tensor) -> Tensor:
+        return scale
+
+    def applied(self, scale: Tensor) -> Tensor:
+        return torch.from_numpy(folded_norm(self.weight, scale.numpy(), self.dtype)[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Matrix:
+    """least, most: what each of its rows can be divided by without leaving the range of its grid's scales."""
+
+    least: Tensor
+    most: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, spec: QuantSpec) -> _Matrix:
+        rows, cols = weight.shape
+        covering = weight.reshape(rows, spec.groups(cols), -1).abs().amax(-1) * (2 / (spec.levels - 1))
+        lowest = torch.where(covering == 0, torch.inf, covering).amin(-1) / LOWEST_SCALES[spec.scale_dtype]
+        highest = covering.amax(-1) / SCALE_LIMITS[spec.scale_dtype][1]
+        return cls(highest.clamp(max=1), lowest.clamp(min=1))
+
+    def feasible(self, scale: Tensor) -> Tensor:
+        return scale.clamp(self.least, self.most)
+
+    def applied(self, scale: Tensor) -> Tensor:
+        return scale
+
+
+def chosen_scales(
+    block: Block,
+    before: Role,
+    inputs: Inputs,
+    *,
+    feeding: Tensor,
+    specs: Mapping[Role, QuantSpec],
+    dtype: np.dtype,
+    threads: int = 1,
+) -> Choice:
+    """The exponent and scales for the layers of `block` behind `before`.
+
+    Args:
+        block: with all its weights as in the checkpoint.
+        before: one of the keys of `quantkit.solver.smoothing.READERS`.
+        inputs: of the layers behind it.
+        feeding: the weight of `before`, its columns scaled already where it has been smoothed itself.
+        specs: their grids, and that of `before` unless it is a norm.
+        dtype: of `before` in the checkpoint.
+        threads: how many to use; the result does not depend on it.
+    """
+    layers = _layers(block, before, feeding.cpu(), specs, dtype)
+    cols = layers.rows[0].shape[1]
+    device = inputs.fitted[0].device
+    fitted, held_out = (
+        input_statistics(part, cols, threads, device).hessian.cpu().double()
+        for part in (inputs.fitted, inputs.held_out)
+    )
+    none = Choice(0.0, None)
+    energy = fitted.diagonal()
+    if not bool(torch.isfinite(fitted).all() and torch.isfinite(held_out).all() and (energy > 0).any()):
+        return none
+    importance = energy / energy.max()
+    magnitude = _magnitude(inputs.fitted, len(feeding), layers.head_dim)
+    scales = [layers.before.feasible(_scale(magnitude, step / STEPS)) for step in range(STEPS)]
+    losses = _losses(layers, scales, importance, fitted, threads)
+    best = min(range(STEPS), key=losses.__getitem__)
+    if best == 0:
+        return none
+    plain, smoothed = _losses(layers, (scales[0], scales[best]), importance, held_out, threads)
+    return Choice(best / STEPS, scales[best].numpy()) if smoothed < plain else none
+
+
+def _layers(block: Block, before: Role, feeding: Tensor, specs: Mapping[Role, QuantSpec], dtype: np.dtype) -> _Layers:
+    weights = [block.get_parameter(LAYER_NAMES[role]).detach().cpu() for role in READERS[before]]
+    return _Layers(
+        rows=tuple(W[:: -(-len(W) // ROWS)].clone() for W in weights),
+        largest=tuple(W.abs().amax(0) for W in weights),
+        specs=tuple(specs[role] for role in READERS[before]),
+        before=_Norm(feeding.numpy(), dtype) if before in NORM_ROLES else _Matrix.of(feeding, specs[before]),
+        head_dim=block.self_attn.head_dim,
+    )
+
+
+def _magnitude(inputs: Sequence[Tensor], outputs: int, head_dim: int) -> Tensor:
+    """Mean |x| of what each output feeds, float64 [outputs], up to a factor; query heads are averaged."""
+    total = torch.stack([x.double().abs().sum(0) for x in inputs]).sum(0).cpu()
+    shared = len(total) // outputs
+    return total if shared == 1 else total.view(-1, shared, head_dim).mean(1).flatten()
+
+
+def _scale(magnitude: Tensor, exponent: float) -> Tensor:
+    """s, float32; 1 for channels that are always zero, and for all with exponent 0."""
+    alive = magnitude > 0
+    power = (magnitude / magnitude.max()).pow(exponent).clamp(min=SMALLEST)
+    smallest = float(power[alive].min())
+    return torch.where(alive, power / math.sqrt(smallest), 1.0).float()
+
+
+def _losses(
+    layers: _Layers, scales: Sequence[Tensor], importance: Tensor, hessian: Tensor, threads: int
+) -> list[float]:
+    """Σ over layers tr(D H Dᵀ) / tr(W H Wᵀ) for each of `scales`; infinite where a grid's scale would be too large."""
+    powers = torch_map(lambda W: _energy(W.double(), hessian), layers.rows, threads)
+
+    def loss(scale: Tensor) -> float:
+        columns = layers.columns(scale)
+        weights = (importance / columns.double().square()).float()
+        total = 0.0
+        for W, largest, spec, power in zip(layers.rows, layers.largest, layers.specs, powers, strict=True):
+            if float((largest * columns).max()) * 2 / (spec.levels - 1) > SCALE_LIMITS[spec.scale_dtype][1]:
+                return math.inf
+            found = nearest_on_searched_grid(W * columns, weights, spec).dequantized()
+            total += _energy(torch.from_numpy(found).double() / columns - W, hessian) / power
+        return total
+
+    return torch_map(loss, scales, threads)
+
+
+def _energy(weight: Tensor, hessian: Tensor) -> float:
+    """tr(W H Wᵀ), never quite zero."""
+    return max(float(((weight @ hessian) * weight).sum()), 1e-300)

@@ -1,0 +1,85 @@
+"""Lazy tensors: a name, a dtype, a shape, and an explicit way to read rows.
+
+Nothing is read until `rows` or `read` is called, and every call reads anew: no caching, no memory mapping (an
+input that is truncated while mapped kills the process; `pread` returns an error instead).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+CHUNK_ELEMENTS = 1 << 20
+"""Elements per chunk when a tensor is streamed: small enough for the cache, large enough to amortise a call."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorView:
+    """An unquantized tensor somewhere on disk.
+
+    fetch(start, stop) returns rows [start, stop) along the first axis as a C-contiguous array of `dtype`
+    and shape (stop - start, *shape[1:]); for a scalar, fetch(0, 1) returns the scalar.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    fetch: Callable[[int, int], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values in `dtype`."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def rows(self) -> int:
+        """Length of the first axis; a scalar counts as one row."""
+        return self.shape[0] if self.shape else 1
+
+    def read(self) -> np.ndarray:
+        """The whole tensor."""
+        return self.fetch(0, self.rows)
+
+    def chunks(self, elements: int = CHUNK_ELEMENTS) -> Iterator[np.ndarray]:
+        """The tensor as consecutive runs of whole rows of about `elements` elements each."""
+        step = max(1, elements // max(1, math.prod(self.shape[1:])))
+        for start in range(0, self.rows, step):
+            yield self.fetch(start, min(start + step, self.rows))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedView:
+    """A quantized weight matrix somewhere on disk, or about to be computed; `read` gives codes, scales and zeros."""
+
+    name: str
+    shape: tuple[int, int]
+    spec: QuantSpec
+    read: Callable[[], QuantizedTensor]
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.shape[0] * self.shape[1]
+
+    def dequantized_chunks(self, elements: int = CHUNK_ELEMENTS) -> Iterator[np.ndarray]:
+        """The float32 weights in runs of whole rows; the codes are in memory, values only of a few rows at a time."""
+        tensor = self.read()
+        step = max(1, elements // self.shape[1])
+        for start in range(0, self.shape[0], step):
+            yield tensor.part(slice(start, start + step)).dequantized()
+
+
+Weight = TensorView | QuantizedView

@@ -1,0 +1,51 @@
+"""Which engine runs an artifact here."""
+
+from __future__ import annotations
+
+from quantkit import registry
+from quantkit.errors import BadOption, MissingDependency
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.protocols import Runtime
+
+ORACLE = "reference"
+"""The engine that every container must be readable by; `auto` falls back to it."""
+
+
+def choose_engine(name: str, checkpoint: Checkpoint) -> Runtime:
+    """The runtime called `name`; "auto" = the first real engine here that runs `checkpoint`, else the oracle.
+
+    Raises:
+        BadOption: an unknown engine, or one that does not load this container.
+        MissingDependency: the engine is not installed.
+    """
+    if name == "auto":
+        return real_engine(checkpoint) or registry.runtime(ORACLE)
+    runtime, container = registry.runtime(name), checkpoint.format
+    if container not in runtime.formats:
+        raise BadOption(
+            f"{name} does not load {container}", hint=f"engines for {container}: {', '.join(_engines(container))}"
+        )
+    problem = runtime.missing()
+    if problem is not None:
+        raise MissingDependency(f"{name} cannot run here: {problem}")
+    return runtime
+
+
+def real_engine(checkpoint: Checkpoint) -> Runtime | None:
+    """The first installed engine other than the oracle that runs this artifact, in the exporter's order, or None."""
+    for name in _engines(checkpoint.format):
+        if name != ORACLE and name in registry.names("runtimes"):
+            runtime = registry.runtime(name)
+            if runtime.missing() is None and runs(runtime, checkpoint):
+                return runtime
+    return None
+
+
+def runs(runtime: Runtime, checkpoint: Checkpoint) -> bool:
+    """Whether an engine takes this container, this architecture, and this very artifact; installed or not."""
+    known = checkpoint.format in runtime.formats and checkpoint.spec.architecture in runtime.architectures
+    return known and runtime.refuses(checkpoint) is None
+
+
+def _engines(container: str) -> tuple[str, ...]:
+    return registry.exporter(container).engines

@@ -1,0 +1,99 @@
+"""The prompts of a golden file: short ones for each way a model is used, one token, and one long one.
+
+Between them they reach what conversions break: byte fallback, special tokens, a position far from the start, and the
+first position, which attends to itself alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+from quantkit.text.tokenizer import Tokenizer
+
+LONG_TOKENS = 512
+
+CODE = '''\
+class Stack:
+    """A last-in, first-out container."""
+
+    def __init__(self, items=()):
+        self._items = list(items)
+
+    def push(self, item):
+        self._items.append(item)
+
+    def pop(self):
+        if not self._items:
+            raise IndexError("pop from an empty stack")
+        return self._items.pop()
+'''
+
+ENGLISH = """\
+The lighthouse keeper wrote down the weather every evening. Most entries were short: wind from the west, a calm sea,
+two ships before dusk. Once a month he added a sentence about the birds, and in the winter of the great storm he wrote
+nothing for nine days.
+"""
+
+CHINESE = """\
+春天来了，河边的柳树发出了新芽。孩子们在草地上放风筝，老人坐在长椅上下棋。远处的山还留着一点雪，
+但是风已经不冷了。
+"""
+
+QUESTION = "How do I read a text file line by line in Python?"
+
+LONG = """\
+def merge_sorted(left, right):
+    \"\"\"Return one sorted list with the items of two sorted lists.\"\"\"
+    merged = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        if left[i] <= right[j]:
+            merged.append(left[i])
+            i += 1
+        else:
+            merged.append(right[j])
+            j += 1
+    return merged + left[i:] + right[j:]
+
+
+def merge_sort(items):
+    \"\"\"Sort a list by splitting it, sorting both halves and merging them.
+
+    The sort is stable: items that compare equal keep their order. It takes time proportional to n log n.
+    \"\"\"
+    if len(items) < 2:
+        return list(items)
+    middle = len(items) // 2
+    return merge_sorted(merge_sort(items[:middle]), merge_sort(items[middle:]))
+
+
+The function above splits its input until single items are left, which are sorted by nature. What remains is to put
+sorted lists together, and that is easy: compare the two first items, take the smaller one, and repeat. Every level of
+the recursion touches each item once, and there are as many levels as the length can be halved.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text and the token ids that it became; `name` is unique within a golden file."""
+
+    name: str
+    text: str
+    token_ids: tuple[int, ...]
+
+
+def default_prompts(tokenizer: Tokenizer, *, max_tokens: int) -> list[Prompt]:
+    """The bundled prompts as `tokenizer` reads them.
+
+    Each stays one token below `max_tokens`, the model's context, because engines keep room for the token to come. The
+    chat turn is left out where the model has no chat template; the long one repeats until it is long enough.
+    """
+    longest = max(1, max_tokens - 1)
+    texts = {"code": CODE, "english": ENGLISH, "chinese": CHINESE}
+    if tokenizer.has_chat_template:
+        texts["chat"] = tokenizer.chat([{"role": "user", "content": QUESTION}])
+    prompts = [Prompt(name, text, tuple(tokenizer.encode(text)[:longest])) for name, text in texts.items()]
+    prompts.append(Prompt("one token", CODE, tuple(tokenizer.encode(CODE)[:1])))
+    long = tokenizer.beginning + list(islice(cycle(tokenizer.encode(LONG, add_bos=False)), LONG_TOKENS))
+    return [*prompts, Prompt("long", LONG, tuple(long[: min(LONG_TOKENS, longest)]))]

@@ -1,0 +1,133 @@
+"""One quantization run in every container that can hold it: the same codes, zero points and float16 scales.
+
+Every type and target of every container in the registry is tried. It may refuse, or hold dense values; where it holds
+integers, they are those of the run.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+
+from quantkit import registry
+from quantkit.artifacts.publishing import publish
+from quantkit.errors import UnsupportedSpec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.pipeline.quantization import quantized
+from quantkit.protocols import Exporter, ExportOptions
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.views import QuantizedView
+from tests.support.memory import memory_checkpoint, tiny_config
+
+CONFIG = tiny_config(
+    vocab_size=320, hidden_size=256, intermediate_size=512, num_hidden_layers=1, num_attention_heads=4,
+    num_key_value_heads=4,
+)  # fmt: skip
+"""Wide enough for every kernel: rows are multiples of 256, columns of 128."""
+
+SPECS = {
+    "sym": QuantSpec(bits=4, group_size=128),
+    "asym": QuantSpec(bits=4, group_size=128, symmetric=False),
+}
+HOLD = {
+    "sym": {
+        "awq:gemm",
+        "compressed-tensors:pack-quantized",
+        "gptq:v1",
+        "gptq:v2",
+        "gguf:q4_0",
+        "marlin@cpm.cu",
+        "marlin@ist",
+    },
+    "asym": {"awq:gemm", "compressed-tensors:pack-quantized", "gptq:v2"},
+}
+"""What must hold such a run; others may."""
+
+
+@cache
+def run(kind: str) -> Checkpoint:
+    """The run, kept as its first reader found it."""
+    checkpoint = quantized(memory_checkpoint(CONFIG), SPECS[kind], "rtn").checkpoint
+    tensors = {name: view.read() for name, view in checkpoint.weights.items() if isinstance(view, QuantizedView)}
+    assert len(tensors) == 7
+    arrays = {name: tensors.get(name) or view.read() for name, view in checkpoint.weights.items()}
+    return memory_checkpoint(CONFIG, arrays)
+
+
+def offers() -> list[str]:
+    """CONTAINER:TYPE@TARGET of everything that can be asked for; without a type or target where there is none."""
+    containers = [registry.exporter(name) for name in registry.names("exporters")]
+    return [
+        container.name + type_ + target
+        for container in containers
+        for type_ in [f":{type_}" for type_ in container.types] or [""]
+        for target in [f"@{target}" for target in container.targets] or [""]
+    ]
+
+
+def read_offer(offer: str) -> tuple[Exporter, ExportOptions]:
+    asked, _, target = offer.partition("@")
+    name, _, type_ = asked.partition(":")
+    return registry.exporter(name), ExportOptions(type=type_ or None, target=target or None)
+
+
+def in_container(checkpoint: Checkpoint, offer: str, folder: Path) -> dict[str, QuantizedTensor]:
+    """The integer weights of what `offer` wrote, empty when it refuses or holds none."""
+    exporter, options = read_offer(offer)
+    try:
+        planned = exporter.prepare(checkpoint, options)
+    except UnsupportedSpec:
+        return {}
+    publish(planned, folder / "out-int4")
+    weights = exporter.read(folder / "out-int4").weights
+    return {name: view.read() for name, view in weights.items() if isinstance(view, QuantizedView)}
+
+
+@cache
+def held(kind: str, offer: str) -> dict[str, QuantizedTensor]:
+    with TemporaryDirectory() as folder:
+        found = in_container(run(kind), offer, Path(folder))
+    return {name: tensor for name, tensor in found.items() if isinstance(run(kind).weights[name], QuantizedView)}
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("offer", offers())
+def test_a_container_holds_the_numbers_of_the_run_or_none(offer: str, kind: str) -> None:
+    found = held(kind, offer)
+    if not found:
+        assert offer not in HOLD[kind]
+        return
+    given = {name: view.read() for name, view in run(kind).weights.items() if isinstance(view, QuantizedView)}
+    assert found.keys() == given.keys()
+    for name, tensor in given.items():
+        back = found[name]
+        times = back.scale.shape[1] // tensor.scale.shape[1]
+        assert back.scale.dtype == np.float16, name
+        assert np.array_equal(back.scale, tensor.scale.repeat(times, axis=1)), name
+        if offer in HOLD[kind]:
+            assert np.array_equal(back.zero, tensor.zero.repeat(times, axis=1)), name
+            assert np.array_equal(back.codes, tensor.codes), name
+        assert np.array_equal(back.dequantized(), tensor.dequantized()), name
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("second", sorted(HOLD["sym"]))
+@pytest.mark.parametrize("first", sorted(HOLD["sym"]))
+def test_from_container_to_container_nothing_changes(first: str, second: str, kind: str, tmp_path: Path) -> None:
+    if not {first, second} <= HOLD[kind]:
+        return
+    exporter, options = read_offer(first)
+    publish(exporter.prepare(run(kind), options), tmp_path / "first-int4")
+    there = in_container(registry.open_checkpoint(tmp_path / "first-int4"), second, tmp_path)
+    if first == "gguf:q4_0" and second.startswith("marlin"):
+        assert there == {}, "a plan reads no scales, so it cannot know that four groups of 32 are one of 128"
+        return
+    straight = held(kind, second)
+    for weight, tensor in straight.items():
+        for part in ("codes", "scale", "zero"):
+            assert np.array_equal(getattr(there[weight], part), getattr(tensor, part)), f"{weight}: {part}"

@@ -1,0 +1,161 @@
+"""Plans: what they promise is what is written, and what cannot be is refused before anything is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantkit import registry
+from quantkit.artifacts.manifest import manifest_path
+from quantkit.artifacts.publishing import publish
+from quantkit.cli.app import main
+from quantkit.errors import BadOption, UnsupportedSpec
+from quantkit.models.spec import Role
+from quantkit.pipeline.plan import Plan, parse_target, plan
+from quantkit.pipeline.quantization import quantized
+from quantkit.pipeline.recipe import Recipe
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.views import TensorView
+from tests.support.memory import memory_checkpoint, tiny_config
+from tests.support.tiny import write_tiny_checkpoint
+
+INT4 = QuantSpec(bits=4, group_size=128)
+UP_0, K_1 = "model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.k_proj.weight"
+MIXED = Recipe.from_json({"rule": [{"role": "down", "bits": 8}, {"match": "model.layers.0.*", "keep": True}]})
+FUSED_APART = '[[rule]]\nmatch = "model.layers.1.self_attn.k_proj"\ngroup_size = 64\n'
+
+
+def planned_for(folder: Path, *targets: str, recipe: Recipe | None = None, spec: QuantSpec = INT4) -> Plan:
+    return plan(
+        registry.open_checkpoint(folder), [parse_target(t) for t in targets], method="rtn", spec=spec, recipe=recipe
+    )
+
+
+def size_on_disk(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.iterdir() if file != manifest_path(path)]
+    return sum(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize("target", ["compressed-tensors", "gptq", "awq", "marlin", "gguf:q4_0", "gguf:f16", "hf:bf16"])
+def test_the_planned_size_is_what_is_written(target: str, tiny_checkpoint: Path, tmp_path: Path):
+    (found,) = planned_for(tiny_checkpoint, target).targets
+    assert found.refusal is None
+    name, options = parse_target(target)
+    run = quantized(registry.open_checkpoint(tiny_checkpoint), INT4, "rtn")
+    out = tmp_path / "out-marlin.gguf"
+    publish(registry.exporter(name).prepare(run.checkpoint, options), out)
+    assert found.size == size_on_disk(out)
+
+
+def test_the_planned_size_follows_the_recipe(tiny_checkpoint: Path, tmp_path: Path):
+    made = planned_for(tiny_checkpoint, "compressed-tensors", recipe=MIXED)
+    run = quantized(registry.open_checkpoint(tiny_checkpoint), INT4, "rtn", recipe=MIXED)
+    out = tmp_path / "mixed"
+    name, options = parse_target("compressed-tensors")
+    publish(registry.exporter(name).prepare(run.checkpoint, options), out)
+    assert made.targets[0].size == size_on_disk(out)
+    assert made.targets[0].size != planned_for(tiny_checkpoint, "compressed-tensors").targets[0].size
+    assert made.tensors == {"bfloat16": 12, "int8 g128 sym": 2, "int4 g128 sym": 6}
+    by_name = {weight.name: weight for weight in made.weights}
+    assert (by_name[UP_0].type, by_name[UP_0].method) == ("bfloat16", None)
+    assert (by_name[K_1].type, by_name[K_1].method) == ("int4 g128 sym", "rtn")
+
+
+def test_a_plan_reads_no_tensor():
+    source = memory_checkpoint(tiny_config(hidden_size=256, intermediate_size=512))
+
+    def explode(start: int, stop: int) -> np.ndarray:
+        raise AssertionError("a plan reads headers only")
+
+    views = {name: replace(v, fetch=explode) for name, v in source.weights.items() if isinstance(v, TensorView)}
+    targets = [parse_target(name) for name in ("compressed-tensors", "gptq", "awq", "gguf:f16", "hf")]
+    for method in ("rtn", "gptq"):
+        made = plan(replace(source, weights=views), targets, method=method, spec=INT4, calibration_tokens=1000)
+        assert made.possible, [target.refusal for target in made.targets]
+
+
+def test_calibration_costs_memory_only_where_something_is_calibrated(tiny_checkpoint: Path):
+    source = registry.open_checkpoint(tiny_checkpoint)
+    rounding = Recipe.from_json({"rule": [{"match": "*", "method": "rtn"}]})
+    peaks = [
+        plan(source, [], method=method, spec=INT4, recipe=recipe, calibration_tokens=10_000).peak_memory_bytes
+        for method, recipe in (("rtn", None), ("gptq", rounding), ("gptq", None))
+    ]
+    assert peaks[0] == peaks[1] < peaks[2]
+
+
+def test_what_a_container_cannot_hold_is_refused_with_tensor_and_hint(tiny_checkpoint: Path):
+    made = planned_for(tiny_checkpoint, "compressed-tensors", "gptq", "awq", "marlin", recipe=MIXED)
+    refusals = {target.format: target.refusal or "" for target in made.targets}
+    assert refusals["compressed-tensors"] == refusals["gptq"] == ""
+    assert refusals["awq"].startswith("model.layers.0.mlp.down_proj.weight: awq holds 4 bits only")
+    assert refusals["marlin"].startswith("model.layers.0.self_attn.q_proj.weight is dense")
+    assert all(target.hint for target in made.targets if target.refusal)
+    assert not made.possible
+
+
+def test_a_recipe_that_does_not_fit_the_model_is_refused(tiny_checkpoint: Path):
+    bad = Recipe.from_json({"rule": [{"match": "model.layers.9.*", "bits": 8}]})
+    with pytest.raises(BadOption, match="rule 1 decides nothing"):
+        planned_for(tiny_checkpoint, "gptq", recipe=bad)
+    wide = Recipe.from_json({"rule": [{"role": "down", "group_size": 1024}]})
+    with pytest.raises(UnsupportedSpec, match=r"rule 1: model\.layers\.0\.mlp\.down_proj\.weight: 512 columns"):
+        planned_for(tiny_checkpoint, "gptq", recipe=wide)
+
+
+def test_every_target_says_which_kernels_take_it(tiny_checkpoint: Path):
+    made = planned_for(tiny_checkpoint, "compressed-tensors", "gptq", "marlin", "gguf:q8_0", "hf")
+    asked = {target.format: {verdict.kernel for verdict in target.kernels} for target in made.targets}
+    assert asked == {
+        "compressed-tensors": {"vllm-cpu", "vllm-cuda-marlin", "transformers"},
+        "gptq": {"vllm-cpu", "vllm-cuda-marlin", "gptqmodel-torch"},
+        "marlin": {"cpm.cu"},
+        "gguf": {"llama.cpp"},
+        "hf": set(),
+    }
+    assert not [verdict for target in made.targets for verdict in target.kernels if verdict.refusal]
+
+
+def test_a_head_of_73448_rows_is_named_before_any_work(tmp_path: Path):
+    folder = write_tiny_checkpoint(
+        tmp_path / "wide", layers=1, hidden=64, intermediate=128, heads=2, kv_heads=1, vocab=73448, tie=False
+    )
+    head = Recipe.from_json({"rule": [{"role": "lm_head", "bits": 4}]})
+    made = planned_for(folder, "compressed-tensors", recipe=head, spec=QuantSpec(bits=4, group_size=32))
+    refusals = {verdict.kernel: verdict.refusal or "" for verdict in made.targets[0].kernels}
+    assert refusals["vllm-cuda-marlin"].startswith("lm_head.weight is 73448 x 64")
+    assert refusals["vllm-cpu"].startswith("lm_head.weight is int4")
+
+
+def test_the_command_line_shows_the_recipe_and_who_refuses_it(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    recipe = tmp_path / "apart.toml"
+    recipe.write_text(FUSED_APART)
+    command = ["plan", str(tiny_checkpoint), "--method", "rtn", "--recipe", str(recipe), "--to", "compressed-tensors"]
+    assert main([*command, "--tensors"]) == 0
+    shown = capsys.readouterr().out
+    first = f"{K_1} is int4 g64 sym and {K_1.replace('k_proj', 'q_proj')} int4 g128 sym, which it makes one matrix of"
+    assert f"compressed-tensors: vllm-cpu refuses: {first}\n" in shown
+    assert "compressed-tensors: transformers takes it\n" in shown
+    (listed,) = [line.split() for line in shown.splitlines() if line.startswith(K_1)]
+    assert listed == [K_1, "128", "x", "256", "int4", "g64", "sym", "rtn"]
+    assert main([*command, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    kernels = {verdict["kernel"]: verdict["refusal"] for verdict in data["targets"][0]["kernels"]}
+    assert kernels["vllm-cpu"] == first
+    assert data["tensors"] == {"bfloat16": 6, "int4 g128 sym": 13, "int4 g64 sym": 1}
+    assert len(data["weights"]) == 20
+    assert main([*command[:2], "--recipe", str(recipe), "--to", "hf"]) == 2
+    assert "--method" in capsys.readouterr().err
+
+
+def test_gptq_refuses_what_engines_fuse_before_any_work(tiny_checkpoint: Path):
+    apart = Recipe.from_json({"rule": [{"role": Role.K.value, "group_size": 64}]})
+    for target in planned_for(tiny_checkpoint, "gptq", "awq", recipe=apart).targets:
+        assert target.refusal is not None
+        assert "k_proj" in target.refusal

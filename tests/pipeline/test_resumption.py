@@ -1,0 +1,395 @@
+"""Runs that were stopped and go on: the same bytes, nothing done twice, and nothing trusted that is not theirs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from quantkit import registry
+from quantkit.artifacts.journal import Journal
+from quantkit.artifacts.output_paths import Destination
+from quantkit.artifacts.publishing import preflight
+from quantkit.calibration.autocast import has_bfloat16_products
+from quantkit.calibration.samples import CalibrationOptions
+from quantkit.cli.app import main
+from quantkit.errors import Interrupted, NonFiniteValues, NoSpace, OutputExists, WriteFailed
+from quantkit.methods import rtn
+from quantkit.methods.gptq import Gptq
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Role
+from quantkit.pipeline.block_stream import BlockStream
+from quantkit.pipeline.quantization import Quantization
+from quantkit.pipeline.resumption import decoded_block, decoded_samples, encoded_block, encoded_samples, kept_bytes
+from quantkit.protocols import ExportOptions, TensorReport
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from tests.support.faults import ROOT, content
+from tests.support.killed_runs import BLOCKS, QUICK, SPEC, quantize, sequences, write_model
+from tests.support.outliers import outlier_model, token_samples
+
+STEPS = ["samples", *(f"block-{layer:05}" for layer in range(BLOCKS))]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("resume") / "model")
+
+
+@pytest.fixture(scope="module")
+def wanted(model: Path) -> dict[str, bytes]:
+    """Every byte that a run gives which nothing disturbs."""
+    out = model.parent / "undisturbed" / "out"
+    out.parent.mkdir()
+    quantize(model, out)
+    return content(out)
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path) -> Path:
+    """What a run leaves that was stopped when all its blocks were finished; read only."""
+    out = model.parent / "stopped" / "out"
+    out.parent.mkdir()
+    stop(model, out, len(STEPS))
+    return work(out)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def stopped(finished: Path, out: Path) -> Path:
+    """An output whose run was stopped when all its blocks were finished."""
+    shutil.copytree(finished, work(out))
+    return out
+
+
+@pytest.fixture
+def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The blocks that are solved from now on."""
+    layers: list[int] = []
+    solve = BlockStream._solve
+
+    def counted(stream: BlockStream, *blocks: object) -> object:
+        layers.append(stream.layer)
+        return solve(stream, *blocks)
+
+    monkeypatch.setattr(BlockStream, "_solve", counted)
+    return layers
+
+
+@contextmanager
+def stopping(steps: int, error: type[BaseException]) -> Iterator[None]:
+    """Raise `error` in a run once so many steps are kept."""
+    keep = Journal.keep
+
+    def kept(journal: Journal, name: str, data: bytes) -> None:
+        keep(journal, name, data)
+        if name == STEPS[steps - 1]:
+            raise error("stop")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "keep", kept)
+        yield
+
+
+def stop(
+    model: Path | Checkpoint, out: Path, steps: int, error: type[BaseException] = KeyboardInterrupt, **options: object
+) -> Exception:
+    """A run that ends with `error` once so many steps are kept."""
+    with stopping(steps, error), pytest.raises(Interrupted if error is KeyboardInterrupt else error) as failure:
+        quantize(model, out, **options)  # type: ignore[arg-type]
+    assert [path.name for path in out.parent.iterdir()] == [".out.quantkit-work"]
+    assert sorted(path.name for path in work(out).iterdir()) == sorted(STEPS[:steps])
+    return failure.value  # type: ignore[no-any-return]
+
+
+def work(out: Path) -> Path:
+    return out.with_name(f".{out.name}.quantkit-work")
+
+
+def test_a_run_killed_anywhere_gives_the_same_bytes_and_does_at_most_one_block_again() -> None:
+    command = [sys.executable, "-m", "tests.support.killed_runs"]
+    surroundings = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 15
+
+
+@pytest.mark.parametrize("steps", range(1, len(STEPS) + 1))
+def test_no_finished_block_is_solved_again(
+    model: Path, out: Path, wanted: dict[str, bytes], solved: list[int], steps: int
+) -> None:
+    error = stop(model, out, steps)
+    assert str(error) == "interrupted; nothing was published"
+    assert error.hint == "run the same command again to continue"  # type: ignore[attr-defined]
+    quantize(model, out, threads=2)
+    assert content(out) == wanted
+    assert solved == list(range(BLOCKS))
+
+
+def test_a_smoothed_run_goes_on_with_the_scales_that_it_chose(out: Path, solved: list[int]) -> None:
+    options = {"smooth": True, "spec": replace(SPEC, bits=4), "calibration": token_samples(*[24] * 9)}
+    source = outlier_model(dtype=np.float16, num_hidden_layers=BLOCKS)
+    whole = out.parent / "whole" / "out"
+    whole.parent.mkdir()
+    run = quantize(source, whole, **options)  # type: ignore[arg-type]
+    assert any(entry["smoothing"] for entry in run.report()["tensors"].values())
+    for steps in (2, 4):
+        out = out.parent / str(steps) / "out"
+        out.parent.mkdir()
+        solved.clear()
+        stop(source, out, steps, **options)  # type: ignore[arg-type]
+        kept = sum(path.stat().st_size for path in work(out).iterdir()) if steps == len(STEPS) else None
+        again = quantize(source, out, **options)  # type: ignore[arg-type]
+        assert solved == list(range(BLOCKS))
+        assert content(out) == content(whole)
+        assert again.report() == run.report()
+        assert kept is None or again.journal_size() - 1000 < kept < again.journal_size() + 20_000
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "a bit of the digest": lambda path: flip(path, 3),
+    "the first byte": lambda path: flip(path, 65),
+    "the last byte": lambda path: flip(path, -1),
+    "truncated": lambda path: os.truncate(path, 100),
+    "empty": lambda path: os.truncate(path, 0),
+    "missing": Path.unlink,
+    "another step's": lambda path: (path.write_bytes((path.parent / STEPS[3]).read_bytes()), None)[1],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_block_is_solved_again(
+    model: Path, stopped: Path, wanted: dict[str, bytes], solved: list[int], damage: Callable[[Path], None]
+) -> None:
+    damage(work(stopped) / STEPS[2])
+    quantize(model, stopped)
+    assert solved == [1]
+    assert content(stopped) == wanted
+
+
+def test_what_follows_from_other_bytes_is_not_recalled(tmp_path: Path) -> None:
+    def journal(key: bytes = b"key") -> Journal:
+        return Journal(Destination(tmp_path / "out", tmp_path / "out", True), key)
+
+    with pytest.raises(OSError, match="power"), journal() as steps:
+        for name in "abc":
+            steps.keep(name, name.encode())
+        raise OSError("power")
+    with pytest.raises(OSError, match="power"), journal() as steps:
+        assert [steps.recall(name) for name in "abcd"] == [b"a", b"b", b"c", None]
+        raise OSError("power")
+    with pytest.raises(OSError, match="power"), journal() as steps:
+        assert steps.recall("a") == b"a"
+        steps.keep("b", b"other")
+        assert steps.recall("c") is None
+        steps.keep("c", b"c")
+        raise OSError("power")
+    with pytest.raises(OSError, match="power"), journal(b"other key") as steps:
+        assert [steps.recall(name) for name in "abc"] == [None, None, None]
+        steps.keep("a", b"a")
+        assert steps.recall("b") is None
+        raise OSError("power")
+    with journal() as steps:
+        assert steps.recall("a") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+CHANGES: dict[str, dict[str, object]] = {
+    "bits": {"spec": QuantSpec(bits=4, group_size=32, symmetric=False)},
+    "scale dtype": {"spec": QuantSpec(bits=3, group_size=32, symmetric=False, scale_dtype="float32")},
+    "method settings": {"method": Gptq(search=False, rounds=1)},
+    "skipped positions": {"skip_positions": 3},
+    "smoothing": {"smooth": True},
+    "precision": {"bfloat16": not has_bfloat16_products()},
+    "sequences": {"calibration": sequences(6)},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_a_changed_option_starts_afresh(
+    model: Path, stopped: Path, solved: list[int], changes: dict[str, object]
+) -> None:
+    quantize(model, stopped, **changes)  # type: ignore[arg-type]
+    assert solved == list(range(BLOCKS))
+    assert [path.name for path in stopped.parent.iterdir()] == ["out"]
+
+
+def test_a_changed_model_starts_afresh_and_a_moved_one_goes_on(
+    model: Path, finished: Path, tmp_path: Path, wanted: dict[str, bytes], solved: list[int]
+) -> None:
+    out = tmp_path / "out"
+    other, same = write_model(tmp_path / "other", seed=1), shutil.copytree(model, tmp_path / "same")
+    shutil.copytree(finished, work(out))
+    quantize(other, out)
+    assert solved == list(range(BLOCKS))
+    solved.clear()
+    shutil.rmtree(out)
+    shutil.copytree(finished, work(out))
+    quantize(same, out)
+    assert solved == []
+    assert {name: data for name, data in content(out).items() if name in wanted} == wanted
+
+
+def test_text_that_the_model_wrote_is_not_written_again(
+    golden_model: Path, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "source" / "model", vocab=2048)
+    for name in ("tokenizer.model", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
+        shutil.copy(golden_model / name, model)
+    options = CalibrationOptions(sequences=2, length=16)
+    quantize(model, tmp_path / "source" / "out", calibration=options)
+    wanted = content(tmp_path / "source" / "out")["out/model.safetensors"]
+    with stopping(2, KeyboardInterrupt), pytest.raises(Interrupted):
+        quantize(model, out, calibration=options)
+
+    def explode(*_: object, **__: object) -> None:
+        raise AssertionError("generated again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quantkit.calibration.generation.generated_samples", explode)
+        quantize(model, out, calibration=options)
+        assert (out / "model.safetensors").read_bytes() == wanted
+        with pytest.raises(AssertionError, match="generated again"):
+            quantize(model, tmp_path / "fresh", calibration=options)
+
+
+def test_nothing_is_kept_where_going_on_makes_no_sense(tmp_path: Path, out: Path, model: Path) -> None:
+    quantize(model, out, method=rtn.METHOD)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    shutil.rmtree(out)
+    with stopping(2, NonFiniteValues), pytest.raises(NonFiniteValues):  # an error of the input comes again
+        quantize(model, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_of_the_system_says_how_to_go_on(out: Path, model: Path, solved: list[int]) -> None:
+    error = stop(model, out, 3, NoSpace)
+    assert error.hint == "run the same command again to continue"  # type: ignore[attr-defined]
+    quantize(model, out)
+    assert solved == list(range(BLOCKS))
+
+
+def test_the_command_goes_on_where_it_was_interrupted(
+    golden_model: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], solved: list[int]
+) -> None:
+    model = write_model(tmp_path / "model", vocab=2048)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(golden_model / name, model)
+    options = ["--group-size", "32", "--samples", "2", "--length", "16", "--threads", "1"]
+    with stopping(2, KeyboardInterrupt):
+        assert main(["quantize", str(model), *options, "--out", str(out)]) == 2
+    expected = "error: interrupted; nothing was published (hint: run the same command again to continue)\n"
+    assert capsys.readouterr().err == expected
+    assert main(["quantize", str(model), *options, "--out", str(out)]) == 0
+    assert main(["quantize", str(model), *options, "--out", str(tmp_path / "whole")]) == 0
+    assert solved == [*range(BLOCKS)] * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "out", "whole"}
+    for path in out.iterdir():
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+
+
+def test_two_runs_for_one_name_do_not_meet(model: Path, out: Path) -> None:
+    with (
+        Journal(Destination(out, out, True), b"key"),
+        pytest.raises(OutputExists, match=f"another quantkit .pid {os.getpid()}. is writing it"),
+    ):
+        quantize(model, out)
+    quantize(model, out)
+
+
+def test_a_folder_of_another_user_is_not_trusted(model: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop(model, out, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.geteuid", lambda: 12345)
+        with pytest.raises(WriteFailed, match=r"quantkit-work is not a folder of yours"):
+            quantize(model, out)
+    elsewhere = work(out).rename(out.with_name("elsewhere"))
+    work(out).symlink_to(elsewhere)
+    with pytest.raises(WriteFailed, match=r"quantkit-work is not a folder of yours"):
+        quantize(model, out)
+    assert len(list(elsewhere.iterdir())) == 2
+
+
+def test_the_disk_must_hold_the_journal_as_well(
+    model: Path, finished: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = registry.open_checkpoint(model)
+    run = Quantization(checkpoint, SPEC, QUICK, calibration=sequences())
+    planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions())
+    size = run.journal_size()
+    for free in range(planned.size, 4 * planned.size + (4 << 20), 10_000):
+        monkeypatch.setattr(os, "statvfs", lambda _, free=free: SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=9))
+        try:
+            preflight(planned, out)
+        except NoSpace:
+            continue
+        break
+    with pytest.raises(NoSpace, match="out: needs"):
+        preflight(planned, out, journal_size=size)
+    monkeypatch.undo()
+    shutil.copytree(finished, work(out))
+    kept = sum(path.stat().st_size for path in work(out).iterdir())
+    assert size < kept < size + 20_000
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=9))
+    preflight(planned, out, journal_size=size)  # what a stopped run left is not needed a second time
+
+
+@pytest.mark.parametrize("scale_dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+def test_a_block_comes_back_from_its_bytes(bits: int, scale_dtype: str) -> None:
+    rng = np.random.default_rng(bits)
+    dtype = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}[scale_dtype]
+    spec = QuantSpec(bits=bits, group_size=-1, symmetric=False, scale_dtype=scale_dtype)
+    tensors = {
+        name: QuantizedTensor(
+            spec,
+            rng.integers(0, 2**bits, (rows, 37), np.uint8),
+            rng.standard_normal((rows, 1)).astype(dtype),
+            rng.integers(0, 2**bits, (rows, 1), np.uint8),
+        )
+        for name, rows in (("a", 5), ("b", 3))
+    }
+    reports = {"a": TensorReport(0.1 + 0.2, 1e-300, None, "why"), "b": TensorReport(0.0, None, 0.5, smoothing=0.35)}
+    scales = {Role.V: rng.random(7).astype(np.float32), Role.MLP_NORM: rng.random(5).astype(np.float32)}
+    data = encoded_block(tensors, reports, scales)
+    found, found_reports, found_scales = decoded_block(memoryview(data))
+    assert found_reports == reports
+    assert {role: scale.tobytes() for role, scale in found_scales.items()} == {
+        role: scale.tobytes() for role, scale in scales.items()
+    }
+    assert list(found) == ["a", "b"]
+    for name, tensor in tensors.items():
+        assert found[name].spec == spec
+        for part in ("codes", "scale", "zero"):
+            assert getattr(found[name], part).tobytes() == getattr(tensor, part).tobytes()
+    arrays = sum(kept_bytes(tensor.shape, spec) for tensor in tensors.values())
+    assert len(data) == 8 + int.from_bytes(data[:8], "little") + arrays + 4 * 12
+
+
+def test_samples_come_back_from_their_bytes() -> None:
+    samples = sequences()
+    found = decoded_samples(memoryview(encoded_samples(samples)))
+    assert found.coverage == samples.coverage
+    for one, other in zip(found.sequences, samples.sequences, strict=True):
+        assert one.dtype == np.int64
+        assert np.array_equal(one, other)

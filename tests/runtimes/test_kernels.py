@@ -1,0 +1,202 @@
+"""Which kernels take a model: every rule of the table at its border, and the tensor that breaks it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit import registry
+from quantkit.errors import UnsupportedSpec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.folding import folded
+from quantkit.models.spec import Role, TensorSlot
+from quantkit.pipeline.planned_model import planned
+from quantkit.pipeline.recipe import Recipe
+from quantkit.protocols import ExportOptions
+from quantkit.runtimes._kernels import KERNELS, verdicts
+from quantkit.tensors.quant_spec import QuantSpec
+from tests.support.memory import memory_checkpoint, tiny_config
+from tests.support.quantized_models import Choice, linears, quantized_model
+
+SYM4, SYM8 = QuantSpec(bits=4, group_size=64), QuantSpec(bits=8, group_size=64)
+ASYM4 = QuantSpec(bits=4, group_size=64, symmetric=False)
+CONFIG = tiny_config(hidden_size=256, intermediate_size=512, num_hidden_layers=2, tie_word_embeddings=False)
+CT = "compressed-tensors"
+HEAD = "lm_head.weight"
+K_1 = "model.layers.1.self_attn.k_proj.weight"
+
+
+def model(spec: QuantSpec, *rules: dict[str, Any], config: Mapping[str, Any] = CONFIG) -> Checkpoint:
+    source = memory_checkpoint(config)
+    return planned(source, Recipe.from_json({"rule": list(rules)}).assign(source.spec, spec, "rtn"))
+
+
+def answers(checkpoint: Checkpoint, container: str, target: str | None = None) -> dict[str, str | None]:
+    """Kernel to refusal, None where it takes the model."""
+    return {verdict.kernel: verdict.refusal for verdict in verdicts(checkpoint, container, target=target)}
+
+
+def takers(checkpoint: Checkpoint, container: str, target: str | None = None) -> set[str]:
+    return {kernel for kernel, refusal in answers(checkpoint, container, target).items() if refusal is None}
+
+
+ALL_GPTQ = {"vllm-cpu", "vllm-cuda-marlin", "gptqmodel-torch"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "container", "expected"),
+    [
+        (SYM4, "gptq", ALL_GPTQ),
+        (SYM4, "awq", {"vllm-cpu", "vllm-cuda-marlin"}),
+        (SYM4, CT, {"vllm-cpu", "vllm-cuda-marlin", "transformers"}),
+        (ASYM4, "gptq", {"gptqmodel-torch"}),
+        (ASYM4, "awq", {"vllm-cpu", "vllm-cuda-marlin"}),
+        (ASYM4, CT, {"vllm-cpu", "vllm-cuda-marlin", "transformers"}),
+        (SYM8, "gptq", {"vllm-cuda-marlin", "gptqmodel-torch"}),
+        (SYM8, CT, {"vllm-cuda-marlin", "transformers"}),
+        (QuantSpec(bits=8, group_size=64, symmetric=False), CT, {"transformers"}),
+        (QuantSpec(bits=3, group_size=64), "gptq", {"gptqmodel-torch"}),
+        (QuantSpec(bits=3, group_size=64), CT, {"transformers"}),
+        (QuantSpec(bits=4, group_size=-1), "gptq", ALL_GPTQ),
+        (QuantSpec(bits=4, group_size=256), "gptq", {"gptqmodel-torch"}),
+        (QuantSpec(bits=4, group_size=8), "gptq", set()),
+        (QuantSpec(bits=4, group_size=8), CT, {"vllm-cpu", "transformers"}),
+        (QuantSpec(bits=4, group_size=1), CT, {"transformers"}),
+        (SYM4, "gguf", {"llama.cpp"}),
+        (SYM4, "hf", set()),
+    ],
+)
+def test_a_grid_is_taken_by(spec: QuantSpec, container: str, expected: set[str]):
+    assert takers(model(spec), container) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "spec", "taken"),
+    [
+        ("cpm.cu", QuantSpec(bits=4, group_size=128), True),
+        ("cpm.cu", QuantSpec(bits=4, group_size=-1), True),
+        ("cpm.cu", SYM4, False),
+        ("cpm.cu", SYM8, False),
+        ("ist", QuantSpec(bits=4, group_size=128), True),
+        ("ist", QuantSpec(bits=4, group_size=128, symmetric=False), False),
+    ],
+)
+def test_marlin_is_asked_of_the_target_alone(target: str, spec: QuantSpec, taken: bool):
+    config = {**CONFIG, "num_key_value_heads": 4}
+    (found,) = answers(model(spec, config=config), "marlin", target).values()
+    assert (found is None) is taken
+
+
+def test_the_kernels_are_no_stricter_than_the_exporter_of_marlin():
+    """k and v have 128 rows here: whole tiles where q, k and v are one matrix, but not by themselves for IST's."""
+    given = model(QuantSpec(bits=4, group_size=128))
+    exporter = registry.exporter("marlin")
+    for target, fits in (("cpm.cu", True), ("ist", False)):
+        (found,) = answers(given, "marlin", target).values()
+        assert (found is None) is fits
+        options = ExportOptions(target=target)
+        if fits:
+            exporter.prepare(given, options)
+        else:
+            assert found is not None and found.startswith("model.layers.0.self_attn.k_proj.weight is 128 x 256")
+            with pytest.raises(UnsupportedSpec):
+                exporter.prepare(given, options)
+
+
+def test_what_vllm_fuses_must_be_on_one_grid():
+    mixed = model(SYM4, {"match": K_1, "group_size": 32})
+    for kernel in ("vllm-cpu", "vllm-cuda-marlin"):
+        refusal = answers(mixed, CT)[kernel]
+        assert refusal is not None
+        assert refusal.startswith(f"{K_1} is int4 g32 sym and model.layers.1.self_attn.q_proj.weight int4 g64 sym")
+    dense = answers(model(SYM4, {"role": "up", "keep": True}), CT)["vllm-cpu"]
+    assert dense is not None
+    assert dense.startswith("model.layers.0.mlp.up_proj.weight is dense and model.layers.0.mlp.gate_proj.weight int4")
+    assert takers(mixed, CT) == {"transformers"}
+    assert takers(model(SYM4, {"role": ["gate", "up"], "keep": True}, {"role": "o", "group_size": 32}), CT) == {
+        "vllm-cpu",
+        "vllm-cuda-marlin",
+        "transformers",
+    }
+
+
+def test_the_rows_of_fused_layers_count_together():
+    """v and k of 16 rows each: 96 rows with q's 64 are three times 32, while 80 of 64 and one head are not."""
+    narrow = {**CONFIG, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 1}
+    spec = QuantSpec(bits=4, group_size=32)
+    assert answers(model(spec, config=narrow), CT)["vllm-cpu"] is None
+    odd = {**narrow, "intermediate_size": 80}
+    refusal = answers(model(QuantSpec(bits=4, group_size=16), config=odd), CT)["vllm-cpu"]
+    assert refusal == "model.layers.0.mlp.down_proj.weight is 64 x 80; it takes multiples of 32"
+    lone = {**narrow, "intermediate_size": 48}
+    refusal = answers(model(QuantSpec(bits=4, group_size=16), {"role": "down", "keep": True}, config=lone), CT)
+    assert refusal["vllm-cpu"] is None  # gate and up together are 96 rows
+
+
+@pytest.mark.parametrize(("vocabulary", "taken"), [(73448, False), (73472, True)])
+def test_a_head_of_73448_rows_is_named(vocabulary: int, taken: bool):
+    config = {**CONFIG, "hidden_size": 64, "vocab_size": vocabulary, "num_hidden_layers": 1}
+    given = model(SYM4, {"role": "lm_head", "bits": 4}, config=config)
+    found = answers(given, CT)
+    assert found["vllm-cpu"] == f"{HEAD} is int4 g64 sym; it takes a dense head only"
+    if taken:
+        assert found["vllm-cuda-marlin"] is None
+    else:
+        assert (found["vllm-cuda-marlin"] or "").startswith(
+            "lm_head.weight is 73448 x 64; it takes a quantized head in"
+        )
+    assert takers(given, "gptq") == ALL_GPTQ  # which writes the head's values
+
+
+def test_marlin_in_vllm_pads_and_says_what():
+    narrow = {**CONFIG, "intermediate_size": 544}
+    found = {
+        verdict.kernel: verdict for verdict in verdicts(model(QuantSpec(bits=4, group_size=32), config=narrow), CT)
+    }
+    assert found["vllm-cuda-marlin"].refusal is None
+    remark = found["vllm-cuda-marlin"].remark or ""
+    assert remark == "pads 2 matrices at every step (model.layers.0.mlp.down_proj.weight, 256 x 544, ...)"
+    assert found["vllm-cpu"].remark is None
+
+
+def test_llama_cpp_wants_blocks_of_32_columns():
+    narrow = {**CONFIG, "intermediate_size": 48}
+    found = answers(model(QuantSpec(bits=4, group_size=16), config=narrow), "gguf")
+    assert found == {"llama.cpp": "model.layers.0.mlp.down_proj.weight is 256 x 48; it takes multiples of 32 columns"}
+
+
+def test_kernels_name_containers_and_targets_that_there_are():
+    for kernel in KERNELS:
+        for container in kernel.containers:
+            assert set(kernel.targets) <= set(registry.exporter(container).targets)
+
+
+CHOICES: Mapping[str, Choice] = {
+    "sym4": linears(SYM4),
+    "asym4": linears(ASYM4),
+    "sym8": linears(SYM8),
+    "odd group": linears(QuantSpec(bits=4, group_size=1)),
+    "group 256": linears(QuantSpec(bits=4, group_size=256)),
+    "q alone": lambda slot: SYM4 if slot.role is Role.Q else None,
+    "o alone": lambda slot: SYM4 if slot.role is Role.O else None,
+    "head": lambda slot: SYM4 if slot.role in (Role.O, Role.LM_HEAD) else None,
+}
+
+
+@pytest.mark.parametrize("container", ["gptq", "awq", CT])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_table_agrees_with_what_the_runtime_of_vllm_refuses(container: str, choice: str, tmp_path: Path):
+    """`runtimes/vllm.py` was held against the engine itself; the two are written apart."""
+
+    def choose(slot: TensorSlot) -> QuantSpec | None:
+        if container != CT and slot.role is Role.LM_HEAD:
+            return None
+        return CHOICES[choice](slot)
+
+    given = replace(folded(quantized_model(CONFIG, choose)), format=container, path=tmp_path)
+    refused = registry.runtime("vllm").refuses(given)
+    assert (refused is None) == ("vllm-cpu" in takers(given, container)), refused

@@ -1,0 +1,261 @@
+"""The laws that every plug-in must pass. A plug-in's own test file holds only what is peculiar to it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quantkit import registry
+from quantkit.artifacts.manifest import manifest_path
+from quantkit.artifacts.publishing import check_files, publish
+from quantkit.calibration.statistics import LayerStatistics
+from quantkit.errors import UnsupportedSpec, VerificationFailed
+from quantkit.files.planned_files import PlannedArtifact
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.folding import with_architecture
+from quantkit.protocols import Exporter, ExportOptions, Method, TensorReport
+from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.views import QuantizedView, TensorView, Weight
+
+# ---------------------------------------------------------------------------------------------------------- exporters
+
+
+def check_exporter(exporter: Exporter, checkpoint: Checkpoint, options: ExportOptions, folder: Path) -> bool:
+    """Hold the exporter laws for `checkpoint`, writing into the empty `folder`.
+
+    Either the container takes the model: it is written twice alike, in the planned size, and reads back as it was. Or
+    it refuses with a reason and leaves nothing behind. Returns whether it was taken.
+    """
+    one = two = folder
+    try:
+        planned = exporter.prepare(checkpoint, options)
+        one, two = folder / output_name("one", planned), folder / output_name("two", planned)
+        publish(planned, one, inputs=checkpoint.inputs)
+    except UnsupportedSpec as refusal:
+        check_refusal(exporter, checkpoint, refusal)
+        assert list(folder.iterdir()) == []
+        return False
+    for weight in checkpoint.weights.values():
+        if isinstance(weight, QuantizedView):
+            exporter.accepts(weight.spec, options)
+    check_sizes(planned, one)
+    publish(exporter.prepare(checkpoint, options), two, inputs=checkpoint.inputs)
+    assert contents(one) == contents(two), "writing twice gives different bytes"
+    assert registry.recognize(one).name == exporter.name
+    given = with_architecture(checkpoint, options.arch)
+    check_inverse(given, exporter.read(one), planned, exact_codes=options.type is None)
+    return True
+
+
+def output_name(name: str, planned: PlannedArtifact) -> str:
+    """`name`, with a word in it that the artifact's name must hold."""
+    return "-".join((name, *planned.name_keywords[:1]))
+
+
+def check_refusal(exporter: Exporter, checkpoint: Checkpoint, refusal: UnsupportedSpec) -> None:
+    """A refusal says which tensor (or that it is the whole model), which container or type, and what to do instead."""
+    message = str(refusal)
+    containers = [exporter.name, *exporter.types]
+    assert any(name in message.lower() for name in containers), message
+    assert any(name in message for name in [*checkpoint.weights, "lm_head.weight", str(checkpoint.path)]), message
+    assert refusal.hint, f"{message}: no hint"
+
+
+def check_sizes(planned: PlannedArtifact, artifact: Path) -> None:
+    """What was planned is what lies there, byte for byte; and every weight was planned."""
+    sizes = {file.name: file.size for file in planned.files}
+    if planned.folder:
+        found = {path.name: path.stat().st_size for path in artifact.iterdir() if path != manifest_path(artifact)}
+        assert found == sizes
+    else:
+        assert [artifact.stat().st_size] == list(sizes.values())
+    assert sum(sizes.values()) == planned.size
+    assert sum(tensor.nbytes for tensor in planned.tensors) <= planned.size
+    assert len({tensor.name for tensor in planned.tensors}) == len(planned.tensors)
+
+
+def check_inverse(given: Checkpoint, back: Checkpoint, planned: PlannedArtifact, *, exact_codes: bool) -> None:
+    """read(write(q)) == q. With `exact_codes`, down to codes and zero points, otherwise to what they stand for."""
+    assert back.spec == given.spec
+    assert list(back.weights) == [slot.name for slot in given.spec.slots()]
+    for name, weight in given.weights.items():
+        found = back.weights[name]
+        assert found.name == name
+        assert found.shape == weight.shape
+        if isinstance(weight, QuantizedView) and isinstance(found, QuantizedView):
+            check_same_codes(name, weight.read(), found.read(), exact=exact_codes)
+        elif isinstance(found, QuantizedView) or (isinstance(weight, TensorView) and is_narrow(weight, planned)):
+            check_requantized(name, weight, found)
+        else:
+            check_same_values(name, weight, found)
+
+
+def is_narrow(weight: TensorView, planned: PlannedArtifact) -> bool:
+    """Whether the plan gives a dense weight fewer than 16 bits per value, and so quantizes it.
+
+    Containers with names of their own are asked for tensors of that shape.
+    """
+    named = [tensor for tensor in planned.tensors if tensor.name == weight.name]
+    alike = named or [tensor for tensor in planned.tensors if tensor.shape == weight.shape]
+    return any(tensor.nbytes < 2 * math.prod(tensor.shape) for tensor in alike)
+
+
+def check_same_codes(name: str, given: QuantizedTensor, back: QuantizedTensor, *, exact: bool) -> None:
+    """Equal scales, and equal differences code - zero; the container may repeat a scale in smaller groups.
+
+    exact: where the grid is the same, codes and zeros are equal too. A zero point whose scale is 0 need not come back.
+    """
+    cols = given.shape[1]
+    scale = spread(given.scale, cols).astype(back.scale.dtype)
+    assert same_values(spread(back.scale, cols), scale), f"{name}: scales differ"
+    matters = scale != 0
+    wanted, found = (spread(tensor.zero, cols).astype(int) for tensor in (given, back))
+    if exact and back.spec == given.spec:
+        assert np.array_equal(back.codes, given.codes), f"{name}: codes differ"
+        assert np.array_equal(found[matters], wanted[matters]), f"{name}: zero points differ"
+    assert np.array_equal((back.codes - found)[matters], (given.codes - wanted)[matters]), f"{name}: weights differ"
+
+
+def check_same_values(name: str, given: Weight, back: TensorView) -> None:
+    """The values that were given, rounded once to the dtype that came back."""
+    values = given.read().dequantized() if isinstance(given, QuantizedView) else given.read()
+    assert same_values(values.astype(back.dtype), back.read()), f"{name} differs"
+
+
+def check_requantized(name: str, given: TensorView, back: Weight) -> None:
+    """A dense weight that the container quantized: its error is that of a grid of at least four bits, and not nothing.
+
+    One step is about 4 standard deviations / 15; rounding gives a root mean square of step / sqrt(12) = 0.08.
+    """
+    exact = given.read().astype(np.float64)
+    values = back.read().dequantized() if isinstance(back, QuantizedView) else back.read().astype(np.float64)
+    assert 0 < np.linalg.norm(values - exact) < 0.15 * np.linalg.norm(exact), f"{name} was damaged"
+
+
+def spread(groups: np.ndarray, cols: int) -> np.ndarray:
+    """Group values (rows, groups) repeated to (rows, cols)."""
+    return np.repeat(groups, cols // groups.shape[1], axis=1)
+
+
+def same_values(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two float arrays hold the same values; -0 equals 0, NaN equals nothing."""
+    return one.dtype == other.dtype and np.array_equal(one.astype(np.float64), other.astype(np.float64))
+
+
+def check_damage(artifact: Path) -> None:
+    """An unharmed artifact passes `check_files` without a note; every harm to every file of some size fails it."""
+    assert check_files(artifact) == []
+    for path in members(artifact):
+        original = path.read_bytes()
+        for harmed in (
+            original[:-1],
+            b"",
+            flipped(original, 0),
+            flipped(original, len(original) // 2),
+            original + b"\0",
+        ):
+            if harmed == original:
+                continue
+            path.write_bytes(harmed)
+            with pytest.raises(VerificationFailed, match=path.name):
+                check_files(artifact)
+        path.write_bytes(original)
+        away = path.with_name(f"renamed-{path.name}")
+        path.rename(away)
+        with pytest.raises(VerificationFailed, match="missing"):
+            check_files(artifact)
+        away.rename(path)
+    assert check_files(artifact) == []
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    """`data` with one bit of one byte flipped; empty data stays empty."""
+    return data and data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
+
+
+def members(artifact: Path) -> list[Path]:
+    """The files that the manifest answers for."""
+    if not artifact.is_dir():
+        return [artifact]
+    return sorted(path for path in artifact.iterdir() if path != manifest_path(artifact))
+
+
+def contents(artifact: Path) -> dict[str, bytes]:
+    """Every byte of an artifact and its manifest, whatever the artifact is called."""
+    if artifact.is_dir():
+        return {path.name: path.read_bytes() for path in artifact.iterdir()}
+    return {"": artifact.read_bytes(), "manifest": manifest_path(artifact).read_bytes()}
+
+
+# ------------------------------------------------------------------------------------------------------------ methods
+
+METHOD_SPECS = [
+    QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric)
+    for bits in (2, 3, 4, 8)
+    for group_size in (32, 64, 128, -1)
+    for symmetric in (True, False)
+]
+
+
+def check_method(method: Method) -> None:
+    """Hold every method law on random weights whose inputs are correlated."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((600, 256)).astype(np.float32)
+    weight[7] = 0
+    original = weight.copy()
+    statistics = correlated_statistics(256)
+    for spec in METHOD_SPECS:
+        tensor, report = method.quantize(weight, spec, statistics if method.needs_calibration else None)
+        again, same_report = method.quantize(weight, spec, statistics if method.needs_calibration else None, threads=2)
+        assert tensor.spec == spec
+        assert tensor.shape == weight.shape
+        assert np.array_equal(weight, original), f"{spec}: the method changed its input"
+        for one, two in ((tensor.codes, again.codes), (tensor.scale, again.scale), (tensor.zero, again.zero)):
+            assert one.tobytes() == two.tobytes(), f"{spec}: two threads give other numbers than one"
+        assert report == same_report
+        assert report.fallback is None
+        assert (tensor.dequantized()[7] == 0).all(), f"{spec}: a row of zeros is not zero"
+        check_method_error(method, weight, statistics, tensor, report)
+
+
+def check_method_error(
+    method: Method, weight: np.ndarray, statistics: LayerStatistics, tensor: QuantizedTensor, report: TensorReport
+) -> None:
+    """The reported error is the true one and lies between two bounds: too small would mean that nothing was quantized.
+
+    Without calibration: 0.6 to 1.7 times that of noise spread evenly over each step, step² / 12.
+    With calibration: 0.05 to 0.7 times the output error of round to nearest; below 1 for a method that `smooths`, most
+    of whose gain lies in the scaling beforehand.
+    """
+    spec, hessian = tensor.spec, statistics.hessian.numpy() if method.needs_calibration else np.eye(weight.shape[1])
+    error = relative_output_error(weight, tensor.dequantized(), hessian)
+    assert report.error == pytest.approx(error, rel=1e-6)
+    if method.needs_calibration:
+        baseline, _ = registry.method("rtn").quantize(weight, spec, None)
+        reference = relative_output_error(weight, baseline.dequantized(), hessian)
+        most = 1.0 if method.smooths else 0.7
+        assert 0.05 * reference < error < most * reference, f"{spec}: {error / reference:.3f} x round to nearest"
+    else:
+        steps = spread(tensor.scale, weight.shape[1])[weight.any(axis=1)].astype(np.float64)
+        reference = (steps**2).sum() / 12 / (weight.astype(np.float64) ** 2).sum()
+        assert 0.6 * reference < error < 1.7 * reference, f"{spec}: {error / reference:.3f} x even noise"
+
+
+def correlated_statistics(cols: int, *, tokens: int = 4096, seed: int = 1) -> LayerStatistics:
+    """Statistics of random inputs: some channels large, all of them mixed."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((cols, cols)) * (rng.random(cols) ** 3)[:, None]
+    inputs = rng.standard_normal((tokens, cols)) @ mixing
+    return LayerStatistics(torch.from_numpy(inputs.T @ inputs), tokens)
+
+
+def relative_output_error(weight: np.ndarray, quantized: np.ndarray, hessian: np.ndarray) -> float:
+    """tr((W - Q) H (W - Q)ᵀ) / tr(W H Wᵀ) in float64."""
+    exact = weight.astype(np.float64)
+    damage = exact - quantized
+    return float(np.sum((damage @ hessian) * damage) / np.sum((exact @ hessian) * exact))

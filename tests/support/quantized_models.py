@@ -1,0 +1,57 @@
+"""Models with random quantized weights, in memory: the same ones every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import LINEAR_ROLES, TensorSlot, parse_config
+from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from tests.support.memory import memory_checkpoint, random_arrays
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+Choice = Callable[[TensorSlot], QuantSpec | None]
+"""What a weight becomes; None = it stays dense."""
+
+
+def linears(spec: QuantSpec) -> Choice:
+    """Quantize every linear layer of the blocks with `spec`, nothing else."""
+    return lambda slot: spec if slot.role in LINEAR_ROLES else None
+
+
+def random_quantized(shape: tuple[int, ...], spec: QuantSpec, seed: int) -> QuantizedTensor:
+    """Codes and zeros over their whole range, scales of both signs; the first group's scale is zero."""
+    rows, cols = shape
+    rng = np.random.default_rng(seed)
+    groups = (rows, spec.groups(cols))
+    zero = np.full(groups, spec.midpoint) if spec.symmetric else rng.integers(0, spec.levels, groups)
+    scale = rng.normal(0, cols**-0.5 / spec.midpoint, groups)
+    scale[0, 0] = 0
+    return QuantizedTensor(
+        spec=spec,
+        codes=rng.integers(0, spec.levels, shape).astype(np.uint8),
+        scale=scale.astype(SCALE_DTYPES[spec.scale_dtype]),
+        zero=zero.astype(np.uint8),
+    )
+
+
+def quantized_model(
+    config: Mapping[str, Any],
+    choose: Choice,
+    *,
+    files: Mapping[str, bytes] | None = None,
+    replaced: Mapping[str, QuantizedTensor] | None = None,
+) -> Checkpoint:
+    """A random model of `config`, dense weights in bfloat16; `replaced` are put in the place of what was drawn."""
+    spec = parse_config(config)
+    arrays: dict[str, np.ndarray | QuantizedTensor] = dict(random_arrays(spec, dtype=BF16))
+    for seed, slot in enumerate(spec.slots()):
+        grid = choose(slot)
+        if grid is not None:
+            arrays[slot.name] = random_quantized(slot.shape, grid, seed)
+    return memory_checkpoint(config, {**arrays, **(replaced or {})}, files=files)
