@@ -35,13 +35,14 @@ import torch
 
 from golden.corpus import Document, read_corpus, split_corpus
 from quantkit.calibration.samples import CalibrationOptions, Samples
-from quantkit.calibration.statistics import calibration_samples
+from quantkit.calibration.sources import calibration_samples
 from quantkit.methods.gptq import Gptq
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import load_model, read_float32
 from quantkit.models.torch_model import MiniCPM
 from quantkit.pipeline.quantization import Quantization, quantized
 from quantkit.registry import open_checkpoint
+from quantkit.solver.stages import Stages
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.threads import single_threaded_torch
@@ -184,7 +185,7 @@ def main() -> int:
         spec = QuantSpec(bits=bits, group_size=GROUP)
 
         def plain(spec: QuantSpec = spec) -> MiniCPM:
-            paper = Gptq(search=False, act_order=False, rounds=0, damping=0.01)
+            paper = Gptq(Stages(search=False, act_order=False, rounds=0, damping=0.01))
             run = Quantization(
                 checkpoint,
                 spec,

@@ -48,6 +48,7 @@ from quantkit.models.loading import load_model
 from quantkit.models.torch_model import MiniCPM
 from quantkit.pipeline.quantization import SKIP_POSITIONS, Quantization
 from quantkit.protocols import Method
+from quantkit.solver.stages import Stages
 from quantkit.tensors.quant_spec import QuantSpec
 
 
@@ -66,13 +67,13 @@ class Stage:
 DEFAULT = "ours: + Fisher"
 """The stage that `quantkit quantize` does by itself."""
 
-FEEDBACK = Gptq(search=False, act_order=False, rounds=0, damping=0.01)
+FEEDBACK = Gptq(Stages(search=False, act_order=False, rounds=0, damping=0.01))
 STAGES = (
     Stage(name="ours: feedback", method=FEEDBACK, skip_positions=0, propagate=False),
     Stage(name="ours: + P-GPTQ", method=FEEDBACK, propagate=False),
-    Stage(name="ours: + act-order", method=Gptq(search=False, rounds=0, damping=0.01), propagate=False),
-    Stage(name="ours: + search", method=Gptq(rounds=0, damping=0.01), propagate=False),
-    Stage(name="ours: + refine", method=Gptq(damping=0.01), propagate=False),
+    Stage(name="ours: + act-order", method=Gptq(Stages(search=False, rounds=0, damping=0.01)), propagate=False),
+    Stage(name="ours: + search", method=Gptq(Stages(rounds=0, damping=0.01)), propagate=False),
+    Stage(name="ours: + refine", method=Gptq(Stages(damping=0.01)), propagate=False),
     Stage(name="ours: + damping", method=Gptq(), propagate=False),
     Stage(name="ours: + propagation", method=Gptq()),
     Stage(name=DEFAULT, method=Gptq(), fisher=True),
@@ -81,10 +82,10 @@ STAGES = (
 )
 WITHOUT = (
     Stage(name="default less P-GPTQ", method=Gptq(), skip_positions=0, fisher=True),
-    Stage(name="default less act-order", method=Gptq(act_order=False), fisher=True),
-    Stage(name="default less search", method=Gptq(search=False), fisher=True),
-    Stage(name="default less refine", method=Gptq(rounds=0), fisher=True),
-    Stage(name="default less damping", method=Gptq(damping=0.01), fisher=True),
+    Stage(name="default less act-order", method=Gptq(Stages(act_order=False)), fisher=True),
+    Stage(name="default less search", method=Gptq(Stages(search=False)), fisher=True),
+    Stage(name="default less refine", method=Gptq(Stages(rounds=0)), fisher=True),
+    Stage(name="default less damping", method=Gptq(Stages(damping=0.01)), fisher=True),
     Stage(name="default less propagation", method=Gptq(), propagate=False, fisher=True),
 )
 OURS = (*STAGES, *WITHOUT)

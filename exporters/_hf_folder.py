@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantkit.errors import BadOption, IncompleteCheckpoint, InconsistentCheckpoint, QuantkitError, UnsupportedSpec
+from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, blob
-from quantkit.files.safetensors_file import TensorEntry, TensorUnit, plan_safetensors
+from quantkit.files.safetensors_header import TensorEntry
+from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.config import native_config, with_dtype
 from quantkit.models.folder import AnyWeight, Folder, select_weights
 from quantkit.models.folding import with_architecture, with_source_dtypes
-from quantkit.models.remote_config import config_files
 from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, ModelSpec, Role
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT32, check_range

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import BadOption, QuantkitError, UnsupportedModel
+from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.files.json_file import read_json
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedTensor, blob
-from quantkit.files.safetensors_file import TensorEntry, TensorUnit, plan_safetensors
+from quantkit.files.safetensors_header import TensorEntry
+from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.config import native_config, with_dtype
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names, open_folder, select_weights
 from quantkit.models.folding import EMBEDDING, with_architecture, with_source_dtypes
-from quantkit.models.remote_config import config_files
 from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted

@@ -62,13 +62,30 @@ class TensorReport:
 class Method(Protocol):
     """Chooses codes and scales for one weight matrix."""
 
-    name: str
-    summary: str
-    needs_calibration: bool
-    smooths: bool
-    """Whether inputs are scaled beforehand (`quantkit.solver.smoothing`) where the user does not say."""
-    weighs_outputs: bool
-    """Whether it reads `LayerStatistics.sensitivity`."""
+    @property
+    def name(self) -> str:
+        """What users call it."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        ...
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether it reads statistics of the inputs."""
+        ...
+
+    @property
+    def smooths(self) -> bool:
+        """Whether inputs are scaled beforehand (`quantkit.solver.smoothing`) where the user does not say."""
+        ...
+
+    @property
+    def weighs_outputs(self) -> bool:
+        """Whether it reads `LayerStatistics.sensitivity`."""
+        ...
 
     def quantize(
         self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None, *, threads: int = 1

@@ -31,9 +31,8 @@ from quantkit.errors import BadOption, EngineFailed, MissingDependency, Quantkit
 from quantkit.files.json_file import read_json
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.config import AUTO_MAP, CONFIG_CLASS_FILE
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names
-from quantkit.models.remote_config import CONFIG_CLASS
+from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS, CONFIG_CLASS_FILE
 from quantkit.models.spec import LINEAR_ROLES, ModelSpec, Role
 from quantkit.runtimes._engine_process import EngineProcess
 from quantkit.tensors.quant_spec import PER_ROW, QuantSpec

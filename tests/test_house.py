@@ -14,9 +14,30 @@ import pytest
 from quantkit import registry
 from quantkit.protocols import Exporter, Method, Runtime
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for room in ("quantkit", "exporters", "runtimes") for path in (ROOT / room).rglob("*.py"))
-PLUGINS = sorted(path for room in ("exporters", "runtimes") for path in (ROOT / room).glob("*.py"))
+FLOORS = (
+    ("errors",),
+    ("discovery", "threads"),
+    ("tensors",),
+    ("files",),
+    ("models", "artifacts"),
+    ("text",),
+    ("calibration",),
+    ("protocols",),
+    ("registry",),
+    ("solver",),
+    ("methods",),
+    ("pipeline", "verification"),
+    ("cli",),
+)
+"""The house from the ground up. Wings of one floor do not know each other."""
+MOST_FILES, MOST_LINES = 13, 350
 HEAVY = ("torch", "transformers", "xllamacpp", "gguf", "compressed_tensors", "sentencepiece", "jinja2", "tokenizers")
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc", "tools", "base"}
 MUTATORS = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear"}
@@ -44,31 +65,102 @@ def imported_modules(path: Path) -> Iterator[str]:
             )
 
 
-def room_members(path: Path) -> set[tuple[str, str]]:
-    """The modules inside exporters/ and runtimes/ that `path` imports, as (room, module)."""
-    parts = [name.split(".") for name in imported_modules(path)]
-    return {(name[1], name[2]) for name in parts if len(name) > 2 and name[1] in ("exporters", "runtimes")}
+def owner(module: str) -> str:
+    """What a module of a room belongs to: its plug-in, or itself where its name begins with `_` (the room's own)."""
+    return ".".join(module.split(".")[:3])
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path not in PLUGINS], ids=shown)
-def test_the_core_imports_no_concrete_exporter_or_runtime(path: Path) -> None:
-    assert room_members(path) == set()
+def module_of(path: Path) -> str:
+    """The name that `path` is imported by: "quantkit.exporters.gguf.blocks"."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "quantkit" else ("quantkit", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def owner(room: str, module: str) -> str:
-    """The plug-in that `module` of a room belongs to: itself, or for `_NAME_part` the plug-in NAME."""
-    public = {path.stem for path in (ROOT / room).glob("[!_]*.py")}
-    owners = [name for name in public if module == name or module.startswith(f"_{name}_")]
-    assert owners or module == "__init__", f"{room}/{module}.py belongs to no plug-in"
-    return max(owners, key=len, default=module)
+MODULES = {module_of(path): path for path in SOURCES}
 
 
-@pytest.mark.parametrize("path", PLUGINS, ids=shown)
-def test_a_plugin_imports_no_other_plugin(path: Path) -> None:
-    room = path.parent.name
-    for other_room, module in room_members(path):
-        assert other_room == room, f"{shown(path)} imports {other_room}"
-        assert owner(room, module) == owner(room, path.stem), f"{shown(path)} imports {module}"
+def neighbours(module: str) -> set[str]:
+    """The modules of quantkit that `module` imports, at its head, inside functions, or for types only."""
+    return (set(imported_modules(MODULES[module])) & set(MODULES)) - {module, "quantkit"}
+
+
+def floor(module: str) -> int:
+    """The floor that `module` stands on; the package itself and the rooms of plug-ins stand on none."""
+    part = module.split(".")[1]
+    return next(number for number, wings in enumerate(FLOORS) if part in wings)
+
+
+ROOMS = ("exporters", "runtimes")
+CORE = sorted(module for module in MODULES if "." in module and module.split(".")[1] not in (*ROOMS, "__main__"))
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_a_wing_imports_only_what_lies_below_it(module: str) -> None:
+    for other in neighbours(module):
+        assert other.split(".")[1] not in ROOMS, f"{module} imports the plug-in {other}: ask `quantkit.registry`"
+        same_wing = other.split(".")[1] == module.split(".")[1]
+        assert same_wing or floor(other) < floor(module), f"{module} imports {other}, which does not lie below it"
+
+
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if module.split(".")[1:2] == ["methods"]))
+def test_a_method_imports_no_other_method(module: str) -> None:
+    assert {owner(other) for other in neighbours(module) if ".methods." in other} <= {owner(module)}
+
+
+PLUGINS = sorted(module for module in MODULES if module.count(".") > 1 and module.split(".")[1] in ROOMS)
+
+
+@pytest.mark.parametrize("module", PLUGINS)
+def test_a_plugin_imports_no_other_plugin(module: str) -> None:
+    room = module.split(".")[1]
+    for other in neighbours(module):
+        if other.split(".")[1] in ROOMS:
+            shared = other.split(".")[2:3] and other.split(".")[2].startswith("_")
+            assert other.split(".")[1] == room, f"{module} imports {other} of another room"
+            assert shared or owner(other) == owner(module), f"{module} imports {other} of another plug-in"
+        else:
+            assert floor(other) < floor("quantkit.pipeline"), f"{module} imports {other}, which stands above plug-ins"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Late imports count: a cycle that only works because one end is imported inside a function is a cycle."""
+    graph = {module: neighbours(module) for module in MODULES}
+    while leaves := [module for module, others in graph.items() if not others & set(graph)]:
+        for leaf in leaves:
+            del graph[leaf]
+    assert sorted(graph) == []
+
+
+FOLDERS = sorted({path.parent for path in SOURCES})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=shown)
+def test_a_folder_is_read_at_a_glance(folder: Path) -> None:
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_FILES
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=shown)
+def test_a_file_is_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=shown)
+def test_a_folder_says_what_lives_there(folder: Path) -> None:
+    assert ast.get_docstring(tree(folder / "__init__.py"))
+
+
+def test_every_folder_is_installed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = settings["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(module_of(folder / "__init__.py") for folder in FOLDERS)
+
+
+def test_tests_mirror_the_tree() -> None:
+    """A folder of tests is called after the folder that it tests, `support` and data aside."""
+    rooms = {path.relative_to(ROOT).as_posix().removeprefix("quantkit/") for path in FOLDERS} | {"quantkit"}
+    folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert folders - {".", "support"} <= rooms
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=shown)

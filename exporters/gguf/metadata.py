@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from quantkit.exporters._hf_config import native_config
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.header import entry
 from quantkit.exporters.gguf.types import ValueType
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.config import native_config
 from quantkit.tensors.quant_spec import QuantSpec
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}

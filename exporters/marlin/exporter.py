@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import BadOption, IncompleteCheckpoint, QuantkitError
+from quantkit.exporters._hf_config import config_files, with_dtype
 from quantkit.exporters._hf_folder import architecture_of, check_fused, read_checkpoint
 from quantkit.exporters.marlin.matrices import (
     Matrix,
@@ -60,11 +61,10 @@ from quantkit.exporters.marlin.targets import (
 )
 from quantkit.files.json_file import read_json
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, blob
-from quantkit.files.safetensors_file import TensorEntry, TensorUnit, plan_safetensors
+from quantkit.files.safetensors_header import TensorEntry
+from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.config import with_dtype
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
-from quantkit.models.remote_config import config_files
 from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT16, FLOAT32, converted

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.errors import BadOption, UnsupportedSpec
+from quantkit.exporters._hf_config import native_config
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.config import native_config, rope_scaling
+from quantkit.models.config import rope_scaling
 from quantkit.models.spec import LAYER_NAMES, ModelSpec, Role
 from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
 

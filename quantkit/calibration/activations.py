@@ -16,16 +16,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from quantkit.calibration.autocast import rounded_products
+from quantkit.calibration.drift import Drift
 from quantkit.calibration.samples import Samples
-from quantkit.calibration.statistics import CPU, LayerStatistics, cross_products, embedded, input_statistics
+from quantkit.calibration.statistics import LayerStatistics, cross_products, input_statistics
+from quantkit.errors import NonFiniteValues
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.loading import CPU, read_float32
 from quantkit.models.spec import LAYER_NAMES, ModelSpec, Role
 from quantkit.models.torch_model import Block, rotary_tables
-from quantkit.solver.error_compensation import Drift
+from quantkit.tensors.views import TensorView
 from quantkit.threads import torch_map
 
 HELD_OUT_EVERY = 8
@@ -215,3 +219,20 @@ class HiddenStates:
                 return function(*values).float()
 
         return torch_map(computed, zip(*columns, strict=True), self.threads)
+
+
+def embedded(checkpoint: Checkpoint, sequences: Sequence[np.ndarray]) -> list[Tensor]:
+    """Residual states before the first block, float32 [tokens, hidden] per sequence; reads the table in chunks."""
+    table = checkpoint.weights["model.embed_tokens.weight"]
+    wanted = np.unique(np.concatenate(sequences))
+    rows = np.empty((len(wanted), checkpoint.spec.hidden_size), np.float32)
+    start = 0
+    for chunk in table.chunks() if isinstance(table, TensorView) else (read_float32(table),):
+        here = slice(*np.searchsorted(wanted, (start, start + len(chunk))))
+        rows[here] = chunk[wanted[here] - start]
+        start += len(chunk)
+    if not np.isfinite(rows).all():
+        raise NonFiniteValues(f"{table.name}: the weight holds NaN or infinity")
+    rows *= np.float32(checkpoint.spec.scale_emb)
+    table_rows = torch.from_numpy(rows)
+    return [table_rows[torch.from_numpy(np.searchsorted(wanted, sequence))] for sequence in sequences]

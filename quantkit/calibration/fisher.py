@@ -33,11 +33,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from quantkit.calibration.activations import embedded
 from quantkit.calibration.autocast import rounded_products
 from quantkit.calibration.samples import WAVE_TOKENS, weighed_tokens
-from quantkit.calibration.statistics import CPU, embedded, input_statistics
+from quantkit.calibration.statistics import input_statistics
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.loading import load_block, read_float32
+from quantkit.models.loading import CPU, load_block, read_float32
 from quantkit.models.spec import LAYER_NAMES, WEIGHED_ROLES, Role
 from quantkit.models.torch_model import Block, RMSNorm, rotary_tables
 from quantkit.threads import torch_map

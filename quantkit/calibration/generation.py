@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 from quantkit.calibration.samples import CalibrationOptions, Samples, make_samples
-from quantkit.calibration.statistics import CPU
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.loading import load_model
+from quantkit.models.loading import CPU, load_model
 from quantkit.models.torch_model import Cache, MiniCPM
 from quantkit.text.tokenizer import Tokenizer
 from quantkit.threads import torch_map

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantkit.protocols import Method, TensorReport
+from quantkit.solver.stages import Stages
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from quantkit.calibration.statistics import LayerStatistics
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Gptq:
     """The method and its stages; see the module's docstring. All off, damping 0.01, is the textbook's algorithm."""
 
@@ -42,10 +43,7 @@ class Gptq:
     smooths: bool = field(default=False, init=False)
     weighs_outputs: bool = field(default=True, init=False)
 
-    search: bool = True
-    act_order: bool = True
-    rounds: int = 1
-    damping: float = 0.1
+    stages: Stages = field(default_factory=Stages)
 
     def quantize(
         self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None, *, threads: int = 1
@@ -63,7 +61,7 @@ class Gptq:
             weight,
             spec,
             statistics,
-            lambda given: solved(self, weight, spec, given, threads),
+            lambda given: solved(self.stages, weight, spec, given, threads),
             threads=threads,
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 from quantkit.protocols import Method, TensorReport
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.rounding import round_to_nearest, stacked_rows
+from quantkit.tensors.rounding import round_to_nearest, squared_error, stacked_rows
 from quantkit.threads import ordered_map
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class RoundToNearest:
 def _quantized_rows(weight: np.ndarray, spec: QuantSpec) -> tuple[QuantizedTensor, float, float]:
     """Rows of the result, ||W - Q||^2 and ||W||^2."""
     quantized = round_to_nearest(weight, spec)
-    damage = np.subtract(weight, quantized.dequantized(), dtype=np.float64)
-    return quantized, float(np.square(damage).sum()), float(np.square(weight, dtype=np.float64).sum())
+    return quantized, *squared_error(weight, quantized)
 
 
 METHOD: Method = RoundToNearest()

@@ -1,40 +1,15 @@
-"""`config.json` of what is written: the family's silent defaults spoken out, or the folded Llama's config.
-
-The remote code of MiniCPM ties embeddings and takes rope_theta 10000 when the config says nothing; generic loaders
-assume the opposite. So whatever quantkit writes says both.
-"""
+"""Configs that are made from a model: that of a folded Llama, and that of the text model inside a multimodal one."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from quantkit.errors import UnsupportedModel
-from quantkit.files.planned_files import PlannedFile, blob
-from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec
-
-CONFIG_CLASS_FILE = "configuration_minicpm.py"
-AUTO_MAP = {"AutoConfig": "configuration_minicpm.MiniCPMConfig"}
-"""What a native folder of ours says about code: the config class beside it, see `quantkit.models.remote_config`."""
 
 TEXT_MODEL_KEYS = ("hidden_size", "num_hidden_layers", "scale_emb", "scale_depth", "dim_model_base")
 """What the config of a multimodal model must say about the MiniCPM inside it."""
-
-
-def native_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's own config with tie_word_embeddings and rope_theta spoken out.
-
-    Whatever describes how the source was stored (`quantization_config`) is left out; the caller says how it writes.
-    """
-    config = dict(checkpoint.config)
-    config.pop("quantization_config", None)
-    config["tie_word_embeddings"] = checkpoint.spec.tie_word_embeddings
-    config["rope_theta"] = checkpoint.spec.rope.theta
-    return config
 
 
 def llama_config(spec: ModelSpec, source_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,18 +55,6 @@ def rope_scaling(spec: ModelSpec) -> dict[str, Any] | None:
         "long_factor": list(spec.rope.long_factor),
         "original_max_position_embeddings": spec.rope.original_max_position_embeddings,
     }
-
-
-def with_dtype(config: Mapping[str, Any], dtype: np.dtype) -> dict[str, Any]:
-    """`config` that says its weights are `dtype`: under `torch_dtype`, and `dtype` where that newer name stands."""
-    names = ["torch_dtype", "dtype"] if "dtype" in config else ["torch_dtype"]
-    return {**config, **dict.fromkeys(names, dtype.name)}
-
-
-def config_file(config: Mapping[str, Any]) -> PlannedFile:
-    """`config` as config.json: keys sorted, two spaces, a newline at the end."""
-    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    return blob("config.json", text.encode())
 
 
 def text_config(config: Mapping[str, Any], *, where: str) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from quantkit.files.json_file import read_json
 from quantkit.files.safetensors_file import open_safetensors
 from quantkit.files.shard_index import INDEX_NAME, SHARD_COUNT, ShardIndex, read_index
 from quantkit.files.source_file import SourceFile, resolved
-from quantkit.models.config import AUTO_MAP, CONFIG_CLASS_FILE, text_config
+from quantkit.models.config import text_config
+from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS_FILE
 from quantkit.models.spec import ModelSpec, TensorSlot
 from quantkit.tensors.cast import FLOATS
 from quantkit.tensors.views import TensorView, Weight

@@ -11,6 +11,8 @@ from quantkit.models.spec import LAYER_NAMES
 from quantkit.models.torch_model import Block, MiniCPM
 from quantkit.tensors.views import BFLOAT16, QuantizedView, Weight
 
+CPU = torch.device("cpu")
+
 
 def read_float32(weight: Weight) -> np.ndarray:
     """All values of a weight in float32, dequantized where it is quantized; raises `NonFiniteValues` with its name."""

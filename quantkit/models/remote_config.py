@@ -7,21 +7,9 @@ code of a stranger's folder is never carried along; this one holds the config cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from quantkit.files.planned_files import PlannedFile, blob
-from quantkit.models.config import AUTO_MAP, CONFIG_CLASS_FILE, config_file
-from quantkit.models.spec import ModelSpec
-
-
-def config_files(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[PlannedFile, ...]:
-    """`config` as config.json; for a native MiniCPM also its config class, and an `auto_map` that names it."""
-    if spec.architecture != "minicpm":
-        return (config_file(config),)
-    named = {**config, "auto_map": AUTO_MAP, "model_type": "minicpm"}
-    return (config_file(named), blob(CONFIG_CLASS_FILE, CONFIG_CLASS.encode()))
-
+CONFIG_CLASS_FILE = "configuration_minicpm.py"
+AUTO_MAP = {"AutoConfig": "configuration_minicpm.MiniCPMConfig"}
+"""What a native folder of ours says about code: the config class beside it."""
 
 CONFIG_CLASS = '''\
 """The configuration of MiniCPM, for loaders that bring their own model code.

@@ -19,10 +19,9 @@ from quantkit.artifacts.journal import Journal
 from quantkit.calibration.activations import HiddenStates
 from quantkit.calibration.fisher import Sensitivities, sensitivities
 from quantkit.calibration.samples import Samples
-from quantkit.calibration.statistics import CPU
 from quantkit.errors import QuantkitError
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.loading import load_block
+from quantkit.models.loading import CPU, load_block
 from quantkit.models.spec import LAYER_NAMES, Role
 from quantkit.models.torch_model import Block
 from quantkit.pipeline.layer_group import StageSolver

@@ -15,7 +15,7 @@ from torch import Tensor
 from quantkit.calibration.activations import Stage
 from quantkit.calibration.statistics import LayerStatistics
 from quantkit.protocols import Method, TensorReport
-from quantkit.solver.error_compensation import regression, strength
+from quantkit.solver.error_compensation import of_outputs, regression, strength
 from quantkit.solver.output_error import changes_of, output_energies
 from quantkit.solver.row_feedback import relative
 from quantkit.tensors.quant_spec import QuantSpec
@@ -55,10 +55,10 @@ class StageSolver:
         drift = self._stage.drift
         if drift is None:
             return W, None, None
-        held_drift = drift.outputs(drift.held_out, W, self._threads)
+        held_drift = of_outputs(drift, drift.held_out, W, self._threads)
         if self._regression is None:
             return W, held_drift, 0.0
-        delta = drift.outputs(self._regression, W, self._threads)
+        delta = of_outputs(drift, self._regression, W, self._threads)
         alpha = strength(delta, held_drift, self._stage.held_out.hessian, self._threads)
         return W + alpha * delta, held_drift, alpha
 

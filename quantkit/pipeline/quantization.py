@@ -165,7 +165,7 @@ class Quantization:
         A bad file is found before any output is begun. Methods without calibration have nothing to do.
 
         Raises:
-            Everything that `quantkit.calibration.statistics.calibration_samples` raises; NonFiniteValues: a bad
+            Everything that `quantkit.calibration.sources.calibration_samples` raises; NonFiniteValues: a bad
             embedding.
         """
         if self._calibrated:
@@ -303,7 +303,7 @@ class Quantization:
     def _samples(self) -> Samples:
         import torch  # noqa: PLC0415 - heavy, and round-to-nearest does without it
 
-        from quantkit.calibration.statistics import calibration_samples  # noqa: PLC0415 - imports torch
+        from quantkit.calibration.sources import calibration_samples  # noqa: PLC0415 - imports torch
 
         samples, journal = self._calibration, self._journal
         if isinstance(samples, CalibrationOptions):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from quantkit.errors import BadOption
-from quantkit.methods import rtn
 from quantkit.protocols import TensorReport
 from quantkit.solver.output_error import output_errors
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.rounding import require_finite, round_to_nearest
+from quantkit.tensors.rounding import round_to_nearest, squared_error
 from quantkit.threads import single_threaded_torch
 
 if TYPE_CHECKING:
@@ -44,13 +42,12 @@ def solved_or_rounded(
     """
     if statistics is None:
         raise BadOption(f"{name} needs statistics of the inputs")
-    require_finite(weight)
-    spec.groups(weight.shape[1])
+    rounded = round_to_nearest(weight, spec)
     hessian = statistics.hessian
     if not bool(torch.isfinite(hessian.sum())):
-        rounded, report = rtn.METHOD.quantize(weight, spec, None)
-        return rounded, replace(report, fallback="the calibration inputs hold NaN or infinity")
-    rounded = round_to_nearest(weight, spec)
+        damage, power = squared_error(weight, rounded)
+        overflow = "the calibration inputs hold NaN or infinity"
+        return rounded, TensorReport(error=damage / power if power else 0.0, fallback=overflow)
     with single_threaded_torch(), torch.inference_mode():
         if bool((hessian.diagonal() > 0).any()):
             made, problem = solve(statistics)

@@ -18,11 +18,10 @@ is exact; it is cut to [0, 1]. Where nothing carries over to unseen text, α is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from quantkit.calibration.drift import Drift
 from quantkit.solver.cholesky import cholesky, damped, divided
 from quantkit.solver.output_error import output_energies, row_chunks
 from quantkit.threads import torch_map
@@ -31,25 +30,15 @@ DAMPING = 0.03
 """Share of H's mean diagonal added to it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Drift:
-    """How far layers are from the original's outputs, as correlations with their inputs x̂.
+def of_outputs(drift: Drift, correlations: Tensor, weight: Tensor, threads: int = 1) -> Tensor:
+    """What belongs to the outputs of a layer with `weight` [rows, cols]: [rows, cols].
 
-    fitted, held_out: Σ d x̂ᵀ over tokens of the fitting and of the held-out sequences, float32 [n, cols].
-    of_inputs: whether d = x - x̂, n = cols, for layers that read the same inputs and whose M is W times this; else d is
-        the original's output minus W x̂, and this is the M of a single layer.
+    correlations: `drift.fitted`, `drift.held_out`, or a product with one of them, [n, cols].
     """
-
-    fitted: Tensor
-    held_out: Tensor
-    of_inputs: bool
-
-    def outputs(self, per_input: Tensor, weight: Tensor, threads: int = 1) -> Tensor:
-        """What belongs to the outputs of a layer with `weight` [rows, cols], from what has n rows: [rows, cols]."""
-        if not self.of_inputs:
-            return per_input
-        chunks = row_chunks(len(weight), weight.device)
-        return torch.cat(torch_map(lambda start: weight[start : start + chunks.step] @ per_input, chunks, threads))
+    if not drift.of_inputs:
+        return correlations
+    chunks = row_chunks(len(weight), weight.device)
+    return torch.cat(torch_map(lambda start: weight[start : start + chunks.step] @ correlations, chunks, threads))
 
 
 def regression(drift: Tensor, hessian: Tensor, threads: int = 1) -> Tensor | None:

@@ -22,6 +22,7 @@ from quantkit.solver.output_error import row_chunks
 from quantkit.solver.refine import BLOCK_COLUMNS, descend
 from quantkit.solver.row_feedback import aimed, row_blocks, solving_order
 from quantkit.solver.search import rounded_scale, searched_grid, step_limits
+from quantkit.solver.stages import Stages
 from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.rounding import fitted_grid
@@ -29,7 +30,6 @@ from quantkit.threads import torch_workers
 
 if TYPE_CHECKING:
     from quantkit.calibration.statistics import LayerStatistics
-    from quantkit.methods.gptq import Gptq
 
 MORE_DAMPING = (0.03, 0.1, 0.3, 1.0)
 """Tried in turn while H cannot be factored."""
@@ -75,7 +75,7 @@ class Problem:
         each other at every operation, and take several times as long as one after the other.
     """
 
-    stages: Gptq
+    stages: Stages
     spec: QuantSpec
     H: Tensor
     order: Tensor
@@ -84,7 +84,7 @@ class Problem:
 
 
 def solved(
-    stages: Gptq, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics, threads: int
+    stages: Stages, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics, threads: int
 ) -> tuple[QuantizedTensor | None, str | None]:
     """The solution, or None and the reason why there is none.
 

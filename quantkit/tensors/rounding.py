@@ -100,6 +100,12 @@ def round_to_nearest(weight: np.ndarray, spec: QuantSpec) -> QuantizedTensor:
     return QuantizedTensor(spec, codes, scale, zero)
 
 
+def squared_error(weight: np.ndarray, quantized: QuantizedTensor) -> tuple[float, float]:
+    """||W - Q||^2 and ||W||^2 of float32 `weight` (rows, cols) and what it became, in float64."""
+    damage = np.subtract(weight, quantized.dequantized(), dtype=np.float64)
+    return float(np.square(damage).sum()), float(np.square(weight, dtype=np.float64).sum())
+
+
 def stacked_rows(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
     """The tensor whose consecutive rows `parts` are; all of one spec and width."""
     return QuantizedTensor(

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibration.activations import HiddenStates
+from quantkit.calibration.activations import HiddenStates, embedded
 from quantkit.calibration.generation import _sampled, generated_samples
 from quantkit.calibration.samples import CalibrationOptions, Samples, file_samples, make_samples
-from quantkit.calibration.statistics import calibration_samples, cross_products, embedded, input_statistics
+from quantkit.calibration.sources import calibration_samples
+from quantkit.calibration.statistics import cross_products, input_statistics
 from quantkit.errors import BadOption, MalformedFile, MissingDependency, QuantkitError
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import load_block, load_model

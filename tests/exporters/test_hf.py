@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import BadOption, IncompleteCheckpoint, NonFiniteValues, UnsupportedModel, ValueOutOfRange
+from quantkit.exporters._hf_config import native_config, with_dtype
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.config import llama_config, native_config, text_config, with_dtype
+from quantkit.models.config import llama_config, text_config
 from quantkit.models.spec import LINEAR_ROLES, parse_config
 from quantkit.models.torch_model import MiniCPM
 from quantkit.protocols import ExportOptions

@@ -16,14 +16,9 @@ from safetensors.numpy import save_file
 
 from quantkit.errors import MalformedFile, QuantkitError, SourceChanged
 from quantkit.files.planned_files import PlannedFile
-from quantkit.files.safetensors_file import (
-    MAX_HEADER_BYTES,
-    TensorEntry,
-    TensorUnit,
-    open_safetensors,
-    plan_safetensors,
-)
-from quantkit.files.safetensors_header import DTYPES, MAX_DIMENSION, MAX_NAME_BYTES, MAX_RANK
+from quantkit.files.safetensors_file import MAX_HEADER_BYTES, open_safetensors
+from quantkit.files.safetensors_header import DTYPES, MAX_DIMENSION, MAX_NAME_BYTES, MAX_RANK, TensorEntry
+from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from tests.support.malformed import SAFETENSORS_CASES, Case, container, entry
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

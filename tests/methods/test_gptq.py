@@ -10,10 +10,11 @@ from quantkit.calibration.statistics import LayerStatistics
 from quantkit.errors import BadOption, NonFiniteValues, UnsupportedSpec, ValueOutOfRange
 from quantkit.methods import rtn
 from quantkit.methods.gptq import METHOD, Gptq
+from quantkit.solver.stages import Stages
 from quantkit.tensors.quant_spec import QuantSpec
 from tests.support.laws import check_method, correlated_statistics, relative_output_error
 
-TEXTBOOK = Gptq(search=False, act_order=False, rounds=0, damping=0.01)
+TEXTBOOK = Gptq(Stages(search=False, act_order=False, rounds=0, damping=0.01))
 
 
 def random_weights(rows: int, cols: int, seed: int = 0) -> np.ndarray:
@@ -180,9 +181,9 @@ def test_bad_input_is_refused_in_one_line():
 
 STAGES = {
     "textbook": TEXTBOOK,
-    "act_order": Gptq(search=False, rounds=0, damping=0.01),
-    "search": Gptq(rounds=0, damping=0.01),
-    "descent": Gptq(damping=0.01),
+    "act_order": Gptq(Stages(search=False, rounds=0, damping=0.01)),
+    "search": Gptq(Stages(rounds=0, damping=0.01)),
+    "descent": Gptq(Stages(damping=0.01)),
 }
 
 
@@ -206,7 +207,7 @@ def test_every_stage_lowers_the_error_of_the_one_before(bits: int, symmetric: bo
 def test_no_single_code_can_be_changed_for_the_better_after_the_descent():
     weight, statistics = random_weights(8, 128), correlated_statistics(128)
     spec = QuantSpec(bits=3, group_size=64)
-    tensor, _ = Gptq(rounds=8, damping=0.01).quantize(weight, spec, statistics)
+    tensor, _ = Gptq(Stages(rounds=8, damping=0.01)).quantize(weight, spec, statistics)
     H = statistics.hessian.numpy() + 0.01 * np.diag(statistics.hessian.numpy()).mean() * np.eye(128)
     scale = np.repeat(tensor.scale.astype(np.float64), 64, axis=1)
     R = (tensor.dequantized() - weight.astype(np.float64)) @ H

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from quantkit.artifacts.publishing import publish
-from quantkit.models.remote_config import CONFIG_CLASS, config_files
+from quantkit.exporters._hf_config import config_files
+from quantkit.models.remote_config import CONFIG_CLASS
 from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.registry import exporter, open_checkpoint

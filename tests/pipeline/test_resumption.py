@@ -32,6 +32,7 @@ from quantkit.pipeline.block_stream import BlockStream
 from quantkit.pipeline.quantization import Quantization
 from quantkit.pipeline.resumption import decoded_block, decoded_samples, encoded_block, encoded_samples, kept_bytes
 from quantkit.protocols import ExportOptions, TensorReport
+from quantkit.solver.stages import Stages
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from tests.support.faults import ROOT, content
@@ -217,7 +218,7 @@ def test_what_follows_from_other_bytes_is_not_recalled(tmp_path: Path) -> None:
 CHANGES: dict[str, dict[str, object]] = {
     "bits": {"spec": QuantSpec(bits=4, group_size=32, symmetric=False)},
     "scale dtype": {"spec": QuantSpec(bits=3, group_size=32, symmetric=False, scale_dtype="float32")},
-    "method settings": {"method": Gptq(search=False, rounds=1)},
+    "method settings": {"method": Gptq(Stages(search=False, rounds=1))},
     "skipped positions": {"skip_positions": 3},
     "smoothing": {"smooth": True},
     "precision": {"bfloat16": not has_bfloat16_products()},

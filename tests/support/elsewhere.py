@@ -30,8 +30,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks.device_codes import different
 from quantkit.calibration.samples import CalibrationOptions, Samples
-from quantkit.calibration.statistics import CPU, calibration_samples
+from quantkit.calibration.sources import calibration_samples
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.loading import CPU
 from quantkit.models.spec import LINEAR_ROLES
 from quantkit.pipeline.block_stream import BlockStream
 from quantkit.registry import method, open_checkpoint

@@ -19,12 +19,13 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.block_stream import BlockStream
 from quantkit.pipeline.quantization import Quantization
 from quantkit.protocols import ExportOptions, Method
+from quantkit.solver.stages import Stages
 from quantkit.tensors.quant_spec import QuantSpec
 from tests.support.faults import AtCall, content, die, forked, instrument, memory_folder
 from tests.support.tiny import write_tiny_checkpoint
 
 SPEC = QuantSpec(bits=3, group_size=32, symmetric=False)
-QUICK = Gptq(search=False, rounds=0)
+QUICK = Gptq(Stages(search=False, rounds=0))
 BLOCKS = 3
 CALLS = ("fsync", "mkdir", "replace", "rmdir", "_renameat2")
 """Where a run is killed: before each of these it has just finished something."""

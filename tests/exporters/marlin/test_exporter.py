@@ -28,7 +28,7 @@ from quantkit.exporters.marlin import exporter as marlin
 from quantkit.exporters.marlin.exporter import EXPORTER
 from quantkit.exporters.marlin.matrices import permuted_scales
 from quantkit.files.planned_files import PlannedArtifact
-from quantkit.files.safetensors_file import plan_safetensors
+from quantkit.files.safetensors_writer import plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Role, TensorSlot
 from quantkit.protocols import ExportOptions
