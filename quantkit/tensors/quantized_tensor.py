@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,18 @@ class QuantizedTensor:
     def part(self, rows: slice) -> QuantizedTensor:
         """Some of the rows."""
         return QuantizedTensor(self.spec, self.codes[rows], self.scale[rows], self.zero[rows])
+
+    def numbers_digest(self) -> str:
+        """SHA-256, hexadecimal, of the numbers that an engine computes with, whatever container holds them.
+
+        Over the shape, then the codes, then of every group its scale and the value of code 0, both in little-endian
+        float32. Two tensors of one digest have the same weights, code by code.
+        """
+        scale = self.scale.astype("<f4")
+        sha256 = hashlib.sha256(np.array(self.shape, "<i8").tobytes())
+        for part in (self.codes, scale, scale * -self.zero.astype("<f4")):
+            sha256.update(np.ascontiguousarray(part).data)
+        return sha256.hexdigest()
 
     def dequantized(self) -> np.ndarray:
         """scale * (codes - zero) in float32, (rows, cols); each value is one correctly rounded product."""
