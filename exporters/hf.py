@@ -6,7 +6,8 @@
                                    pass; or shards model-0000I-of-0000N.safetensors and model.safetensors.index.json
     tokenizer*, *.jinja, ...       as they were
 
-Types: bf16, f16, f32. A quantized weight is written as scale * (code - zero), rounded once to that type.
+Types: bf16, f16, f32. A quantized weight is written as the values that it stands for, rounded once
+to that type.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from quantkit.models.folding import EMBEDDING, with_architecture, with_source_dt
 from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
-from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 
@@ -58,9 +58,6 @@ class HuggingFace:
         except QuantkitError:
             return True
         return not config.get("quantization_config")
-
-    def accepts(self, spec: AffineGroups, options: ExportOptions) -> None:
-        """Every `AffineGroups` can be written as dense weights."""
 
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the folder: one unit per tensor.
