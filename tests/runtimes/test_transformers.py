@@ -17,7 +17,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import NORM_ROLES, Role
 from quantkit.pipeline.quantization import quantized
 from quantkit.protocols import ExportOptions
-from quantkit.runtimes.reference import ReferenceSession
+from quantkit.runtimes.reference.runtime import ReferenceSession
 from quantkit.runtimes.transformers import RUNTIME, TransformersSession, _refuse_strays
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
