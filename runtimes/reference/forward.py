@@ -25,9 +25,11 @@ from quantkit.runtimes.reference.weights import Weights
 TOKENS = 1024
 """Tokens that go through an MLP at a time: memory for (TOKENS, F) does not grow with the prompts."""
 
-QUERIES, SCORES = 256, 1 << 22
-"""Positions of a prompt that attend at a time, and the scores of a group of heads that this may make: memory does not
-grow with the square of the prompt."""
+QUERIES = 256
+"""Positions of a prompt that attend at a time: a run looks at no key that only later runs may see."""
+
+SCORES = 1 << 22
+"""Scores of a group of heads at a time, fewer positions if need be: memory does not grow with a prompt's square."""
 
 MULTIPLICATIONS = 1 << 33
 """Of a product of matrices between two reports of progress: less than a second on a core of 20 GFLOP/s."""

@@ -52,7 +52,7 @@ class ReferenceSession:
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Float32 logits [T, V]; row t predicts token t + 1."""
-        (prediction,) = self._predicted([token_ids], rounded=False, progress=None, keep=True)
+        (prediction,) = self._predicted([self._checked(token_ids)], rounded=False, progress=None, keep=True)
         return prediction.exact
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
@@ -84,7 +84,8 @@ class ReferenceSession:
         Weights of the blocks are dropped once they are used. The head, which every prompt needs anew, is kept if it is
         within the budget, else read for every prompt.
         """
-        return self._predicted(prompts, rounded=rounded, progress=progress, keep=False)
+        ids = [self._checked(prompt) for prompt in prompts]
+        return self._predicted(ids, rounded=rounded, progress=progress, keep=False)
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
         """Every stage of the forward pass in order, float32.
@@ -103,19 +104,23 @@ class ReferenceSession:
     def _predicted(
         self, prompts: Sequence[Sequence[int]], *, rounded: bool, progress: Progress | None, keep: bool
     ) -> Iterator[Predictions]:
-        ids = [self._checked(prompt) for prompt in prompts]
+        if not prompts:
+            return
         arithmetics = (False, True) if rounded else (False,)
-        work = Work(_multiplications(self.spec) * sum(map(len, ids)) * len(arithmetics), progress)
+        work = Work(_multiplications(self.spec) * sum(map(len, prompts)) * len(arithmetics), progress)
         model = ForwardPass(self.spec, self._weights, work, keep=keep)
-        embedded = model.embed([token for prompt in ids for token in prompt])
-        spans = [model.span(rows, rows.stop - rows.start) for rows in _consecutive(map(len, ids))]
+        embedded = model.embed([token for prompt in prompts for token in prompt])
+        spans = [model.span(rows, rows.stop - rows.start) for rows in _consecutive(map(len, prompts))]
         batches = [Batch(embedded, spans, rounds_inputs) for rounds_inputs in arithmetics]
         for _ in model.stages(batches):
             pass
         for number, span in enumerate(spans, 1):
             work.begin(f"logits of prompt {number} of {len(spans)}")
-            logits = [model.logits(batch, span.rows) for batch in batches]
-            yield Predictions(logits[0], logits[1] if rounded else None)
+            # No name holds on to what is yielded: two prompts' logits would be in memory at a time.
+            yield Predictions(
+                exact=model.logits(batches[0], span.rows),
+                rounded=model.logits(batches[1], span.rows) if rounded else None,
+            )
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
         """The ids as a list; a negative one would silently index from the end of the embedding table."""
