@@ -73,7 +73,7 @@ def test_every_prompt_turns_by_the_factors_of_its_own_length():
 
 
 def torch_rounded(checkpoint: Checkpoint, ids: list[int]) -> np.ndarray:
-    """The torch module's logits, the input of every linear layer rounded on its way in."""
+    """The torch module's logits, what enters every matrix rounded on its way."""
     torch = pytest.importorskip("torch", reason="the other forward pass needs quantkit[torch]")
     from quantkit.models.torch_model import MiniCPM  # noqa: PLC0415 - imports torch
 
@@ -82,20 +82,22 @@ def torch_rounded(checkpoint: Checkpoint, ids: list[int]) -> np.ndarray:
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(lambda _, args: torch.from_numpy(round_to_int8(args[0].numpy())))
+    # The head is a function there. Its input is the norm's output over a power of two, which commutes with rounding.
+    assert checkpoint.spec.logit_divisor == 4
+    model.model.norm.register_forward_hook(lambda *called: torch.from_numpy(round_to_int8(called[2].numpy())))
     with torch.no_grad():
         return model(torch.tensor([ids]))[0].numpy()
 
 
 def test_the_input_of_every_matrix_is_rounded_and_nothing_else():
-    # One layer: behind many, a code that another order of operations tips over its middle tips over many more.
-    checkpoint = memory_checkpoint(tiny_config(num_hidden_layers=1, tie_word_embeddings=False))
+    checkpoint = memory_checkpoint(tiny_config(tie_word_embeddings=False))
     together = predicted(checkpoint)
     expected = [torch_rounded(checkpoint, ids) for ids in PROMPTS]
     exact, rounded = (np.concatenate(logits) for logits in zip(*((p.exact, p.rounded) for p in together), strict=True))
-    # 8 bits: a relative error of about 0.4 % per matrix, on logits of order one, through 8 matrices.
-    assert 1e-3 < np.abs(rounded - exact).mean() < 1e-2
+    # 8 bits: a relative error of about 0.4 % per matrix, on logits of order one, through 22 matrices.
+    assert 1e-3 < np.abs(rounded - exact).mean() < 2e-2
     off = np.abs(rounded - np.concatenate(expected)).max(axis=-1)
-    assert np.median(off) <= rounding(exact), "a few positions may have a code that tipped over, not most"
+    assert np.median(off) <= rounding(exact), "a few may have a code that tipped over its middle, not most"
 
 
 def test_rounding_is_left_out_where_it_is_not_asked_for():
