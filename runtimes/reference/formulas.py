@@ -67,7 +67,8 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         scores = queries @ k[group].T / np.float32(np.sqrt(head_dim))  # (H / G * T, S)
         causal = np.where(future, np.float32(-np.inf), scores.reshape(-1, new, total))  # (H / G, T, S)
         mixed[group] = softmax(causal).reshape(scores.shape) @ v[group]
-    return mixed.reshape(heads, new, head_dim).swapaxes(0, 1).reshape(new, heads * head_dim)
+    by_position: np.ndarray = mixed.reshape(heads, new, head_dim).swapaxes(0, 1)  # (T, H, D)
+    return by_position.reshape(new, heads * head_dim)
 
 
 def round_to_int8(x: np.ndarray) -> np.ndarray:

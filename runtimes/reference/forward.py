@@ -111,7 +111,10 @@ class Work:
 
 
 class ForwardPass:
-    """A model's formulas with its weights. What it reads stays in memory if `keep`; the head does in any case."""
+    """A model's formulas with its weights. What it reads stays in memory if `keep`; the head does in any case.
+
+    Weights and activations are float32. `work` is told of every product, and of every matrix that was read.
+    """
 
     def __init__(self, spec: ModelSpec, weights: Weights, work: Work, *, keep: bool) -> None:
         self._spec = spec
@@ -126,7 +129,8 @@ class ForwardPass:
         self._work.begin("embedding")
         keep = self._keep or self._spec.tie_word_embeddings
         rows = self._weights.rows("model.embed_tokens.weight", np.array(token_ids), keep=keep)
-        return rows * np.float32(self._spec.scale_emb)
+        x: np.ndarray = rows * np.float32(self._spec.scale_emb)
+        return x
 
     def span(self, rows: slice, context_length: int, past: Past | None = None) -> Span:
         """The last tokens of a prompt of `context_length`, as many as there are `rows`."""

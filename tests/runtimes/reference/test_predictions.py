@@ -19,8 +19,8 @@ from quantkit.protocols import Predictions
 from quantkit.runtimes.reference import forward, weights
 from quantkit.runtimes.reference.formulas import round_to_int8
 from quantkit.runtimes.reference.runtime import ReferenceSession
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 
@@ -137,14 +137,14 @@ def counted(checkpoint: Checkpoint) -> tuple[Checkpoint, Counter[tuple[str, int]
 
 def quantized_checkpoint(**changes: Any) -> Checkpoint:
     """The tiny model with int4 codes in every matrix."""
-    spec, rng = QuantSpec(bits=4, group_size=32, symmetric=True), np.random.default_rng(1)
+    scheme, rng = AffineGroups(bits=4, group_size=32), np.random.default_rng(1)
     tensors: dict[str, Any] = dict(random_arrays(parse_config(tiny_config(**changes))))
     for name, values in tensors.items():
         if values.ndim == 2:
             groups = (values.shape[0], values.shape[1] // 32)
             codes = rng.integers(0, 16, values.shape, np.uint8)
             scale = rng.uniform(0.01, 0.05, groups).astype(np.float16)
-            tensors[name] = QuantizedTensor(spec, codes, scale, np.full(groups, 8, np.uint8))
+            tensors[name] = QuantizedTensor(scheme, codes, {"scale": scale, "zero": np.full(groups, 8, np.uint8)})
     return memory_checkpoint(tiny_config(**changes), tensors)
 
 
