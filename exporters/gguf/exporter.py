@@ -305,7 +305,8 @@ def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
     if block in PLAIN:
         return dense_view(gguf, place)
     scheme = recorded or carried_scheme(block, AffineGroups(bits=block.bits, group_size=blocks.BLOCK))
-    if not holds(block, scheme, place.slot.shape[1]):
+    held = holds(block, scheme, place.slot.shape[1])
+    if not held or (not block.has_minimum and carried_scheme(block, scheme) != scheme):
         raise InconsistentCheckpoint(
             f"{gguf.path}: tensor {place.name!r} is recorded as {scheme}, {block.name} holds no such codes"
         )
