@@ -54,7 +54,7 @@ from quantkit.exporters.gguf.tensors import (
     quantized_view,
 )
 from quantkit.exporters.gguf.types import padding, tensor_bytes
-from quantkit.exporters.gguf.vocabulary import read_tokenizer, vocabulary_entries
+from quantkit.exporters.gguf.vocabulary import end_ids, read_tokenizer, vocabulary_entries
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
@@ -126,7 +126,8 @@ class GGUF:
             for place, block in chosen.items()
             if isinstance(weight := model.weights[place.slot.name], QuantizedView) and block not in PLAIN
         }
-        entries = [*model_entries(model, main), *vocabulary_entries(vocabulary), *quantization_entries(carried)]
+        tokenizer = vocabulary_entries(vocabulary, model.spec.eos_token_ids)
+        entries = [*model_entries(model, main), *tokenizer, *quantization_entries(carried)]
         header = header_bytes(entries, infos)
         units = [_unit(place, block, model.weights[place.slot.name]) for place, block in chosen.items()]
         units[1:1] = [_constant(name, values) for name, values in factors.items()]
@@ -278,8 +279,12 @@ def _notes(
         )
     if vocabulary is None:
         yield "the source has no tokenizer; llama.cpp loads such a file, but its server and chat need one"
-    elif vocabulary.normalizer != "identity":
+        return
+    if vocabulary.normalizer != "identity":
         yield f"the tokenizer changes text by the rule {vocabulary.normalizer!r}, which GGUF cannot express"
+    unheard = end_ids(vocabulary, model.spec.eos_token_ids)[1]
+    if unheard:
+        yield f"GGUF has no key for the end tokens {', '.join(map(str, unheard))}: llama.cpp does not stop at them"
 
 
 def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, QuantSpec]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from quantkit.errors import InconsistentCheckpoint, MalformedFile
@@ -13,10 +15,31 @@ from quantkit.text.sentencepiece_model import TokenKind
 from quantkit.text.vocabulary import Vocabulary
 
 END_OF_TURN = "<|im_end|>"
+END_TEXTS = (END_OF_TURN, "</s>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>")
+"""Tokens at which llama.cpp stops whatever the keys say (`llama_vocab::impl::load`)."""
+END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+"""The three tokens at which it stops because the keys say so."""
+
+_TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
 
-def vocabulary_entries(vocabulary: Vocabulary | None) -> list[bytes]:
-    """tokenizer.*; a model without a tokenizer says so, and takes token ids only."""
+def end_ids(vocabulary: Vocabulary, eos_token_ids: Sequence[int]) -> tuple[dict[str, int | None], list[int]]:
+    """The ids under `END_KEYS` for a text that ends with any of `eos_token_ids`, and those that find no place."""
+    turn = vocabulary.tokens.index(END_OF_TURN) if END_OF_TURN in vocabulary.tokens else None
+    ids = dict.fromkeys(END_KEYS) | {"eos_token_id": vocabulary.eos_token_id, "eot_token_id": turn}
+    told = {vocabulary.eos_token_id, turn}
+    rest = [i for i in eos_token_ids if i not in told and vocabulary.tokens[i] not in END_TEXTS]
+    for key in END_KEYS:
+        if ids[key] is None and rest:
+            ids[key] = rest.pop(0)
+    return ids, rest
+
+
+def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[int]) -> list[bytes]:
+    """tokenizer.*; a model without a tokenizer says so, and takes token ids only.
+
+    eos_token_ids: the tokens that end a text, see `end_ids`.
+    """
     if vocabulary is None:
         return [entry("tokenizer.ggml.model", ValueType.STRING, "none")]
     entries = [
@@ -26,12 +49,14 @@ def vocabulary_entries(vocabulary: Vocabulary | None) -> list[bytes]:
         number_array("tokenizer.ggml.scores", ValueType.FLOAT32, vocabulary.scores),
         number_array("tokenizer.ggml.token_type", ValueType.INT32, vocabulary.kinds),
     ]
+    ends, _ = end_ids(vocabulary, eos_token_ids)
     ids = {
         "bos_token_id": vocabulary.bos_token_id,
-        "eos_token_id": vocabulary.eos_token_id,
+        "eos_token_id": ends["eos_token_id"],
         "unknown_token_id": vocabulary.unk_token_id,
         "padding_token_id": vocabulary.pad_token_id,
-        "eot_token_id": vocabulary.tokens.index(END_OF_TURN) if END_OF_TURN in vocabulary.tokens else None,
+        "eot_token_id": ends["eot_token_id"],
+        "eom_token_id": ends["eom_token_id"],
     }
     flags = {
         "add_bos_token": vocabulary.add_bos,
@@ -41,8 +66,17 @@ def vocabulary_entries(vocabulary: Vocabulary | None) -> list[bytes]:
     entries += [entry(f"tokenizer.ggml.{k}", ValueType.UINT32, v) for k, v in ids.items() if v is not None]
     entries += [entry(f"tokenizer.ggml.{k}", ValueType.BOOL, v) for k, v in flags.items()]
     if vocabulary.chat_template is not None:
-        entries.append(entry("tokenizer.chat_template", ValueType.STRING, vocabulary.chat_template))
+        entries.append(entry(_TEMPLATE, ValueType.STRING, vocabulary.chat_template))
+    if vocabulary.named_templates:
+        named = {_key_name(name): text for name, text in vocabulary.named_templates}
+        entries.append(string_array(_TEMPLATES, list(named)))
+        entries += [entry(f"{_TEMPLATE}.{name}", ValueType.STRING, text) for name, text in named.items()]
     return entries
+
+
+def _key_name(name: str) -> str:
+    """A template's name as part of a key: letters, digits and underscores, as in gguf-py."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
 
 
 def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
@@ -78,6 +112,11 @@ def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
         add_eos=keys.flag("add_eos_token", default=False),
         add_space_prefix=keys.flag("add_space_prefix", default=True),
         chat_template=Keys(gguf, "tokenizer.").text("chat_template", "") or None,
+        named_templates=tuple(
+            (key.removeprefix(f"{_TEMPLATE}."), Keys(gguf, "").text(key))
+            for key in gguf.metadata
+            if key.startswith(f"{_TEMPLATE}.")
+        ),
     )
 
 
