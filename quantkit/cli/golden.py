@@ -26,6 +26,8 @@ def golden(
 
     output = Output(as_json=as_json)
     checkpoint = open_checkpoint(model)
+    for note in checkpoint.notes:
+        output.note(f"note: {note}")
     prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
     planned = record(checkpoint, prompts)
     with output.bars() as bars:

@@ -92,6 +92,8 @@ def quantize(
     output = Output(as_json=as_json)
     spec = QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
     checkpoint = registry.open_checkpoint(model)
+    for note in checkpoint.notes:
+        output.note(f"note: {note}")
     with output.bars() as bars:
         run = quantized(
             with_architecture(checkpoint, arch),
