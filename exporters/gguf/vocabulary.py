@@ -26,13 +26,13 @@ _TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 def end_ids(vocabulary: Vocabulary, eos_token_ids: Sequence[int]) -> tuple[dict[str, int | None], list[int]]:
     """The ids under `END_KEYS` for a text that ends with any of `eos_token_ids`, and those that find no place."""
     turn = vocabulary.tokens.index(END_OF_TURN) if END_OF_TURN in vocabulary.tokens else None
-    ids = dict.fromkeys(END_KEYS) | {"eos_token_id": vocabulary.eos_token_id, "eot_token_id": turn}
-    told = {vocabulary.eos_token_id, turn}
-    rest = [i for i in eos_token_ids if i not in told and vocabulary.tokens[i] not in END_TEXTS]
-    for key in END_KEYS:
-        if ids[key] is None and rest:
-            ids[key] = rest.pop(0)
-    return ids, rest
+    ids = dict(zip(END_KEYS, (vocabulary.eos_token_id, turn, None), strict=True))
+    rest = [i for i in eos_token_ids if i not in ids.values() and vocabulary.tokens[i] not in END_TEXTS]
+    places = [key for key in END_KEYS if ids[key] is None]
+    if turn is not None:
+        places.append("eot_token_id")  # the end of turn gives way last: llama.cpp knows it by its text
+    ids |= zip(places, rest, strict=False)
+    return ids, rest[len(places) :]
 
 
 def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[int]) -> list[bytes]:

@@ -92,8 +92,6 @@ def quantize(
     output = Output(as_json=as_json)
     spec = QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
     checkpoint = registry.open_checkpoint(model)
-    for note in checkpoint.notes:
-        output.note(f"note: {note}")
     with output.bars() as bars:
         run = quantized(
             with_architecture(checkpoint, arch),
@@ -115,6 +113,8 @@ def quantize(
         )
         size = run.journal_size()
         preflight(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, journal_size=size)
+        for note in planned.notes:
+            output.note(f"note: {note}")
         with run.journal(planned, out):
             run.calibrate()
             done = publish(

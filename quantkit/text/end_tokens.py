@@ -54,7 +54,7 @@ def with_end_tokens(checkpoint: Checkpoint, added: Mapping[int, AddedToken]) -> 
 def end_tokens(checkpoint: Checkpoint, added: Mapping[int, AddedToken]) -> EndTokens:
     """The union, and a line for each file that knows more than config.json or names what is not there."""
     size = checkpoint.spec.vocab_size
-    ids, notes = list(checkpoint.spec.eos_token_ids), []
+    ids, notes = list(checkpoint.spec.eos_token_ids), list[str]()
     for file, token_ids in (
         (GENERATION_FILE, _generation_ids(checkpoint.files)),
         ("the tokenizer", list(_tokenizer_ids(checkpoint.files, added, notes))),

@@ -131,7 +131,10 @@ def further_specials(files: Files) -> dict[str, str]:
         content = read_object(files, name)
         for key in ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"):
             listed = content.get(key) or []
-            for value in listed.values() if isinstance(listed, Mapping) else listed:
+            values = list(listed.values()) if isinstance(listed, Mapping) else listed
+            if not isinstance(values, list):
+                raise MalformedFile(f"{name}: {key} must be a list, is {str(values)[:80]!r}")
+            for value in values:
                 text = token_text(value, f"{name}: {key}")
                 if text is not None:
                     found.setdefault(text, name)

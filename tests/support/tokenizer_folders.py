@@ -42,7 +42,7 @@ def config_with(files: Mapping[str, bytes], **keys: Any) -> Files:
 
 
 def only_tokenizer_json(**keys: Any) -> Files:
-    """What transformers 5 leaves of the golden tokenizer, with tokenizer.model beside it: no list but tokenizer.json's."""
+    """The golden tokenizer as transformers 5 writes it: tokenizer.json lists what is added; with tokenizer.model."""
     files = golden_files("tokenizer.model", "tokenizer.json")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
