@@ -39,7 +39,6 @@ MAX_SMALL_FILE_BYTES = 64 << 20
 
 _SMALL_FILES = ("added_tokens.json", "chat_template.json", "generation_config.json", "special_tokens_map.json")
 _TEMPLATE_FOLDER = "additional_chat_templates"
-_ADAPTER_CONFIG = "adapter_config.json"
 _OWN_FILES = ("quantkit.json", "config.json", "quantize_config.json")
 """Read by whoever knows the container, and written anew."""
 _TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
@@ -278,10 +277,10 @@ def _further_templates(path: Path, names: Sequence[str]) -> list[str]:
 
 def _refuse_adapter(path: Path, names: Sequence[str]) -> None:
     """transformers applies an adapter that lies beside the weights, so the weights alone are another model."""
-    if _ADAPTER_CONFIG in names:
-        weights = [name for name in names if name.startswith("adapter_model.")]
+    found = [name for name in names if name == "adapter_config.json" or name.startswith("adapter_model.")]
+    if found:
         raise UnsupportedModel(
-            f"{path} holds an adapter ({', '.join([_ADAPTER_CONFIG, *weights])}), which is not part of the weights",
+            f"{path} holds an adapter ({', '.join(found)[:120]}), which is not part of the weights",
             hint="merge it into the base model first (peft: merge_and_unload), or take its files out of the folder",
         )
 
