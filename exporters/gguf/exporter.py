@@ -54,7 +54,7 @@ from quantkit.exporters.gguf.tensors import (
     quantized_view,
 )
 from quantkit.exporters.gguf.types import padding, tensor_bytes
-from quantkit.exporters.gguf.vocabulary import end_ids, read_tokenizer, vocabulary_entries
+from quantkit.exporters.gguf.vocabulary import read_tokenizer, tokenizer_notes, vocabulary_entries
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
@@ -277,14 +277,7 @@ def _notes(
             "llama.cpp chooses LongRoPE's long factors by the context that it allocates, not by the text's length: "
             f"above {rope.original_max_position_embeddings} tokens"
         )
-    if vocabulary is None:
-        yield "the source has no tokenizer; llama.cpp loads such a file, but its server and chat need one"
-        return
-    if vocabulary.normalizer != "identity":
-        yield f"the tokenizer changes text by the rule {vocabulary.normalizer!r}, which GGUF cannot express"
-    unheard = end_ids(vocabulary, model.spec.eos_token_ids)[1]
-    if unheard:
-        yield f"GGUF has no key for the end tokens {', '.join(map(str, unheard))}: llama.cpp does not stop at them"
+    yield from tokenizer_notes(model, vocabulary)
 
 
 def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, QuantSpec]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,7 +11,10 @@ from quantkit.exporters.gguf.file import GGUFFile
 from quantkit.exporters.gguf.header import entry, number_array, string_array
 from quantkit.exporters.gguf.keys import Keys
 from quantkit.exporters.gguf.types import ValueType
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.text.end_tokens import GENERATION_FILE
 from quantkit.text.sentencepiece_model import TokenKind
+from quantkit.text.tokenizer_files import read_object
 from quantkit.text.vocabulary import Vocabulary
 
 END_OF_TURN = "<|im_end|>"
@@ -19,6 +22,9 @@ END_TEXTS = (END_OF_TURN, "</s>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>"
 """Tokens at which llama.cpp stops whatever the keys say (`llama_vocab::impl::load`)."""
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """The three tokens at which it stops because the keys say so."""
+
+_GENERATION_IN_GGUF = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
+"""What generation_config.json says that a GGUF file says as well, or that says nothing about the model."""
 
 _TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
@@ -72,6 +78,21 @@ def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[in
         entries.append(string_array(_TEMPLATES, list(named)))
         entries += [entry(f"{_TEMPLATE}.{name}", ValueType.STRING, text) for name, text in named.items()]
     return entries
+
+
+def tokenizer_notes(model: Checkpoint, vocabulary: Vocabulary | None) -> Iterator[str]:
+    """What a GGUF file does not say of the files beside the weights, one line each."""
+    sampling = sorted(set(read_object(model.files, GENERATION_FILE)) - _GENERATION_IN_GGUF)
+    if sampling:
+        yield f"{GENERATION_FILE} does not travel in a GGUF file: {', '.join(sampling)[:80]} are up to the engine"
+    if vocabulary is None:
+        yield "the source has no tokenizer; llama.cpp loads such a file, but its server and chat need one"
+        return
+    if vocabulary.normalizer != "identity":
+        yield f"the tokenizer changes text by the rule {vocabulary.normalizer!r}, which GGUF cannot express"
+    unheard = end_ids(vocabulary, model.spec.eos_token_ids)[1]
+    if unheard:
+        yield f"GGUF has no key for the end tokens {', '.join(map(str, unheard))}: llama.cpp does not stop at them"
 
 
 def _key_name(name: str) -> str:

@@ -130,8 +130,12 @@ def _check_pieces(ids: Mapping[str, int], model: SentencePieceModel, added: Mapp
             )
 
 
+@lru_cache(maxsize=1)
 def _check_merges(tokenizer: TokenizerJson, model: SentencePieceModel) -> None:
-    """SentencePiece joins the two neighbours whose whole has the highest score; so must the order of the merges."""
+    """SentencePiece joins the two neighbours whose whole has the highest score; so must the order of the merges.
+
+    That the last pair agreed is kept, because a plan asks once per target.
+    """
     merges = tokenizer.merges
     inside = merges[:, 2] < len(model.pieces)
     scores = np.array(model.scores)[merges[inside, 2]]
