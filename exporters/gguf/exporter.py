@@ -54,7 +54,7 @@ from quantkit.exporters.gguf.tensors import (
     quantized_view,
 )
 from quantkit.exporters.gguf.types import padding, tensor_bytes
-from quantkit.exporters.gguf.vocabulary import read_tokenizer, tokenizer_notes, vocabulary_entries
+from quantkit.exporters.gguf.vocabulary import read_tokenizer, tokenizer_notes, unfollowed_keys, vocabulary_entries
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
@@ -157,7 +157,7 @@ class GGUF:
         _check_tensors(gguf, spec, specs)
         tokenizer = read_tokenizer(gguf, spec.vocab_size)
         dense = [name for name, info in gguf.tensors.items() if info.type.has_minimum and name not in specs]
-        notes = [tokenizer] if isinstance(tokenizer, str) else []
+        notes = [tokenizer] if isinstance(tokenizer, str) else list(unfollowed_keys(gguf))
         if dense:
             notes.append(f"{len(dense)} tensors with minimums ({dense[0]} ...) are read as dense float32")
         return Checkpoint(

@@ -26,6 +26,10 @@ END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _GENERATION_IN_GGUF = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
 """What generation_config.json says that a GGUF file says as well, or that says nothing about the model."""
 
+_KNOWN_KEYS = frozenset(
+    {"model", "pre", "tokens", "scores", "token_type", "token_type_count"}
+    | {"add_bos_token", "add_eos_token", "add_space_prefix"}
+)
 _TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
 
@@ -45,6 +49,9 @@ def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[in
     """tokenizer.*; a model without a tokenizer says so, and takes token ids only.
 
     eos_token_ids: the tokens that end a text, see `end_ids`.
+
+    Raises:
+        InconsistentCheckpoint: two chat templates whose names give one key.
     """
     if vocabulary is None:
         return [entry("tokenizer.ggml.model", ValueType.STRING, "none")]
@@ -75,6 +82,9 @@ def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[in
         entries.append(entry(_TEMPLATE, ValueType.STRING, vocabulary.chat_template))
     if vocabulary.named_templates:
         named = {_key_name(name): text for name, text in vocabulary.named_templates}
+        if len(named) < len(vocabulary.named_templates):
+            names = ", ".join(name for name, _ in vocabulary.named_templates)
+            raise InconsistentCheckpoint(f"of the chat templates {names[:160]}, two have one name in a GGUF file")
         entries.append(string_array(_TEMPLATES, list(named)))
         entries += [entry(f"{_TEMPLATE}.{name}", ValueType.STRING, text) for name, text in named.items()]
     return entries
@@ -139,6 +149,19 @@ def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
             if key.startswith(f"{_TEMPLATE}.")
         ),
     )
+
+
+def unfollowed_keys(gguf: GGUFFile) -> Iterator[str]:
+    """A line about keys of the tokenizer that are not understood and may change the ids of a text."""
+    unknown = [
+        key
+        for key in gguf.metadata
+        if key.startswith("tokenizer.ggml.")
+        and key.removeprefix("tokenizer.ggml.") not in _KNOWN_KEYS
+        and not key.endswith("_token_id")
+    ]
+    if unknown:
+        yield f"keys of the tokenizer are not followed: {', '.join(unknown)[:160]}"
 
 
 def _token_id(keys: Keys, key: str, size: int, *, default: int | None) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from quantkit.errors import InconsistentCheckpoint
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.text.added_tokens import AddedToken, read_added_tokens, rule_notes
 from quantkit.text.end_tokens import with_end_tokens
@@ -21,11 +22,15 @@ def with_companions(checkpoint: Checkpoint) -> Checkpoint:
 
     Raises:
         MalformedFile: a file that breaks the rules of its format.
-        InconsistentCheckpoint: files that disagree about a token.
     """
-    added = read_added_tokens(checkpoint.files, checkpoint.spec.vocab_size)
-    notes = (*checkpoint.notes, *_notes(checkpoint.files, added))
-    flat = replace(checkpoint, files=with_flat_templates(checkpoint.files), notes=notes)
+    notes = [*checkpoint.notes]
+    added: dict[int, AddedToken] = {}
+    try:
+        added = read_added_tokens(checkpoint.files, checkpoint.spec.vocab_size)
+    except InconsistentCheckpoint as error:  # weights alone do not need a tokenizer; `read_vocabulary` refuses it
+        notes.append(f"no text can be encoded: {error}")
+    notes += _notes(checkpoint.files, added)
+    flat = replace(checkpoint, files=with_flat_templates(checkpoint.files), notes=tuple(notes))
     return with_end_tokens(flat, added)
 
 

@@ -88,6 +88,7 @@ def check_same_text(tokenizer: TokenizerJson, model: SentencePieceModel, added: 
     """Refuse a tokenizer.json that splits text otherwise than `model` does.
 
     Raises:
+        MalformedFile: a BPE model without a vocabulary.
         UnsupportedModel: rules that SentencePiece's BPE does not have, or another kind of model.
         InconsistentCheckpoint: other pieces, ids or merges.
     """
@@ -101,7 +102,9 @@ def check_same_text(tokenizer: TokenizerJson, model: SentencePieceModel, added: 
 def _check_settings(tokenizer: TokenizerJson, model: SentencePieceModel) -> None:
     settings = tokenizer.rules.get("model") or {}
     kind = settings.get("type", "BPE")
-    if kind != "BPE" or not tokenizer.ids:
+    if kind == "BPE" and not tokenizer.ids:
+        raise MalformedFile(f"{TOKENIZER_FILE}: the model's vocab is not a list of pieces with their ids")
+    if kind != "BPE":
         raise UnsupportedModel(
             f"{TOKENIZER_FILE} holds a model of type {str(kind)[:40]!r}, {MODEL_FILE} a SentencePiece BPE", hint=_HINT
         )

@@ -158,6 +158,21 @@ def test_files_that_disagree_are_refused(case: str) -> None:
         read_vocabulary(opened(files))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        "another text at an id",
+        "another id for a text",
+        "two texts at an id",
+        "two ids for a text",
+        "beyond the vocabulary",
+    ],
+)
+def test_weights_can_be_read_beside_files_that_disagree_and_it_is_said(case: str) -> None:
+    notes = opened(REFUSED[case][0]).notes
+    assert any("no text can be encoded" in note for note in notes), notes
+
+
 @pytest.mark.parametrize("rule", ["lstrip", "rstrip", "single_word", "normalized"])
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 def test_rules_of_a_token_that_nobody_here_follows_are_said(rule: str, file: str) -> None:

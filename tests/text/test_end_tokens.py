@@ -24,6 +24,7 @@ from tests.support.tokenizer_folders import (
     IM_END,
     IM_START,
     Files,
+    changed,
     config_with,
     golden_files,
     only_tokenizer_json,
@@ -35,7 +36,11 @@ def generation(files: Files, eos: Any) -> Files:
     return {**files, "generation_config.json": json.dumps({"eos_token_id": eos, "top_p": 0.8}).encode()}
 
 
-PLAIN = config_with(golden_files(), eos_token="</s>")
+def with_generation(files: Files, **keys: Any) -> Files:
+    return changed(generation(files, 2), "generation_config.json", lambda value: value.update(keys))
+
+
+PLAIN = config_with(golden_files("tokenizer.model", "tokenizer.json", "tokenizer_config.json"), eos_token="</s>")
 TURN = golden_files()  # its eos_token is <|im_end|>
 WITHOUT_CONFIG = {"tokenizer.model": TURN["tokenizer.model"], "tokenizer.json": TURN["tokenizer.json"]}
 MAP = {**WITHOUT_CONFIG, "special_tokens_map.json": json.dumps({"eos_token": {"content": "<|im_end|>"}}).encode()}
@@ -54,6 +59,8 @@ UNIONS: dict[str, tuple[Files, Any, tuple[int, ...]]] = {
     "an end of turn beside it": (config_with(PLAIN, eot_token="<|im_end|>"), 2, (2, IM_END)),
     "an ordinary piece": (config_with(PLAIN, eos_token="▁the"), 2, ()),  # whatever id the piece has
     "all three, in order": (generation(TURN, [2041, 2042]), 2, (2, 2041, 2042, IM_END)),
+    "two files of the tokenizer": ({**config_with(TURN, eos_token="</s>")}, 2, (2, IM_END)),
+    "a stop string that is a token": (with_generation(PLAIN, stop_strings=["<|im_end|>"]), 2, (2, IM_END)),
     "nothing new": (generation(TURN, [IM_END, 2]), [2, IM_END], (2, IM_END)),
     "none": (generation(PLAIN, -1), 2, (2,)),
     "null": (generation(PLAIN, None), 2, (2,)),
@@ -74,7 +81,7 @@ def test_the_union_is_taken_in_order_without_repetition(case: str) -> None:
         assert set(says["eos_token_id"] if isinstance(says["eos_token_id"], list) else [says["eos_token_id"]]) == set(
             union
         )
-    told = [note for note in checkpoint.notes if "end token" in note]
+    told = [note for note in checkpoint.notes if "are named by" in note]
     assert bool(told) == (union != parse_config(tiny_config(vocab_size=2048, eos_token_id=eos)).eos_token_ids)
 
 
@@ -88,6 +95,13 @@ def test_where_nothing_is_missing_every_byte_stays() -> None:
 
 SAID: dict[str, tuple[Files, str]] = {
     "an id beyond the vocabulary": (generation(PLAIN, [2, 4096]), "4096"),
+    "a stop string of many tokens": (with_generation(PLAIN, stop_strings="User:"), "'User:'"),
+    "tokens that are kept back": (with_generation(PLAIN, suppress_tokens=[5], bad_words_ids=[[7]]), "suppress_tokens"),
+    "a turn's end that only the template names": (PLAIN, "<|im_end|>"),
+    "a text without an id in the map": (
+        {**PLAIN, "special_tokens_map.json": b'{"eos_token": "<|x|>"}'},
+        "special_tokens_map.json: eos_token",
+    ),
     "a text without an id": (config_with(PLAIN, eos_token="<|nowhere|>"), "'<|nowhere|>' is not in the vocabulary"),
 }
 
@@ -115,6 +129,10 @@ def test_what_is_written_names_every_end_token(name: str, arch: str, tmp_path: P
     publish(registry.exporter(name).prepare(checkpoint, ExportOptions(arch=arch)), out)
     back = registry.exporter(name).read(out)
     assert back.spec.eos_token_ids == (2, 2041, 2042, IM_END)
+    if name == "hf":
+        from transformers import GenerationConfig  # noqa: PLC0415 - a second to import
+
+        assert GenerationConfig.from_pretrained(out).eos_token_id == [2, 2041, 2042, IM_END]
     assert not any("named by" in note for note in back.notes)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
-from quantkit.errors import MalformedFile
+from quantkit.errors import InconsistentCheckpoint, MalformedFile
 from quantkit.protocols import ExportOptions
 from quantkit.text.templates import TEMPLATE_FOLDER, read_templates
 from quantkit.text.vocabulary import read_vocabulary, vocabulary_files
@@ -103,6 +103,11 @@ def test_gguf_holds_every_template_under_the_keys_of_gguf_py(case: str, tmp_path
 def test_a_vocabulary_with_named_templates_is_taken_apart_without_loss() -> None:
     vocabulary = read_vocabulary(opened(folder(config=named(default=A, rag=B))))
     assert read_vocabulary(opened(vocabulary_files(vocabulary))) == vocabulary
+
+
+def test_two_names_that_make_one_key_are_refused() -> None:
+    with pytest.raises(InconsistentCheckpoint, match="a-b, a_b"):
+        registry.exporter("gguf").prepare(opened(folder(config=named(**{"a-b": A, "a_b": B}))), ExportOptions())
 
 
 REFUSED: dict[str, Files] = {
