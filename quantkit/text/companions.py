@@ -52,5 +52,7 @@ def _notes(files: Files, added: Mapping[int, AddedToken]) -> Iterator[str]:
         if wanted is not None and wanted is not (token is not None):
             says = "does not" if token is None else "does"
             yield f"{CONFIG_FILE}: add_{name}_token {wanted} is followed, though {TOKENIZER_FILE} {says} add one"
+        if wanted is None and token is None and name == "bos":
+            yield f"{TOKENIZER_FILE} adds no first token, {CONFIG_FILE} has no add_bos_token: texts begin without one"
         if token is not None and named is not None and token != named[0]:
             yield f"{named[1]}: {name}_token {named[0]!r} is followed, though {TOKENIZER_FILE} adds {token!r}"

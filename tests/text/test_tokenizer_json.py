@@ -171,8 +171,10 @@ def test_a_model_without_a_space_before_a_text_agrees_with_such_a_tokenizer_json
 @pytest.mark.parametrize("adds", [(True, False), (False, False), (False, True), (True, True)])
 def test_the_post_processor_speaks_where_the_config_is_silent(adds: tuple[bool, bool]) -> None:
     parts = [*([BOS] if adds[0] else []), TEXT, *([EOS] if adds[1] else [])]
-    vocabulary = read_vocabulary(opened(edited(template(*parts), only_tokenizer_json())))
+    checkpoint = opened(edited(template(*parts), only_tokenizer_json()))
+    vocabulary = read_vocabulary(checkpoint)
     assert (vocabulary.add_bos, vocabulary.add_eos) == adds
+    assert any("texts begin without one" in note for note in checkpoint.notes) is not adds[0]
 
 
 def test_another_kind_of_tokenizer_does_not_keep_weights_from_being_read() -> None:
