@@ -18,7 +18,7 @@ from quantkit.exporters.gguf.vocabulary import END_TEXTS
 from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.text.companions import with_companions
-from quantkit.verification.generation import generate
+from quantkit.verification.generation import generated_tokens
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 from tests.support.tokenizer_folders import (
     IM_END,
@@ -172,7 +172,7 @@ def test_llama_cpp_stops_by_itself_and_so_does_run(case: str, tmp_path: Path) ->
     publish(registry.exporter("gguf").prepare(checkpoint, ExportOptions(type="f32")), path)
     back = registry.open_checkpoint(path)
     with registry.runtime("llama-cpp").open(path) as session:
-        produced = list(generate(session, [1, 372], max_tokens=4, eos_token_ids=back.spec.eos_token_ids,
+        produced = list(generated_tokens(session, [1, 372], max_tokens=4, eos_token_ids=back.spec.eos_token_ids,
                                  temperature=0.0, top_p=1.0, seed=0))  # fmt: skip
     assert produced == []
     assert llama_cpp_ends(path)[token]
