@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import BadConfig, UnsupportedSpec
-from quantkit.exporters._hf_folder import FUSED_ROLES, grid, module_name
+from quantkit.exporters._hf_folder import module_name
 from quantkit.files.json_file import read_json
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES
-from quantkit.models.spec import LAYER_NAMES, Role
+from quantkit.models.spec import LAYER_GROUPS, LAYER_NAMES, Role
 from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
+from quantkit.tensors.views import grid_of
 
 METHOD = "gptq"
 BITS = (2, 3, 4, 8)
@@ -65,10 +66,10 @@ def _grid_settings(spec: QuantSpec) -> dict[str, Any]:
 
 def _fused_grids(model: Checkpoint) -> Iterator[tuple[tuple[int, tuple[Role, ...]], QuantSpec | None]]:
     """The grid of every layer that engines fuse, by block and roles."""
-    first = {roles[0]: roles for roles in FUSED_ROLES}
+    first = {roles[0]: roles for roles in LAYER_GROUPS}
     for slot in model.spec.slots():
         if slot.layer is not None and slot.role in first:
-            yield (slot.layer, first[slot.role]), grid(model.weights[slot.name])
+            yield (slot.layer, first[slot.role]), grid_of(model.weights[slot.name])
 
 
 def _dynamic(

@@ -36,7 +36,6 @@ from quantkit.exporters._hf_folder import (
     check_fused,
     checked_type,
     float16_scales,
-    grid,
     module_name,
     plan_folder,
     quantized_views,
@@ -52,7 +51,7 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_bitstream
 from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.views import QuantizedView, TensorView, Weight
+from quantkit.tensors.views import QuantizedView, TensorView, Weight, grid_of
 
 GROUP_SIZES = (32, 64, 128, PER_ROW)
 STEP = 32
@@ -175,7 +174,7 @@ def _check_shape(weight: QuantizedView) -> None:
 
 
 def _notes(quantized: list[QuantizedView]) -> Iterator[str]:
-    odd = {str(grid(weight)) for weight in quantized if weight.spec.bits not in (4, 8) or not weight.spec.symmetric}
+    odd = {str(grid_of(weight)) for weight in quantized if weight.spec.bits not in (4, 8) or not weight.spec.symmetric}
     if odd:
         yield f"{', '.join(sorted(odd))}: GPTQModel loads it; vLLM takes symmetric 4 and 8 bits only"
 

@@ -25,7 +25,9 @@ def export(
 ) -> None:
     """Write SOURCE as FORMAT. Quantized weights are carried code for code, or refused; never quantized twice."""
     from quantkit.artifacts.publishing import publish
+    from quantkit.models.folding import with_architecture
     from quantkit.pipeline.plan import parse_target
+    from quantkit.pipeline.verdicts import loads_in, verdicts
     from quantkit.registry import exporter, open_checkpoint
 
     output = Output(as_json=as_json)
@@ -37,6 +39,7 @@ def export(
         done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
     for note in planned.notes:
         output.note(f"note: {note}")
+    loading = loads_in(name, verdicts(with_architecture(checkpoint, arch), planned, target=target))
     weights = sum(weight.size for weight in checkpoint.weights.values())
     output.result(
         {
@@ -45,7 +48,11 @@ def export(
             "size": done.size,
             "bits_per_weight": done.size * 8 / weights,
             "options": dict(planned.options),
+            "loads_in": loading,
             "notes": list(planned.notes),
         },
-        lines=[f"{out}: {human_size(done.size)}, {done.size * 8 / weights:.2f} bits per weight, re-read and hashed"],
+        lines=[
+            f"{out}: {human_size(done.size)}, {done.size * 8 / weights:.2f} bits per weight, re-read and hashed",
+            loading,
+        ],
     )

@@ -1,4 +1,4 @@
-"""`quantkit quantize`: codes and scales, in a folder that vLLM and transformers load as it is."""
+"""`quantkit quantize`: codes and scales, in a compressed-tensors folder."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def quantize(
     from quantkit.models.folding import with_architecture, with_source_dtypes
     from quantkit.pipeline.quantization import quantized
     from quantkit.pipeline.recipe import Recipe as Rules
+    from quantkit.pipeline.verdicts import loads_in, verdicts
     from quantkit.protocols import ExportOptions
     from quantkit.tensors.quant_spec import QuantSpec
 
@@ -124,13 +125,14 @@ def quantize(
                 report=run.report,
             )
     report = run.report()
+    loading = loads_in(planned.format, verdicts(run.checkpoint, planned))
     rows = table("layer", "error", right=("error",))
     for name, tensor in report["tensors"].items():
         rows.add_row(name, f"{tensor['error']:.2e}" + (f"  {tensor['fallback']}" if tensor["fallback"] else ""))
     output.result(
-        {"path": str(out), "size": done.size, "report": report},
+        {"path": str(out), "size": done.size, "loads_in": loading, "report": report},
         rows,
-        lines=[f"{out}: {spec}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}"],
+        lines=[f"{out}: {spec}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}", loading],
     )
     for name, tensor in report["tensors"].items():
         if tensor["fallback"]:
