@@ -16,6 +16,7 @@ from quantkit.calibration.samples import CalibrationOptions
 from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.pipeline.quantization import quantized
+from quantkit.progress import Progress, StagedWork
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.verification.golden import Golden, read_golden
@@ -23,6 +24,17 @@ from quantkit.verification.proof import verify
 from quantkit.verification.report import Report
 
 SPEC = QuantSpec(bits=4, group_size=128)
+WORK = {
+    "quantize": 70.0,
+    "verify int4": 3.0,
+    "write model-q4_0.gguf": 0.5,
+    "verify model-q4_0.gguf": 10.0,
+    "write model-f16.gguf": 0.5,
+    "verify model-f16.gguf": 10.0,
+    "write llama": 0.5,
+    "verify llama": 3.0,
+}
+"""What each step takes of the whole, in hundredths."""
 Tell = Callable[[str], None]
 
 
@@ -47,7 +59,9 @@ def bundled_model() -> Path:
     return folder
 
 
-def run_demo(model: Path, golden_file: Path, out: Path, *, threads: int, overwrite: bool, tell: Tell) -> Iterator[Row]:
+def run_demo(
+    model: Path, golden_file: Path, out: Path, *, threads: int, overwrite: bool, tell: Tell, progress: Progress
+) -> Iterator[Row]:
     """Write every artifact into `out` and yield each one's row as soon as it is proved.
 
     Raises:
@@ -60,11 +74,14 @@ def run_demo(model: Path, golden_file: Path, out: Path, *, threads: int, overwri
     out.mkdir(exist_ok=overwrite)
     weights = sum(weight.size for weight in checkpoint.weights.values())
     tell(f"quantizing {model.name} to {SPEC} with GPTQ, on text that the model writes itself")
-    run = quantized(checkpoint, SPEC, "gptq", calibration=CalibrationOptions(), threads=threads)
+    work = StagedWork(progress, WORK)
+    quantizing = work.stage("quantize")
+    run = quantized(checkpoint, SPEC, "gptq", calibration=CalibrationOptions(), threads=threads, progress=quantizing)
     planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions())
     folder = out / "int4"
-    publish(planned, folder, inputs=checkpoint.inputs, overwrite=overwrite, report=run.report)
-    yield _prove(folder, "compressed-tensors int4", planned, weights, golden, engine="reference")
+    publish(planned, folder, inputs=checkpoint.inputs, overwrite=overwrite, report=run.report, progress=run.writing)
+    proof = work.stage("verify int4")
+    yield _prove(folder, "compressed-tensors int4", planned, weights, golden, engine="reference", progress=proof)
     exports = [
         ("gguf", ExportOptions(type="q4_0"), folder, "model-q4_0.gguf", "llama-cpp"),
         ("gguf", ExportOptions(type="f16"), model, "model-f16.gguf", "llama-cpp"),
@@ -74,13 +91,16 @@ def run_demo(model: Path, golden_file: Path, out: Path, *, threads: int, overwri
         tell(f"exporting {name} {options.type} from {source.name}, and verifying it")
         opened = registry.open_checkpoint(source)
         planned = registry.exporter(name).prepare(opened, options)
-        publish(planned, out / target, inputs=opened.inputs, overwrite=overwrite)
+        writing, proof = work.stage(f"write {target}"), work.stage(f"verify {target}")
+        publish(planned, out / target, inputs=opened.inputs, overwrite=overwrite, progress=writing)
         label = f"{name} {options.type}" + (" llama" if options.arch == "llama" else "")
-        yield _prove(out / target, label, planned, weights, golden, engine=engine)
+        yield _prove(out / target, label, planned, weights, golden, engine=engine, progress=proof)
 
 
-def _prove(path: Path, name: str, planned: PlannedArtifact, weights: int, golden: Golden, *, engine: str) -> Row:
-    report: Report = verify(path, golden=golden, engine=engine)
+def _prove(
+    path: Path, name: str, planned: PlannedArtifact, weights: int, golden: Golden, *, engine: str, progress: Progress
+) -> Row:
+    report: Report = verify(path, golden=golden, engine=engine, progress=progress)
     last = report.checks[-1]
     return Row(
         name=name,

@@ -33,9 +33,8 @@ def export(
     output = Output(as_json=as_json)
     name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
     checkpoint = open_checkpoint(source)
-    planned = exporter(name).prepare(checkpoint, options)
-    with output.bars() as bars:
-        progress = bars.counter(f"writing {out.name}", planned.size)
+    with output.progress(f"reading {source.name}") as progress:
+        planned = exporter(name).prepare(checkpoint, options)
         done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
     for note in planned.notes:
         output.note(f"note: {note}")

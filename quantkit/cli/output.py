@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from quantkit.errors import escaped
+from quantkit.progress import Progress
 
 
 class Output:
@@ -39,35 +39,12 @@ class Output:
         self.stderr.print(escaped(text), markup=False, style="dim")
 
     @contextmanager
-    def bars(self) -> Iterator[Bars]:
-        """Progress bars on stderr while the block runs; silent where stderr is no terminal."""
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.stderr, transient=True, disable=not self.stderr.is_terminal) as progress:
-            yield Bars(progress)
+    def progress(self, what: str) -> Iterator[Progress]:
+        """Show on stderr how far the work in the block is: `what` at first, then what the progress is told."""
+        from quantkit.cli.progress_display import shown
 
-
-class Bars:
-    """Hands out functions that move a bar; a bar appears when it first moves."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def counter(self, label: str, total: int) -> Callable[[int], None]:
-        """A bar that is told increments, such as bytes just written."""
-        task = self._progress.add_task(label, total=total, visible=False)
-        return lambda count: self._progress.update(task, advance=count, visible=True)
-
-    def fraction(self, label: str) -> Callable[[int, int], None]:
-        """A bar that is told (done, total)."""
-        task = self._progress.add_task(label, total=None, visible=False)
-        return lambda done, total: self._progress.update(task, completed=done, total=total, visible=done < total)
-
-    def steps(self) -> Callable[[str, int, int], None]:
-        """A bar that is told (what is being done, steps done, steps in all)."""
-        task = self._progress.add_task("", total=None, visible=False)
-        return lambda what, done, total: self._progress.update(
-            task, description=what, completed=done, total=total, visible=True
-        )
+        with shown(self.stderr, what) as progress:
+            yield progress
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:

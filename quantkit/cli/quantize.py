@@ -93,7 +93,7 @@ def quantize(
     output = Output(as_json=as_json)
     spec = QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
     checkpoint = registry.open_checkpoint(model)
-    with output.bars() as bars:
+    with output.progress(f"reading {model.name}") as progress:
         run = quantized(
             with_architecture(checkpoint, arch),
             spec,
@@ -107,7 +107,7 @@ def quantize(
             threads=threads or os.cpu_count() or 1,
             device=device,
             bfloat16=bfloat16,
-            progress=bars.fraction("writing calibration text"),
+            progress=progress,
         )
         planned = registry.exporter("compressed-tensors").prepare(
             with_source_dtypes(run.checkpoint, checkpoint), ExportOptions()
@@ -121,7 +121,7 @@ def quantize(
                 out,
                 inputs=checkpoint.inputs,
                 overwrite=overwrite,
-                progress=bars.counter(f"quantizing to {out.name}", planned.size),
+                progress=run.writing,
                 report=run.report,
             )
     report = run.report()

@@ -22,10 +22,11 @@ from quantkit.calibration.samples import Samples
 from quantkit.errors import QuantkitError
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_block
-from quantkit.models.spec import LAYER_NAMES, Role
+from quantkit.models.spec import LAYER_NAMES, LINEAR_ROLES, Role
 from quantkit.models.torch_model import Block
 from quantkit.pipeline.layer_group import StageSolver
 from quantkit.pipeline.resumption import decoded_block, encoded_block
+from quantkit.pipeline.run_work import FISHER, RunWork, group_name
 from quantkit.protocols import Method, TensorReport
 from quantkit.solver.smoothing import READERS, smooth, smoothable, weight_name
 from quantkit.solver.smoothing_search import Choice, chosen_scales
@@ -62,6 +63,7 @@ class BlockStream:
         device: torch.device = CPU,
         bfloat16: bool = False,
         journal: Journal | None = None,
+        work: RunWork | None = None,
     ) -> None:
         self.coverage = samples.coverage
         self.layer = -1
@@ -74,6 +76,7 @@ class BlockStream:
         self._device = device
         self._bfloat16 = bfloat16
         self._journal = journal
+        self._work = work or RunWork(source, {}, samples, fisher=fisher, progress=None)
         self._samples = samples
         self._skip_positions = skip_positions
         self._weighed = fisher and any(method.weighs_outputs for _, method in wanted.values())
@@ -93,6 +96,8 @@ class BlockStream:
         self.tensors = {}
         step = f"block-{self.layer:05}"
         kept = self._journal.recall(step) if self._journal is not None else None
+        if kept is not None:
+            self._work.skip_block(self.layer)
         # It reads blocks itself, so it goes first.
         sensitivity = self._sensitivities[self.layer] if kept is None else NOT_WEIGHED
         original = load_block(self._source, self.layer).to(self._device)
@@ -120,6 +125,7 @@ class BlockStream:
         may_be = smoothable(self._wanted, self.layer, self._smooth)
         if not may_be:
             return {}
+        self._work.begin_block(self.layer, "smoothing")
         before = {READERS[role]: role for role in may_be}
         names = {role: weight_name(self.layer, role) for role in LAYER_NAMES}
         specs = {role: self._wanted[name][0] for role, name in names.items() if name in self._wanted}
@@ -160,10 +166,12 @@ class BlockStream:
                 threads=self._threads,
                 device=self._device,
                 bfloat16=self._bfloat16,
+                progress=self._work.stage(FISHER),
             )
 
     def _solve(self, block: Block, original: Block, sensitivity: Sensitivities) -> dict[str, TensorReport]:
         reports: dict[str, TensorReport] = {}
+        self._work.begin_block(self.layer, group_name(LINEAR_ROLES[0]))
         for stage in self._hidden.stages(block, original, sensitivity.positions):
             solver = StageSolver(stage, self._threads)
             for role in stage.roles:
@@ -178,6 +186,7 @@ class BlockStream:
                 except QuantkitError as error:
                     raise type(error)(f"{name}: {error}", hint=error.hint) from None
                 weight.copy_(torch.from_numpy(self.tensors[name].dequantized()))
+                self._work.end_layer(self.layer, role)
         return reports
 
 

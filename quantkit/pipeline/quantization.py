@@ -26,6 +26,8 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.recipe import Recipe
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
+from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
+from quantkit.progress import Progress
 from quantkit.protocols import Method, TensorReport
 from quantkit.solver.smoothing import smoothable, weight_name
 from quantkit.tensors.quant_spec import QuantSpec
@@ -39,8 +41,6 @@ SKIP_POSITIONS = 4
 """The first tokens attract attention from everywhere and carry activations hundreds of times the usual size."""
 
 SAMPLES_STEP = "samples"
-Progress = Callable[[int, int], None]
-"""progress(done, total): tokens of calibration text generated; called now and then, maybe from another thread."""
 
 
 def quantized(
@@ -79,7 +79,7 @@ def quantized(
             rounds otherwise, so do codes of all that makes up for it; errors are as small.
         bfloat16: whether calibration forwards compute in it (`quantkit.calibration.autocast`); None = on a CPU that has
             instructions for it.
-        progress: told how far the generation of calibration text is.
+        progress: told how far the run is, in units of work (`quantkit.pipeline.run_work`).
 
     Raises:
         BadOption: an unknown method, a checkpoint that is quantized already, a recipe that does not fit the model, or
@@ -153,7 +153,9 @@ class Quantization:
         self._threads = threads
         self._device = device
         self._bfloat16 = bfloat16
-        self._progress = progress
+        self._work = RunWork(
+            source, self._methods, calibration if self._calibrated else None, fisher=fisher, progress=progress
+        )
         self._reports: dict[str, TensorReport] = {}
         self._stream: BlockStream | None = None
         self._journal: Journal | None = None
@@ -194,6 +196,11 @@ class Quantization:
         key = run_key(self._source, self._wanted(self.checkpoint), self._calibration, **choices)
         with Journal(resolve(planned, out), key) as self._journal:
             yield
+
+    @property
+    def writing(self) -> Progress:
+        """What `publish` is to tell: its writing is a part of the run's work."""
+        return self._work.stage(WRITING)
 
     def journal_size(self) -> int:
         """Bytes that `journal` will keep, samples and reports aside."""
@@ -285,6 +292,7 @@ class Quantization:
             device=torch.device(self._device),
             bfloat16=self._in_bfloat16(),
             journal=self._journal,
+            work=self._work,
         )
 
     def _in_bfloat16(self) -> bool:
@@ -309,13 +317,14 @@ class Quantization:
         if isinstance(samples, CalibrationOptions):
             kept = journal.recall(SAMPLES_STEP) if journal is not None and samples.file is None else None
             if kept is not None:
+                self._work.skip(CALIBRATION_TEXT)
                 return decoded_samples(kept)
             samples = calibration_samples(
                 self._source,
                 samples,
                 threads=self._threads,
                 device=torch.device(self._device),
-                progress=self._progress,
+                progress=self._work.stage(CALIBRATION_TEXT),
             )
         if journal is not None:
             journal.keep(SAMPLES_STEP, encoded_samples(samples))
