@@ -104,12 +104,10 @@ class TransformersRuntime:
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why transformers cannot load this folder, or None."""
         refusal = DENSE.verdict(checkpoint).refusal
-        if refusal is None and checkpoint.format == "compressed-tensors":
-            installed = importlib.util.find_spec("compressed_tensors")
-            return (
-                None if installed else "it loads quantized folders with the package compressed-tensors, not installed"
-            )
-        return refusal
+        if refusal is not None or checkpoint.format != "compressed-tensors":
+            return refusal
+        installed = importlib.util.find_spec("compressed_tensors")
+        return None if installed else "it loads quantized folders with the package compressed-tensors, not installed"
 
     def open(self, path: Path) -> TransformersSession:
         """Read the folder strictly, then load it in transformers; raises `EngineFailed` if it knows no such model."""

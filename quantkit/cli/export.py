@@ -24,21 +24,17 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write SOURCE as FORMAT. Quantized weights are carried code for code, or refused; never quantized twice."""
-    from quantkit.artifacts.publishing import publish
-    from quantkit.models.folding import with_architecture
-    from quantkit.pipeline.plan import parse_target
-    from quantkit.pipeline.verdicts import loads_in, verdicts
-    from quantkit.registry import exporter, open_checkpoint
+    from quantkit import export as write
+    from quantkit import loads_in, open_checkpoint, parse_target
 
     output = Output(as_json=as_json)
     name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
     checkpoint = open_checkpoint(source)
     with output.progress(f"reading {source.name}") as progress:
-        planned = exporter(name).prepare(checkpoint, options)
-        done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
-    for note in planned.notes:
+        done = write(name, checkpoint, out, options, overwrite=overwrite, progress=progress)
+    for note in done.manifest["notes"]:
         output.note(f"note: {note}")
-    loading = loads_in(name, verdicts(with_architecture(checkpoint, arch), planned, target=target))
+    loading = loads_in(done.path, target=target)
     weights = sum(weight.size for weight in checkpoint.weights.values())
     output.result(
         {
@@ -46,9 +42,9 @@ def export(
             "format": name,
             "size": done.size,
             "bits_per_weight": done.size * 8 / weights,
-            "options": dict(planned.options),
+            "options": done.manifest["options"],
             "loads_in": loading,
-            "notes": list(planned.notes),
+            "notes": done.manifest["notes"],
         },
         lines=[
             f"{out}: {human_size(done.size)}, {done.size * 8 / weights:.2f} bits per weight, re-read and hashed",

@@ -22,9 +22,9 @@ from quantkit.models.folding import folded
 from quantkit.models.spec import LAYER_GROUPS, LINEAR_ROLES, WEIGHED_ROLES, ModelSpec
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.recipe import Recipe
-from quantkit.pipeline.verdicts import loads_in, taking, verdicts
+from quantkit.pipeline.verdicts import as_written, loading_line, taking, verdicts
 from quantkit.protocols import ExportOptions, Verdict
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import TensorView, Weight
 
 INTERPRETER_BYTES = 120 << 20
@@ -121,7 +121,7 @@ def plan(
     targets: Sequence[tuple[str, ExportOptions]],
     *,
     method: str | None = None,
-    spec: QuantSpec | None = None,
+    spec: AffineGroups | None = None,
     recipe: Recipe | None = None,
     calibration_tokens: int = 0,
 ) -> Plan:
@@ -136,7 +136,7 @@ def plan(
     if method is not None and spec is not None:
         registry.method(method)
         assignments = (recipe or Recipe()).assign(checkpoint.spec, spec, method)
-        methods = {name: assigned.method for name, assigned in assignments.items() if assigned.spec is not None}
+        methods = {name: assigned.method for name, assigned in assignments.items() if assigned.scheme is not None}
         used = [registry.method(name) for name in set(methods.values())]
         tokens = calibration_tokens if any(one.needs_calibration for one in used) else 0
         weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
@@ -175,7 +175,7 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
             refusal=str(refusal),
             hint=refusal.hint,
         )
-    found = verdicts(source, artifact, target=options.target)
+    found = verdicts(as_written(source, artifact), target=options.target)
     return Target(
         format=name,
         type=str(artifact.options.get("type") or options.type or "default"),
@@ -185,12 +185,12 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
         engines=taking(name, found),
         notes=artifact.notes,
         kernels=found,
-        loads_in=loads_in(name, found),
+        loads_in=loading_line(name, found),
     )
 
 
 def _type(weight: Weight) -> str:
-    return str(weight.dtype if isinstance(weight, TensorView) else weight.spec)
+    return str(weight.dtype if isinstance(weight, TensorView) else weight.scheme)
 
 
 def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> int:

@@ -8,7 +8,7 @@ which tests/pipeline/test_run_work.py holds to a factor of two.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from quantkit.calibration.samples import CalibrationOptions, Samples, weighed_tokens
 from quantkit.models.checkpoint import Checkpoint
@@ -72,9 +72,9 @@ class RunWork:
         """Tell of block `layer`, with `what` comes first in it."""
         self._tell_block(layer, what, 0.0)
 
-    def end_layer(self, layer: int, role: Role) -> None:
-        """Tell of block `layer` when its layer `role` is done, with those that come next."""
-        position = LINEAR_ROLES.index(role) + 1
+    def end_layers(self, layer: int, roles: Sequence[Role]) -> None:
+        """Tell of block `layer` when its layers `roles` are done, with those that come next."""
+        position = LINEAR_ROLES.index(roles[-1]) + 1
         done = sum(self._layer_work[each] for each in LINEAR_ROLES[:position])
         self._tell_block(layer, group_name(LINEAR_ROLES[min(position, len(LINEAR_ROLES) - 1)]), done)
 

@@ -1,9 +1,10 @@
-"""Which engines load an artifact that is planned, and what would make the others take it."""
+"""Which engines load an artifact, written or planned, and what would make the others take it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -21,24 +22,32 @@ DENSE_TYPES = {*FLOATS, *map(str, FLOATS.values())}
 """What `PlannedTensor.type` says of dense tensors, by user's or by numpy's name."""
 
 
-def verdicts(model: Checkpoint, planned: PlannedArtifact, *, target: str | None = None) -> tuple[Verdict, ...]:
-    """What the kernels of every engine that reads the container say to `planned`; no tensor data is read.
+def verdicts(model: Checkpoint, *, target: str | None = None) -> tuple[Verdict, ...]:
+    """What the kernels of every engine that reads the container `model.format` say to a model; reads no tensor data.
 
     Args:
-        model: what was planned, in the architecture that it will have.
-        planned: the artifact.
-        target: whose layout it has; None = that of the container's first target.
+        model: as it lies in its container; see `as_written` for one that does not yet.
+        target: whose layout it has, where the container has several; None = that of the first.
     """
-    container = planned.format
-    target = target or next(iter(registry.exporter(container).targets), None)
-    written = _as_written(model, planned)
+    target = target or next(iter(registry.exporter(model.format).targets), None)
     found = []
-    for kernel in registry.kernels(container, target):
-        verdict = kernel.verdict(written)
-        if verdict.refusal is not None and kernel.verdict(folded(written)).refusal is None:
+    for kernel in registry.kernels(model.format, target):
+        verdict = kernel.verdict(model)
+        if verdict.refusal is not None and kernel.verdict(folded(model)).refusal is None:
             verdict = replace(verdict, mend=FOLD)
         found.append(verdict)
     return tuple(found)
+
+
+def loads_in(artifact: str | Path | Checkpoint, *, target: str | None = None) -> str:
+    """What loads an artifact, in one line: "loads in: vllm, reference (transformers: needs --arch llama)".
+
+    Args:
+        artifact: a folder, a single file, or an open checkpoint.
+        target: whose layout it has, where the container has several; None = that of the first.
+    """
+    model = registry.open_checkpoint(artifact) if isinstance(artifact, (str, Path)) else artifact
+    return loading_line(model.format, verdicts(model, target=target))
 
 
 def taking(container: str, found: Sequence[Verdict]) -> tuple[str, ...]:
@@ -48,8 +57,8 @@ def taking(container: str, found: Sequence[Verdict]) -> tuple[str, ...]:
     return (*takers, *(engine for engine in registry.exporter(container).engines if engine not in asked))
 
 
-def loads_in(container: str, found: Sequence[Verdict]) -> str:
-    """One line: "loads in: vllm, reference (transformers: needs --arch llama)".
+def loading_line(container: str, found: Sequence[Verdict]) -> str:
+    """Verdicts in one line, see `loads_in`.
 
     An engine of which only some kernels take the artifact is named by these.
     """
@@ -71,8 +80,11 @@ def _taker(engine: str, found: Sequence[Verdict]) -> str:
     return " with ".join((", ".join(names), *settings))
 
 
-def _as_written(model: Checkpoint, planned: PlannedArtifact) -> Checkpoint:
-    """`model` as it will lie in the artifact: quantized weights whose container keeps them dense are dense."""
+def as_written(model: Checkpoint, planned: PlannedArtifact) -> Checkpoint:
+    """`model`, which has the architecture that it will have, as it will lie in the artifact.
+
+    Quantized weights that the container keeps dense are dense.
+    """
     dense = {tensor.name for tensor in planned.tensors if tensor.type in DENSE_TYPES}
     weights: dict[str, Weight] = {
         name: _values(weight) if isinstance(weight, QuantizedView) and name in dense else weight

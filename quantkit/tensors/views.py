@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import Scheme
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 CHUNK_ELEMENTS = 1 << 20
@@ -62,11 +62,11 @@ class TensorView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedView:
-    """A quantized weight matrix somewhere on disk, or about to be computed; `read` gives codes, scales and zeros."""
+    """A quantized weight matrix somewhere on disk, or about to be computed; `read` gives codes and parameters."""
 
     name: str
     shape: tuple[int, int]
-    spec: QuantSpec
+    scheme: Scheme
     read: Callable[[], QuantizedTensor]
 
     @property
@@ -85,12 +85,9 @@ class QuantizedView:
 Weight = TensorView | QuantizedView
 
 
-def grid_of(weight: Weight) -> QuantSpec | None:
-    """The grid of a quantized weight, whatever its scales are stored in; None when it is dense."""
-    if isinstance(weight, TensorView):
-        return None
-    spec = weight.spec
-    return QuantSpec(bits=spec.bits, group_size=spec.group_size, symmetric=spec.symmetric)
+def grid_of(weight: Weight) -> Scheme | None:
+    """The scheme of a quantized weight, whatever its scales are stored in; None when it is dense."""
+    return None if isinstance(weight, TensorView) else weight.scheme.with_settings(scale_dtype="float16")
 
 
 def mixture(weights: Sequence[Weight]) -> str | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LAYER_GROUPS, Role
 from quantkit.protocols import Verdict
-from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
+from quantkit.tensors.scheme import PER_ROW, Scheme
+from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, Weight, mixture
 
 TILE = 64
@@ -40,9 +41,14 @@ class Matrix:
         return sum(weight.shape[0] for weight in self.weights), self.weights[0].shape[1]
 
     @property
-    def spec(self) -> QuantSpec:
-        """The grid of its quantized weights, which are the same."""
-        return next(weight.spec for weight in self.weights if isinstance(weight, QuantizedView))
+    def scheme(self) -> Scheme:
+        """That of its quantized weights, which are the same."""
+        return next(weight.scheme for weight in self.weights if isinstance(weight, QuantizedView))
+
+    @property
+    def spec(self) -> AffineGroups:
+        """Its scheme, for kernels that take integer zero points only and have refused all others."""
+        return affine(self.name, self.scheme, container=self.container)
 
     @property
     def whole_tiles(self) -> bool:
@@ -61,7 +67,8 @@ class KernelRules:
 
     check: why it does not take a matrix ("is int3 ..."), or None. check_model: the same for what concerns all of it.
     setting: what the engine must be told to take this model, or None. fuses: whether it makes one matrix of each of
-    `LAYER_GROUPS`. pads: whether matrices that are not whole tiles are padded, at every step.
+    `LAYER_GROUPS`. pads: whether matrices that are not whole tiles are padded, at every step. affine: whether it takes
+    schemes with integer zero points only.
     """
 
     name: str
@@ -73,6 +80,7 @@ class KernelRules:
     check_model: Callable[[Checkpoint], str | None] = takes_any
     setting: Callable[[Checkpoint], str | None] = takes_any
     fuses: bool = False
+    affine: bool = True
     pads: bool = False
 
     def verdict(self, model: Checkpoint) -> Verdict:
@@ -96,7 +104,8 @@ class KernelRules:
             mixed = mixture(matrix.weights)
             if mixed is not None:
                 return f"{mixed}, which it makes one matrix of", None
-            problem = self.check(matrix)
+            odd = self.affine and not isinstance(matrix.scheme, AffineGroups)
+            problem = f"is {matrix.scheme}; it takes integer zero points only" if odd else self.check(matrix)
             if problem is not None:
                 return f"{matrix.name} {problem}", None
             if self.pads and not matrix.whole_tiles:

@@ -7,7 +7,7 @@ Source: GPTQModel 7.7.0 `nn_modules/qlinear/torch.py`, `models/auto.py`; benchma
 from __future__ import annotations
 
 from quantkit.runtimes._kernels._rules import KernelRules, Matrix
-from quantkit.tensors.quant_spec import PER_ROW
+from quantkit.tensors.scheme import PER_ROW
 
 GROUPS = (16, 32, 64, 128, 256, 512, 1024, PER_ROW)
 

@@ -12,5 +12,5 @@ def _check(matrix: Matrix) -> str | None:
     return f"is {rows} x {cols}; it takes multiples of {BLOCK} columns" if cols % BLOCK else None
 
 
-GGML = KernelRules(name="llama.cpp", engine="llama-cpp", containers=("gguf",), check=_check)
+GGML = KernelRules(name="llama.cpp", engine="llama-cpp", containers=("gguf",), check=_check, affine=False)
 KERNELS = (GGML,)

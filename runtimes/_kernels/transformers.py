@@ -13,18 +13,19 @@ from __future__ import annotations
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Role
 from quantkit.runtimes._kernels._rules import KernelRules
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.scheme import Scheme
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, grid_of
 
 
 def must_dequantize(model: Checkpoint) -> bool:
     """Whether `model` loads with `CompressedTensorsConfig(dequantize=True)` alone: zero points, quantized embedding."""
     embeddings = [slot.name for slot in model.spec.slots() if slot.role is Role.EMBED]
-    zero_points = any(not grid.symmetric for grid in _grids(model))
+    zero_points = any(isinstance(grid, AffineGroups) and not grid.symmetric for grid in _grids(model))
     return zero_points or any(isinstance(model.weights[name], QuantizedView) for name in embeddings)
 
 
-def _grids(model: Checkpoint) -> set[QuantSpec]:
+def _grids(model: Checkpoint) -> set[Scheme]:
     """The different grids; a scale's dtype is no part of what the loader asks."""
     return {grid for weight in model.weights.values() if (grid := grid_of(weight)) is not None}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Role
 from quantkit.runtimes._kernels._rules import TILE, KernelRules, Matrix
-from quantkit.tensors.quant_spec import PER_ROW
+from quantkit.tensors.scheme import PER_ROW
 
 CONTAINERS = ("awq", "compressed-tensors", "gptq", "hf")
 GROUPS = (32, 64, 128, PER_ROW)

@@ -6,35 +6,24 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from quantkit import registry
-from quantkit.artifacts.publishing import publish
+from quantkit.calibration.compute import Compute
 from quantkit.calibration.samples import CalibrationOptions
 from quantkit.errors import Interrupted
-from quantkit.pipeline.quantization import Quantization, quantized
+from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.runs import quantize
 from quantkit.progress import Progress
-from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
 
 MODEL = Path(__file__).resolve().parents[2] / "golden" / "model"
-SPEC = QuantSpec(bits=4, group_size=128)
 GROUPS = ("q,k,v", "o", "gate,up", "down")
 SHORT = CalibrationOptions(sequences=4, length=32)
 
 
-def run(out: Path, progress: Progress, *, method: str = "gptq", calibration: CalibrationOptions | None = None) -> None:
-    source = registry.open_checkpoint(MODEL)
-    made = quantized(source, SPEC, method, calibration=calibration, threads=1, progress=progress)
-    write(made, out)
-
-
-def write(made: Quantization, out: Path) -> None:
-    planned = registry.exporter("compressed-tensors").prepare(made.checkpoint, ExportOptions())
-    with made.journal(planned, out):
-        made.calibrate()
-        publish(planned, out, report=made.report, progress=made.writing)
+def run(out: Path, progress: Progress, **choices: Any) -> None:
+    quantize(MODEL, out, QuantizeOptions(**choices), compute=Compute(threads=1), progress=progress)
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ from quantkit.cli.app import main
 from quantkit.models.folding import with_architecture
 from quantkit.pipeline.plan import parse_target, plan
 from quantkit.pipeline.planned_model import planned
-from quantkit.pipeline.quantization import quantized
 from quantkit.pipeline.recipe import Recipe
-from quantkit.pipeline.verdicts import loads_in, verdicts
+from quantkit.pipeline.verdicts import as_written, loading_line, verdicts
 from quantkit.protocols import ExportOptions, Verdict
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import memory_checkpoint, tiny_config
+from tests.support.runs import quantized
 
 MODEL = Path(__file__).resolve().parents[2] / "golden" / "model"
-SYM4, ASYM4 = QuantSpec(bits=4, group_size=128), QuantSpec(bits=4, group_size=128, symmetric=False)
+SYM4, ASYM4 = AffineGroups(bits=4, group_size=128), AffineGroups(bits=4, group_size=128, symmetric=False)
 CT = "compressed-tensors"
 
 
@@ -36,24 +36,24 @@ def test_the_line_names_takers_settings_and_what_mends():
         verdict("vllm-cuda", setting="--trust-remote-code", remark="pads 3 matrices"),
         verdict("transformers", refusal="no class", mend="--arch llama"),
     ]
-    assert loads_in(CT, found) == (
+    assert loading_line(CT, found) == (
         "loads in: vllm-cuda with --trust-remote-code, reference "
         "(vllm-cpu: refuses it; transformers: needs --arch llama)"
     )
     taker = Verdict(kernel="llama.cpp", engine="llama-cpp")
-    assert loads_in("gguf", [taker]) == "loads in: llama-cpp, reference"
-    assert loads_in("marlin", [verdict("cpm.cu", refusal="is int3")]) == "loads in: reference (cpm.cu: refuses it)"
+    assert loading_line("gguf", [taker]) == "loads in: llama-cpp, reference"
+    assert loading_line("marlin", [verdict("cpm.cu", refusal="is int3")]) == "loads in: reference (cpm.cu: refuses it)"
 
 
 def test_a_head_that_the_container_keeps_dense_is_no_matter():
     config = tiny_config(hidden_size=256, intermediate_size=512, tie_word_embeddings=False)
     source = with_architecture(memory_checkpoint(config), "llama")
     head = Recipe.from_json({"rule": [{"role": "lm_head", "bits": 4}]})
-    model = planned(source, head.assign(source.spec, QuantSpec(bits=4, group_size=64), "rtn"))
+    model = planned(source, head.assign(source.spec, AffineGroups(bits=4, group_size=64), "rtn"))
     refusals = {}
     for container in (CT, "gptq", "awq", "hf"):
         artifact = registry.exporter(container).prepare(model, ExportOptions())
-        refusals[container] = {v.kernel: v.refusal for v in verdicts(model, artifact)}
+        refusals[container] = {v.kernel: v.refusal for v in verdicts(as_written(model, artifact))}
     assert refusals[CT]["vllm-cpu"] == "lm_head.weight is int4 g64 sym; it takes a dense head only"
     assert refusals["gptq"]["vllm-cpu"] is refusals["awq"]["vllm-cpu"] is refusals["hf"]["vllm-cpu"] is None
 
@@ -62,7 +62,7 @@ def test_folding_is_offered_only_where_it_helps():
     source = memory_checkpoint(tiny_config(hidden_size=256, intermediate_size=512))
     for grid, recipe, mend in ((SYM4, None, "--arch llama"), (ASYM4, {"role": "o", "bits": 8}, None)):
         rules = Recipe.from_json({"rule": [recipe] if recipe else []})
-        (made,) = plan(source, [parse_target(CT)], method="rtn", spec=grid, recipe=rules).targets
+        (made,) = plan(source, [parse_target(CT)], method="rtn", scheme=grid, recipe=rules).targets
         (said,) = [v for v in made.kernels if v.kernel == "transformers"]
         assert said.refusal is not None
         assert said.mend == mend
@@ -72,7 +72,7 @@ CASES = {
     "dense": ("hf", None),
     "int4 sym": (CT, SYM4),
     "int4 asym": (CT, ASYM4),
-    "int3 rows": (CT, QuantSpec(bits=3, group_size=-1)),
+    "int3 rows": (CT, AffineGroups(bits=3, group_size=-1)),
 }
 
 
@@ -86,7 +86,7 @@ CASES = {
 def test_what_a_plan_says_of_transformers_is_what_from_pretrained_does(case: str, arch: str, tmp_path: Path):
     container, grid = CASES[case]
     source = registry.open_checkpoint(MODEL)
-    made = plan(source, [parse_target(container, arch=arch)], method="rtn" if grid else None, spec=grid)
+    made = plan(source, [parse_target(container, arch=arch)], method="rtn" if grid else None, scheme=grid)
     (said,) = [v for v in made.targets[0].kernels if v.engine == "transformers"]
     model = quantized(with_architecture(source, arch), grid, "rtn").checkpoint if grid else source
     folder = tmp_path / "model"
