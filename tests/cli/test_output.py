@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from quantkit.cli.progress_display import LINE_SECONDS, Estimate, clock_time, lines, shown
+from quantkit.cli.output import LINE_SECONDS, Estimate, clock_time, lines, shown
 
 
 class Clock:
