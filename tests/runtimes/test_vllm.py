@@ -200,7 +200,7 @@ def test_shapes_and_layouts_of_its_kernels_are_known(native):
     down = checkpoint.weights["model.layers.0.mlp.down_proj.weight"]
     odd = replace(checkpoint, weights={**checkpoint.weights, down.name: replace(down, shape=(256, 528))})
     assert "256 x 528" in (RUNTIME.refuses(odd) or "")
-    free = replace(down, spec=replace(SPEC, symmetric=False))
+    free = replace(down, scheme=replace(SPEC, symmetric=False))
     asymmetric = replace(checkpoint, weights={**checkpoint.weights, down.name: free})
     assert RUNTIME.refuses(asymmetric) is None
     assert "without zero points" in (RUNTIME.refuses(replace(asymmetric, format="gptq")) or "")
