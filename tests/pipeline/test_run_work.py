@@ -100,4 +100,4 @@ def test_text_from_a_file_is_read_and_not_generated(tmp_path: Path):
     told = []
     options = replace(SHORT, file=text)
     run(tmp_path / "int4", lambda *step: told.append((0.0, *step)), calibration=options)
-    assert stages(told)[:3] == ["reading calibration text", "writing int4", "Fisher pass"]
+    assert [what for what in stages(told) if what != "writing int4"][:2] == ["reading calibration text", "Fisher pass"]
