@@ -26,6 +26,7 @@ from quantkit.tensors.cast import FLOAT32, check_range
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, TensorView, Weight, mixture
+from quantkit.text.companions import with_companions
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -100,9 +101,9 @@ def read_checkpoint(
         notes: what the reader has to say besides the folder's own notes.
 
     Raises:
-        IncompleteCheckpoint, InconsistentCheckpoint: see `select_weights`.
+        IncompleteCheckpoint, InconsistentCheckpoint, MalformedFile: see `select_weights` and `with_companions`.
     """
-    return Checkpoint(
+    checkpoint = Checkpoint(
         path=folder.path,
         format=container,
         config=folder.config,
@@ -112,6 +113,7 @@ def read_checkpoint(
         inputs=folder.inputs,
         notes=(*folder.notes, *notes),
     )
+    return with_companions(checkpoint)
 
 
 def quantized_views(checkpoint: Checkpoint, *, linears_only: bool = False) -> list[QuantizedView]:

@@ -30,10 +30,20 @@ def export(
     output = Output(as_json=as_json)
     name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
     checkpoint = open_checkpoint(source)
+    for note in checkpoint.notes:
+        output.note(f"note: {note}")
     with output.progress(f"reading {source.name}") as progress:
         done = write(name, checkpoint, out, options, overwrite=overwrite, progress=progress)
     for note in done.manifest["notes"]:
-        output.note(f"note: {note}")
+        if note not in checkpoint.notes:
+            output.note(f"note: {note}")
+    moved = done.manifest["figures"].get("largest_move_in_steps", {})
+    if moved:
+        worst, steps = max(moved.items(), key=lambda item: float(item[1]))
+        output.note(
+            f"note: minimums are rounded to float16: weights of {len(moved)} tensors move by at most {steps:.2g} "
+            f"steps ({worst})"
+        )
     loading = loads_in(done.path, target=target)
     weights = sum(weight.size for weight in checkpoint.weights.values())
     output.result(
@@ -45,6 +55,7 @@ def export(
             "options": done.manifest["options"],
             "loads_in": loading,
             "notes": done.manifest["notes"],
+            "figures": done.manifest["figures"],
         },
         lines=[
             f"{out}: {human_size(done.size)}, {done.size * 8 / weights:.2f} bits per weight, re-read and hashed",

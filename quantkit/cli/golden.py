@@ -27,6 +27,8 @@ def golden(
     output = Output(as_json=as_json)
     checkpoint = open_checkpoint(model)
     prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
+    for note in checkpoint.notes:
+        output.note(f"note: {note}")
     with output.progress(f"reading {model.name}") as progress:
         planned = record(checkpoint, prompts)
         progress("recording logits", 0, planned.size)

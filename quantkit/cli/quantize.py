@@ -80,7 +80,7 @@ def quantize(
 
     A run that was stopped, by whatever, goes on after its last finished block when the same command is given again.
     """
-    from quantkit import AffineGroups, CalibrationOptions, Compute, QuantizeOptions, loads_in
+    from quantkit import AffineGroups, CalibrationOptions, Compute, QuantizeOptions, loads_in, open_checkpoint
     from quantkit import Recipe as Rules
     from quantkit import quantize as make
 
@@ -98,8 +98,11 @@ def quantize(
         fisher=fisher,
     )
     compute = Compute(threads=threads or os.cpu_count() or 1, device=device, bfloat16=bfloat16)
+    checkpoint = open_checkpoint(model)
+    for note in checkpoint.notes:
+        output.note(f"note: {note}")
     with output.progress(f"reading {model.name}") as progress:
-        done = make(model, out, options, compute=compute, arch=arch, overwrite=overwrite, progress=progress)
+        done = make(checkpoint, out, options, compute=compute, arch=arch, overwrite=overwrite, progress=progress)
     report, loading = done.manifest["report"], loads_in(done.path)
     rows = table("layer", "error", right=("error",))
     for name, tensor in report["tensors"].items():
