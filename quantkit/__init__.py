@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from quantkit.pipeline.recipe import Recipe as Recipe
     from quantkit.pipeline.runs import export as export
     from quantkit.pipeline.runs import quantize as quantize
+    from quantkit.pipeline.verdicts import loads_in as loads_in
     from quantkit.protocols import ExportOptions as ExportOptions
     from quantkit.registry import open_checkpoint as open_checkpoint
     from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
@@ -53,6 +54,7 @@ _HOMES = {
     "export": "pipeline.runs",
     "generate": "verification.continuation",
     "inspection": "models.inspection",
+    "loads_in": "pipeline.verdicts",
     "open_checkpoint": "registry",
     "parse_target": "pipeline.plan",
     "plan": "pipeline.plan",
@@ -76,6 +78,7 @@ __all__ = [
     "export",
     "generate",
     "inspection",
+    "loads_in",
     "open_checkpoint",
     "parse_target",
     "plan",
