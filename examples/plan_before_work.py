@@ -1,6 +1,6 @@
 """Ask what would come out, and which engines would take it, before any work is done.
 
-    python examples/plan_before_work.py MODEL
+python examples/plan_before_work.py MODEL
 """
 
 from __future__ import annotations

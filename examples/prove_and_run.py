@@ -1,6 +1,6 @@
 """Record what a model predicts, prove that a GGUF of it still does, and let the GGUF write.
 
-    python examples/prove_and_run.py MODEL OUT
+python examples/prove_and_run.py MODEL OUT
 """
 
 from __future__ import annotations
