@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -157,15 +157,24 @@ class Session(Protocol):
         ...
 
 
-class OracleSession(Session, Protocol):
-    """What the reference runtime's sessions can do beyond `Session`."""
+@runtime_checkable
+class TracingSession(Session, Protocol):
+    """A session that shows its stages, so that one that diverges can be located. `isinstance` tells.
 
-    def rounded_logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """As `logits`, with every matrix's input rounded to int8: what correct integer kernels may lose."""
-        ...
+    The stages are named and scaled as the reference's, whatever the engine calls them: the embedding after
+    `scale_emb`, a block after both of its sums, the final norm before `logit_divisor`.
+    """
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
         """Every stage in order: "embedding", "block 0", ..., "final norm" [T, hidden], "logits" [T, vocab]; float32."""
+        ...
+
+
+class OracleSession(TracingSession, Protocol):
+    """What the reference runtime's sessions can do beyond `TracingSession`."""
+
+    def rounded_logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """As `logits`, with every matrix's input rounded to int8: what correct integer kernels may lose."""
         ...
 
 
