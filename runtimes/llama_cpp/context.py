@@ -1,7 +1,7 @@
 """How large a context llama.cpp is given for a sequence.
 
 LongRoPE: llama.cpp chooses the short or the long factors once, by the size of the context it was given, not by the
-sequence at hand. And it rounds that size up to whole multiples of `GRANULE`, so that a context of 300 tokens has 512, and the
+sequence at hand. And it rounds that size up to a multiple of `GRANULE`: a context of 300 tokens has 512, and the
 factors of 512. The context must therefore lie on the right side of the original one after rounding.
 """
 

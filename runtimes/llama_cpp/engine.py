@@ -2,7 +2,7 @@
 
 {"do": "load", "path": P, "size": V, "threads": N}                      {}, or {"unknown_layout": "one line"}
 {"do": "logits", "token_ids": [...], "n_ctx": N}                        {} + float32 rows [T, V]
-{"do": "next", "token_ids": [...], "n_ctx": N}                          {} + float32 row [V]
+{"do": "next", "token_ids": [...], "n_ctx": N}                          {} + float32 row [1, V]
 {"do": "trace", "token_ids": [...], "n_ctx": N}                         {"stages": [name, ...]} + float32 [T, ?] each
 {"do": "tokenize", "text": T, "add_special": B, "parse_special": B}     {"token_ids": [...]}
 anything that the engine refuses                                        {"error": "one line"}
@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from ctypes import c_int32, c_void_p, cast
+from ctypes import CDLL, c_int32, c_void_p, cast
 from itertools import takewhile
 from typing import Any
 
@@ -37,6 +36,10 @@ from quantkit.runtimes.llama_cpp.library import (
 
 MOST_ROWS = 1024
 """Tokens that one `llama_decode` evaluates at most: their logits are held in memory, 300 MB for 73 448 tokens."""
+MOST_SCORES = 4 << 20
+"""Attention scores of a head that it computes at most, whatever the context: without flash attention they are held."""
+EMBEDDING, BLOCK, NORM, LOGITS = "embd", "l_out-{}", "result_norm", "result_output"
+"""Names of the nodes of llama.cpp's graph whose values are the stages of a trace."""
 ERROR, CONTINUED = 4, 5
 """Of `enum ggml_log_level`."""
 
@@ -44,7 +47,7 @@ ERROR, CONTINUED = 4, 5
 class Engine:
     """One loaded model, and one context that is made anew when another size is asked for."""
 
-    def __init__(self, library: Any, *, path: str, size: int, threads: int) -> None:
+    def __init__(self, library: CDLL, *, path: str, size: int, threads: int) -> None:
         self._library = library
         self._threads = threads
         self._size = size
@@ -58,43 +61,38 @@ class Engine:
         found = library.llama_vocab_n_tokens(self._vocabulary)
         if found != size:
             raise RuntimeError(f"the file has {found} tokens, not {size}")
-        self._n_ctx = GRANULE
-        self._context = self._made_context(GRANULE)
-        self._held: list[int] = []
-        """Token ids whose keys and values the context holds."""
+        self._context = self._made(GRANULE)
 
     def logits(self, token_ids: list[int], n_ctx: int) -> np.ndarray:
         """Rows [T, V] of a sequence."""
-        self._fit(n_ctx)
-        self._keep(0)
-        rows = np.empty((len(token_ids), self._size), np.float32)
-        for start in range(0, len(token_ids), MOST_ROWS):
-            part = token_ids[start : start + MOST_ROWS]
-            self._decode(self._context, part, every_row=True)
-            self._held += part
-            rows[start : start + len(part)] = self._rows(len(part))
+        context = self._fitting(n_ctx)
+        context.keep(0)
+        rows, done = np.empty((len(token_ids), self._size), np.float32), 0
+        for part in context.extend(self._checked(token_ids), every_row=True):
+            rows[done : done + len(part)] = part
+            done += len(part)
         return rows
 
     def next(self, token_ids: list[int], n_ctx: int) -> np.ndarray:
-        """The row [V] of the last token; what the context holds of the others is not evaluated again."""
-        self._fit(n_ctx)
-        pairs = zip(self._held, token_ids[:-1], strict=False)
-        self._keep(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
-        for start in range(len(self._held), len(token_ids), MOST_ROWS):
-            part = token_ids[start : start + MOST_ROWS]
-            self._decode(self._context, part, every_row=False)
-            self._held += part
-        return self._rows(1)[0].copy()
+        """The row [1, V] of the last token; what the context holds of the others is not evaluated again."""
+        context = self._fitting(n_ctx)
+        pairs = zip(context.held, token_ids[:-1], strict=False)
+        context.keep(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        new = self._checked(token_ids)[len(context.held) :]
+        *_, row = context.extend(new, every_row=False)
+        return row
 
     def trace(self, token_ids: list[int], n_ctx: int) -> dict[str, np.ndarray]:
         """Every stage as `Session.trace` names them, flat, from a context of their own."""
-        nodes = {"embd": "embedding"}
-        nodes |= {f"l_out-{n}": f"block {n}" for n in range(self._library.llama_model_n_layer(self._model))}
-        nodes |= {"result_norm": "final norm", "result_output": "logits"}
-        recorder = Recorder(self._library, nodes)
-        with self._traced_context(n_ctx, recorder) as context:
-            for start in range(0, len(token_ids), MOST_ROWS):
-                self._decode(context, token_ids[start : start + MOST_ROWS], every_row=True)
+        blocks = range(self._library.llama_model_n_layer(self._model))
+        nodes = {EMBEDDING: "embedding", **{BLOCK.format(n): f"block {n}" for n in blocks}}
+        recorder = Recorder(self._library, {**nodes, NORM: "final norm", LOGITS: "logits"})
+        context = self._made(n_ctx, recorder)
+        try:
+            for _ in context.extend(self._checked(token_ids), every_row=True):
+                pass
+        finally:
+            context.free()
         return recorder.stages()
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
@@ -110,68 +108,91 @@ class Engine:
                 return list(tokens[:count])
             room = -count
 
-    def _fit(self, n_ctx: int) -> None:
-        if n_ctx == self._n_ctx:
-            return
-        self._library.llama_free(self._context)
-        self._context, self._held, self._n_ctx = None, [], 0
-        self._context, self._n_ctx = self._made_context(n_ctx), n_ctx
+    def _fitting(self, n_ctx: int) -> Context:
+        if n_ctx != self._context.n_ctx:
+            self._context.free()
+            self._context = self._made(n_ctx)
+        return self._context
 
-    def _made_context(self, n_ctx: int, recorder: Recorder | None = None) -> int:
-        library, rows = self._library, min(n_ctx, MOST_ROWS)
+    def _made(self, n_ctx: int, recorder: Recorder | None = None) -> Context:
+        return Context(
+            self._library, self._model, n_ctx=n_ctx, size=self._size, threads=self._threads, recorder=recorder
+        )
+
+    def _checked(self, token_ids: list[int]) -> list[int]:
+        outside = [token for token in token_ids if not 0 <= token < self._size]
+        if outside:
+            raise RuntimeError(f"token id {outside[0]} is outside the vocabulary of {self._size}")
+        return token_ids
+
+
+class Context:
+    """What llama.cpp calls a context: keys and values of one sequence, and room to compute.
+
+    Raises:
+        RuntimeError: llama.cpp makes none.
+        UnknownLayout: it has other sizes than those asked for.
+    """
+
+    def __init__(
+        self, library: CDLL, model: int, *, n_ctx: int, size: int, threads: int, recorder: Recorder | None
+    ) -> None:
+        self._library = library
+        self._size = size
+        self._recorder = recorder  # kept: the library calls it
+        self._rows = min(n_ctx, MOST_ROWS, MOST_SCORES // n_ctx + 1)
+        self.n_ctx = n_ctx
+        self.held: list[int] = []  # token ids whose keys and values it holds
         params = library.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, rows, rows
-        params.n_threads = params.n_threads_batch = self._threads
+        asked = {"n_ctx": n_ctx, "n_batch": self._rows, "n_ubatch": self._rows}
+        asked |= {"n_threads": threads, "n_threads_batch": threads}
+        for name, value in asked.items():
+            setattr(params, name, value)
         params.type_k = params.type_v = F32
         params.flash_attn_type = DISABLED
         if recorder is not None:
             params.cb_eval = cast(recorder.callback, c_void_p)
-        context: int | None = library.llama_init_from_model(self._model, params)
-        if not context:
-            raise RuntimeError(f"no context of {n_ctx} tokens")
-        asked = {"n_ctx": -(-n_ctx // GRANULE) * GRANULE, "n_batch": rows, "n_ubatch": rows}
-        asked |= {"n_threads": self._threads, "n_threads_batch": self._threads}
+        self._handle = library.llama_init_from_model(model, params)
+        if not self._handle:
+            raise RuntimeError(f"llama.cpp makes no context of {n_ctx} tokens")
         for name, value in asked.items():
-            found = getattr(library, f"llama_{name}")(context)
+            found = getattr(library, f"llama_{name}")(self._handle)
             if found != value:
                 raise UnknownLayout(f"a context that was asked for {name} = {value} has {found}")
-        return context
 
-    @contextmanager
-    def _traced_context(self, n_ctx: int, recorder: Recorder) -> Iterator[int]:
-        context = self._made_context(n_ctx, recorder)
-        try:
-            yield context
-        finally:
-            self._library.llama_free(context)
+    def free(self) -> None:
+        """Give its memory back; safe to call twice."""
+        self._library.llama_free(self._handle)
+        self._handle, self.n_ctx = None, 0
 
-    def _keep(self, length: int) -> None:
+    def keep(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
-        memory = self._library.llama_get_memory(self._context)
+        memory = self._library.llama_get_memory(self._handle)
         if length and self._library.llama_memory_seq_rm(memory, 0, length, -1):
-            del self._held[length:]
+            del self.held[length:]
             return
         self._library.llama_memory_clear(memory, True)
-        self._held = []
+        self.held = []
 
-    def _decode(self, context: int | None, part: list[int], *, every_row: bool) -> None:
-        outside = [token for token in part if not 0 <= token < self._size]
-        if outside:
-            raise RuntimeError(f"token id {outside[0]} is outside the vocabulary of {self._size}")
-        assert context is not None
-        code = decode(self._library, context, part, every_row=every_row)
-        if code:
-            raise RuntimeError(f"llama_decode returned {code}")
+    def extend(self, token_ids: list[int], *, every_row: bool) -> Iterator[np.ndarray]:
+        """Evaluate the next tokens, part by part; yield the logits of each part's tokens, or of its last, [?, V].
 
-    def _rows(self, count: int) -> np.ndarray:
-        """The logits of the last decode, [count, V]: a view of the engine's memory."""
-        return np.ctypeslib.as_array(self._library.llama_get_logits(self._context), (count, self._size))
+        What is yielded is the engine's own memory, which the next part overwrites.
+        """
+        for start in range(0, len(token_ids), self._rows):
+            part = token_ids[start : start + self._rows]
+            code = decode(self._library, self._handle, part, every_row=every_row)
+            if code:
+                raise RuntimeError(f"llama_decode returned {code}")
+            self.held += part
+            shape = (len(part) if every_row else 1, self._size)
+            yield np.ctypeslib.as_array(self._library.llama_get_logits(self._handle), shape)
 
 
 class Recorder:
     """What `cb_eval` sees: keeps the values of the nodes in `nodes`, under the names that these are given there."""
 
-    def __init__(self, library: Any, nodes: Mapping[str, str]) -> None:
+    def __init__(self, library: CDLL, nodes: Mapping[str, str]) -> None:
         self._library = library
         self._nodes = nodes
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in nodes.values()}

@@ -2,8 +2,8 @@
 
 Parameters pass by value in structs whose layout changes between releases. A layout is trusted only when every field of
 what `llama_*_default_params` return is what the release is known to return, and when a context made with it reports
-the sizes that were asked for; else `UnknownLayout` is raised, and nothing was called that could misread memory. The structs
-end in free room: fields that a later release appends neither overflow it nor lose their defaults.
+the sizes that were asked for; else `UnknownLayout` is raised, before anything is computed. The structs end in free
+room: fields that a later release appends neither overflow it nor lose their defaults.
 
 Source: `include/llama.h` and `ggml/include/ggml.h` of llama.cpp; layouts checked against xllamacpp 2026.10.
 """
@@ -30,7 +30,7 @@ LAYER = 1
 """Of `enum llama_split_mode`: whole layers on each GPU."""
 
 
-class UnknownLayout(Exception):  # noqa: N818 - as in quantkit.errors
+class UnknownLayout(Exception):
     """The library is not one whose structs are known; the message says how that was noticed."""
 
 
@@ -193,17 +193,17 @@ FUNCTIONS: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
 """Result and arguments of every function that is called."""
 
 
-def load_library() -> Any:
+def load_library() -> ctypes.CDLL:
     """The library, its functions typed and its layouts checked.
 
     Raises:
         UnknownLayout: there is none, it lacks a function, or its structs are not those above.
     """
-    spec = importlib.util.find_spec("xllamacpp.xllamacpp")
-    if spec is None or spec.origin is None:
+    path = library_path()
+    if path is None:
         raise UnknownLayout("xllamacpp has no shared library")
     try:
-        library = ctypes.CDLL(spec.origin)
+        library = ctypes.CDLL(path)
         for name, (result, arguments) in FUNCTIONS.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
@@ -213,6 +213,12 @@ def load_library() -> Any:
     check_defaults(library.llama_context_default_params(), CONTEXT_DEFAULTS)
     check_batch(library.llama_batch_get_one)
     return library
+
+
+def library_path() -> str | None:
+    """Where the extension module of xllamacpp lies, which is the library too."""
+    spec = importlib.util.find_spec("xllamacpp.xllamacpp")
+    return spec.origin if spec is not None else None
 
 
 def check_defaults(params: ctypes.Structure, defaults: Mapping[str, float]) -> None:
@@ -239,7 +245,7 @@ def as_tokens(token_ids: list[int]) -> ctypes.Array[c_int32]:
     return (c_int32 * len(token_ids))(*token_ids)
 
 
-def decode(library: Any, context: int, token_ids: list[int], *, every_row: bool) -> int:
+def decode(library: ctypes.CDLL, context: int, token_ids: list[int], *, every_row: bool) -> int:
     """Evaluate the next tokens of the sequence; logits come of `every_row` or of the last. Returns llama.cpp's code."""
     tokens = as_tokens(token_ids)
     flags = (c_int8 * len(token_ids))(*([int(every_row)] * (len(token_ids) - 1)), 1)
@@ -248,7 +254,7 @@ def decode(library: Any, context: int, token_ids: list[int], *, every_row: bool)
     return code
 
 
-def values_of(library: Any, tensor: int) -> np.ndarray:
+def values_of(library: ctypes.CDLL, tensor: int) -> np.ndarray:
     """The values of a float32 tensor of the graph, flat, copied.
 
     Raises:
