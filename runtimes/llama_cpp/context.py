@@ -7,18 +7,20 @@ factors of 512. The context must therefore lie on the right side of the original
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from quantkit.errors import BadOption, EngineFailed
 from quantkit.models.spec import ModelSpec
 
 GRANULE = 256
 
 
-def context_size(spec: ModelSpec, length: int, *, smallest: int, spare: int = 0) -> int:
+def context_size(path: Path, spec: ModelSpec, length: int, *, smallest: int, spare: int = 0) -> int:
     """Tokens of context for a sequence of `length` tokens, whole granules that give it the right factors.
 
     `smallest` doubled until the sequence fits, no more than the model has.
 
-    spare: room that the engine needs beyond the sequence.
+    path: of the artifact, for messages. spare: room that the engine needs beyond the sequence.
 
     Raises:
         BadOption: no tokens.
@@ -28,7 +30,8 @@ def context_size(spec: ModelSpec, length: int, *, smallest: int, spare: int = 0)
         raise BadOption("no token ids to run")
     if length + spare > spec.max_position_embeddings:
         beside = f" and {spare} to come" if spare else ""
-        raise EngineFailed(f"{length} tokens{beside} exceed the model's context of {spec.max_position_embeddings}")
+        limit = spec.max_position_embeddings
+        raise EngineFailed(f"{path}: llama.cpp: {length} tokens{beside} exceed the model's context of {limit}")
     size = smallest
     while size < length + spare:
         size *= 2
@@ -40,7 +43,7 @@ def context_size(spec: ModelSpec, length: int, *, smallest: int, spare: int = 0)
     size = min(size, original // GRANULE * GRANULE)
     if size < length + spare:
         raise EngineFailed(
-            f"llama.cpp cannot run {length} tokens with LongRoPE's short factors, which end at {original}: "
+            f"{path}: llama.cpp cannot run {length} tokens with LongRoPE's short factors, which end at {original}: "
             f"it rounds contexts up to multiples of {GRANULE}"
         )
     return size

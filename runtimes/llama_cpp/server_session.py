@@ -108,4 +108,4 @@ class ServerSession:
 
     def _context(self, length: int) -> int:
         """Context for `length` tokens and the one that the server samples."""
-        return context_size(self._spec, length, smallest=SMALLEST_CONTEXT, spare=1)
+        return context_size(self._path, self._spec, length, smallest=SMALLEST_CONTEXT, spare=1)

@@ -58,14 +58,17 @@ class LlamaCppSession:
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits in float32 [T, V], one evaluation for all; row t predicts token t + 1."""
-        return self._ask("logits", token_ids)[1].reshape(len(token_ids), self._spec.vocab_size)
+        return self._numbers("logits", token_ids).reshape(len(token_ids), self._spec.vocab_size)
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """The last row of `logits`, [V]; only tokens that the call before did not have are evaluated."""
-        return self._ask("next", token_ids)[1]
+        return self._numbers("next", token_ids)
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
-        """Every stage in order: "embedding", "block 0", ..., "final norm" [T, hidden], "logits" [T, vocab]; float32."""
+        """Every stage in order: "embedding", "block 0", ..., "final norm" [T, hidden], "logits" [T, vocab]; float32.
+
+        NaN passes: it shows where it began.
+        """
         names, values = self._ask("trace", token_ids)
         rows, stages, start = len(token_ids), {}, 0
         for name in names:
@@ -87,9 +90,12 @@ class LlamaCppSession:
     def _ask(self, do: str, token_ids: Sequence[int]) -> tuple[list[str], np.ndarray]:
         """Names of the stages, where it is a trace, and all values, flat."""
         ids = [int(token) for token in token_ids]
-        n_ctx = context_size(self._spec, len(ids), smallest=SMALLEST_CONTEXT)
+        n_ctx = context_size(self._path, self._spec, len(ids), smallest=SMALLEST_CONTEXT)
         answer, data = self._child.ask(do=do, token_ids=ids, n_ctx=n_ctx)
-        values = np.frombuffer(data, np.float32)
+        return answer.get("stages", []), np.frombuffer(data, np.float32)
+
+    def _numbers(self, do: str, token_ids: Sequence[int]) -> np.ndarray:
+        values = self._ask(do, token_ids)[1]
         if np.isnan(values).any():
-            raise EngineFailed(f"{self._path}: llama.cpp computed values that are not numbers")
-        return answer.get("stages", []), values
+            raise EngineFailed(f"{self._path}: llama.cpp computed logits that are not numbers")
+        return values

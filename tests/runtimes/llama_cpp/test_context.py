@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from quantkit.errors import BadOption, EngineFailed
 from quantkit.models.spec import parse_config
 from quantkit.runtimes.llama_cpp.context import GRANULE, context_size
 from tests.support.memory import tiny_config
+
+FILE = Path("m.gguf")
 
 
 def spec(*, context: int, original: int | None = None):
@@ -27,7 +31,7 @@ def spec(*, context: int, original: int | None = None):
     [(64, 1, 256), (64, 64, 256), (1000, 10, 1024), (8192, 10, 1024), (8192, 1024, 1024), (8192, 1025, 2048)],
 )
 def test_it_doubles_until_the_sequence_fits_and_ends_with_the_model(context, length, expected):
-    assert context_size(spec(context=context), length, smallest=1024) == expected
+    assert context_size(FILE, spec(context=context), length, smallest=1024) == expected
 
 
 @pytest.mark.parametrize("original", [256, 300, 1024, 4096, 5000])
@@ -37,7 +41,7 @@ def test_it_gives_every_length_its_own_factors_or_says_that_none_does(original, 
     refused = []
     for length in [*range(1, 5300, 7), original - 1, original, original + 1, 16384 - spare]:
         try:
-            size = context_size(model, length, smallest=1024, spare=spare)
+            size = context_size(FILE, model, length, smallest=1024, spare=spare)
         except EngineFailed as error:
             assert "rounds contexts up" in str(error)
             refused.append(length)
@@ -50,8 +54,8 @@ def test_it_gives_every_length_its_own_factors_or_says_that_none_does(original, 
 
 def test_nothing_and_too_much_are_refused():
     with pytest.raises(BadOption, match="no token ids"):
-        context_size(spec(context=64), 0, smallest=1024)
-    with pytest.raises(EngineFailed, match="65 tokens exceed the model's context of 64"):
-        context_size(spec(context=64), 65, smallest=1024)
+        context_size(FILE, spec(context=64), 0, smallest=1024)
+    with pytest.raises(EngineFailed, match=r"m\.gguf: llama\.cpp: 65 tokens exceed the model's context of 64"):
+        context_size(FILE, spec(context=64), 65, smallest=1024)
     with pytest.raises(EngineFailed, match="64 tokens and 1 to come"):
-        context_size(spec(context=64), 64, smallest=1024, spare=1)
+        context_size(FILE, spec(context=64), 64, smallest=1024, spare=1)

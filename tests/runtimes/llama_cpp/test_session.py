@@ -14,7 +14,7 @@ from quantkit.runtimes.llama_cpp.session import LlamaCppSession
 from quantkit.runtimes.reference import ReferenceSession
 from quantkit.verification.metrics import max_abs_log_prob_difference
 from tests.support.gguf_writer import TOKENS, VOCABULARY, write_gguf
-from tests.support.memory import memory_checkpoint, tiny_config
+from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 
 pytestmark = pytest.mark.engine("llama-cpp")
 ENGINE = "import quantkit.runtimes.llama_cpp.engine as engine"
@@ -95,3 +95,16 @@ def test_a_graph_without_a_stage_is_said_and_not_guessed(file, checkpoint, monke
         with pytest.raises(EngineFailed, match="no node 'another'"):
             session.trace(TOKENS)
         assert session.logits(TOKENS).shape == (len(TOKENS), VOCABULARY)
+
+
+def test_logits_that_are_not_numbers_are_refused_and_a_trace_shows_where_they_began(tmp_path):
+    config = tiny_config(vocab_size=VOCABULARY)
+    arrays = random_arrays(memory_checkpoint(config).spec)
+    arrays["model.layers.1.input_layernorm.weight"] *= np.float32(np.nan)
+    broken = memory_checkpoint(config, arrays)
+    with LlamaCppSession(write_gguf(tmp_path / "broken.gguf", broken), broken.spec) as session:
+        for call in (session.logits, session.next_logits):
+            with pytest.raises(EngineFailed, match=r"broken\.gguf: llama\.cpp computed logits that are not numbers"):
+                call(TOKENS)
+        stages = session.trace(TOKENS)
+    assert next(name for name, values in stages.items() if np.isnan(values).any()) == "block 1"
