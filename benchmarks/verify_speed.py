@@ -36,7 +36,7 @@ MAX_RATIO = 2.0
 """Processor time of the engine's part, in units of llama.cpp's evaluation."""
 MAX_SECONDS = 90.0
 MAX_PEAK = 3 << 30
-SAMPLE_SECONDS = 0.1
+SAMPLE_SECONDS = 0.25
 
 
 class PeakMemory:
@@ -62,18 +62,14 @@ class PeakMemory:
 
 def descendants(root: int) -> Iterator[int]:
     """Process ids of everything that descends from `root`; nothing where there is no /proc."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for listed in Path(f"/proc/{root}/task").glob("*/children"):
         try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):  # it ended meanwhile
+            children = [int(word) for word in listed.read_text().split()]
+        except OSError:  # it ended meanwhile
             continue
-    for process in parents:
-        ancestor = parents.get(process)
-        while ancestor not in (None, root):
-            ancestor = parents.get(ancestor)
-        if ancestor == root:
-            yield process
+        for child in children:
+            yield child
+            yield from descendants(child)
 
 
 def proportional_size(process: int) -> int:

@@ -188,7 +188,6 @@ FUNCTIONS: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_batch_get_one": (Batch, (c_void_p, c_int32)),
     "llama_decode": (c_int32, (c_void_p, Batch)),
     "llama_get_logits": (ctypes.POINTER(c_float), (c_void_p,)),
-    "llama_get_logits_ith": (ctypes.POINTER(c_float), (c_void_p, c_int32)),
 }
 """Result and arguments of every function that is called."""
 
@@ -240,14 +239,9 @@ def check_batch(get_one: Callable[[int, int], Batch]) -> None:
         raise UnknownLayout("another layout of llama_batch than that of the release that is known")
 
 
-def as_tokens(token_ids: list[int]) -> ctypes.Array[c_int32]:
-    """Token ids as C sees them."""
-    return (c_int32 * len(token_ids))(*token_ids)
-
-
 def decode(library: ctypes.CDLL, context: int, token_ids: list[int], *, every_row: bool) -> int:
     """Evaluate the next tokens of the sequence; logits come of `every_row` or of the last. Returns llama.cpp's code."""
-    tokens = as_tokens(token_ids)
+    tokens = (c_int32 * len(token_ids))(*token_ids)
     flags = (c_int8 * len(token_ids))(*([int(every_row)] * (len(token_ids) - 1)), 1)
     batch = Batch(n_tokens=len(token_ids), token=ctypes.addressof(tokens), logits=ctypes.addressof(flags))
     code: int = library.llama_decode(context, batch)

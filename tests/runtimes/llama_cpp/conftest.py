@@ -23,13 +23,13 @@ def file(checkpoint, tmp_path_factory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", checkpoint)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def native(file, checkpoint):
     with LlamaCppSession(file, checkpoint.spec) as session:
         yield session
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(file, checkpoint):
     with ServerSession(file, checkpoint.spec) as session:
         yield session
