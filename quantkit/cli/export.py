@@ -30,11 +30,14 @@ def export(
     output = Output(as_json=as_json)
     name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
     checkpoint = open_checkpoint(source)
+    for note in checkpoint.notes:
+        output.note(f"note: {note}")
     with output.bars() as bars:
         progress = bars.fraction(f"writing {out.name}")
         done = write(name, checkpoint, out, options, overwrite=overwrite, wrote=progress)
     for note in done.manifest["notes"]:
-        output.note(f"note: {note}")
+        if note not in checkpoint.notes:
+            output.note(f"note: {note}")
     weights = sum(weight.size for weight in checkpoint.weights.values())
     output.result(
         {
