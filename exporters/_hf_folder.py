@@ -18,9 +18,9 @@ from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, P
 from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import AnyWeight, Folder, select_weights
+from quantkit.models.folder import CONFIG_NAME, AnyWeight, Folder, select_weights
 from quantkit.models.folding import with_architecture, with_source_dtypes
-from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, ModelSpec, Role
+from quantkit.models.spec import BLOCKS, EMBEDDING, FINAL_NORM, HEAD, NORM_ROLES, ModelSpec, Role, config_notes
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT32, check_range
 from quantkit.tensors.quant_spec import QuantSpec
@@ -30,8 +30,7 @@ from quantkit.tensors.views import QuantizedView, TensorView, Weight
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-FINAL_NORM = "model.norm.weight"
-ENDS = ("model.embed_tokens.weight", "lm_head.weight")
+ENDS = (EMBEDDING, HEAD)
 FUSED_ROLES = ((Role.Q, Role.K, Role.V), (Role.O,), (Role.GATE, Role.UP), (Role.DOWN,))
 """Linear layers of a block by the matrices that engines make of them: each tuple shares one grid, or is dense."""
 
@@ -112,7 +111,7 @@ def read_checkpoint(
         weights=select_weights(tensors, spec, str(folder.path)),
         files=folder.files,
         inputs=folder.inputs,
-        notes=(*folder.notes, *notes),
+        notes=(*folder.notes, *config_notes(folder.config, where=str(folder.path / CONFIG_NAME)), *notes),
     )
 
 
@@ -163,7 +162,7 @@ def grid(weight: Weight) -> QuantSpec | None:
 
 
 def _layer_weight(checkpoint: Checkpoint, layer: int, role: Role) -> Weight:
-    return checkpoint.weights[f"model.layers.{layer}.{LAYER_NAMES[role]}"]
+    return checkpoint.weights[checkpoint.spec.weight_name(layer, role)]
 
 
 def plan_folder(
@@ -210,7 +209,7 @@ def _units(model: Checkpoint, layout: Layout) -> list[TensorUnit]:
     """Embedding, every block, final norm and head as one unit each, so that a block is written whole or not."""
     members: dict[str, list[Weight]] = {}
     for slot in model.spec.slots():
-        name = slot.name if slot.layer is None else f"model.layers.{slot.layer}"
+        name = slot.name if slot.layer is None else f"{BLOCKS}{slot.layer}"
         members.setdefault(name, []).append(model.weights[slot.name])
     return [
         TensorUnit(

@@ -24,8 +24,8 @@ from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names, open_folder, select_weights
-from quantkit.models.folding import EMBEDDING, with_architecture, with_source_dtypes
-from quantkit.models.spec import parse_config
+from quantkit.models.folding import with_architecture, with_source_dtypes
+from quantkit.models.spec import EMBEDDING, config_notes, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
 from quantkit.tensors.quant_spec import QuantSpec
@@ -106,7 +106,8 @@ class HuggingFace:
         folder = open_folder(path)
         if folder.config.get("quantization_config"):
             raise UnsupportedModel(f"{path / CONFIG_NAME}: the weights are quantized; hf holds dense ones")
-        spec = parse_config(folder.config, where=str(path / CONFIG_NAME))
+        where = str(path / CONFIG_NAME)
+        spec = parse_config(folder.config, where=where)
         weights = select_weights(folder.tensors, spec, str(path))
         unused = [name for name in folder.tensors if name not in weights]
         surplus = (f"{len(unused)} tensors add nothing and are left out: {', '.join(unused)[:80]}",) if unused else ()
@@ -118,7 +119,7 @@ class HuggingFace:
             weights=weights,
             files=folder.files,
             inputs=folder.inputs,
-            notes=(*folder.notes, *surplus),
+            notes=(*folder.notes, *config_notes(folder.config, where=where), *surplus),
         )
 
 

@@ -27,8 +27,7 @@ import numpy as np
 from quantkit import registry
 from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folding import EMBEDDING
-from quantkit.models.spec import ModelSpec
+from quantkit.models.spec import EMBEDDING, ModelSpec
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.views import QuantizedView
 

@@ -23,7 +23,7 @@ from quantkit.exporters._hf_folder import FUSED_ROLES, grid, module_name
 from quantkit.files.json_file import read_json
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES
-from quantkit.models.spec import LAYER_NAMES, Role
+from quantkit.models.spec import ModelSpec, Role
 from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
 
 METHOD = "gptq"
@@ -55,7 +55,7 @@ def quantization_config(model: Checkpoint, kind: str) -> dict[str, Any]:
         "static_groups": True,
         "true_sequential": True,
     }
-    dynamic = _dynamic(grids, base)
+    dynamic = _dynamic(model.spec, grids, base)
     return {**settings, "dynamic": dynamic} if dynamic else settings
 
 
@@ -72,7 +72,7 @@ def _fused_grids(model: Checkpoint) -> Iterator[tuple[tuple[int, tuple[Role, ...
 
 
 def _dynamic(
-    grids: Mapping[tuple[int, tuple[Role, ...]], QuantSpec | None], base: QuantSpec
+    model: ModelSpec, grids: Mapping[tuple[int, tuple[Role, ...]], QuantSpec | None], base: QuantSpec
 ) -> dict[str, dict[str, Any]]:
     """One rule for each kind of layer and exception."""
     layers: dict[tuple[tuple[Role, ...], QuantSpec | None], list[int]] = {}
@@ -80,15 +80,17 @@ def _dynamic(
         if spec != base:
             layers.setdefault((roles, spec), []).append(layer)
     return {
-        ("-:" if spec is None else "+:") + _expression(roles, numbers): _grid_settings(spec) if spec is not None else {}
+        ("-:" if spec is None else "+:") + _expression(model, roles, numbers): _grid_settings(spec)
+        if spec is not None
+        else {}
         for (roles, spec), numbers in layers.items()
     }
 
 
-def _expression(roles: tuple[Role, ...], layers: list[int]) -> str:
+def _expression(model: ModelSpec, roles: tuple[Role, ...], layers: list[int]) -> str:
     """Matches the layers of `roles`, and what vLLM fuses them to, in the blocks `layers`."""
-    parent, _, _ = LAYER_NAMES[roles[0]].partition(".")
-    names = [module_name(LAYER_NAMES[role]).rpartition(".")[2] for role in roles]
+    parent, _, _ = model.layer_names[roles[0]].partition(".")
+    names = [module_name(model.layer_names[role]).rpartition(".")[2] for role in roles]
     if roles in FUSED_NAMES:
         names.append(FUSED_NAMES[roles])
     return rf"model\.layers\.(?:{'|'.join(map(str, layers))})\.{parent}\.(?:{'|'.join(names)})$"

@@ -17,7 +17,7 @@ from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.exporters._hf_config import native_config
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.config import rope_scaling
-from quantkit.models.spec import LAYER_NAMES, ModelSpec, Role
+from quantkit.models.spec import ModelSpec, Role
 from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
 
 NAME = "marlin"
@@ -38,29 +38,26 @@ SPARSE_RATIO, SPARSE_KEY_HEADS, SPARSE_GROUP = 16, 2, 16
 class Target:
     """One layout.
 
-    fused: which linear layers make one matrix, side by side along its rows, and the name of its module in a block.
+    fused: which linear layers make one matrix, side by side along its rows, and the name of its module in a
+        block; None = that of the one layer.
     words, scales: the parts of a matrix. row_step, col_step: what rows and columns must be multiples of.
     """
 
     name: str
-    fused: Mapping[tuple[Role, ...], str]
+    fused: Mapping[tuple[Role, ...], str | None]
     words: str
     scales: str
     row_step: int
     col_step: int
 
 
-def _module(role: Role) -> str:
-    return LAYER_NAMES[role].removesuffix(".weight")
-
-
 CPM_CU = Target(
     name="cpm.cu",
     fused={
         (Role.Q, Role.K, Role.V): "self_attn.qkv_proj",
-        (Role.O,): _module(Role.O),
+        (Role.O,): None,
         (Role.GATE, Role.UP): "mlp.gate_up_proj",
-        (Role.DOWN,): _module(Role.DOWN),
+        (Role.DOWN,): None,
     },
     words="qweight",
     scales="scales",
@@ -69,7 +66,7 @@ CPM_CU = Target(
 )
 IST = Target(
     name="ist",
-    fused={(role,): _module(role) for roles in CPM_CU.fused for role in roles},
+    fused={(role,): None for roles in CPM_CU.fused for role in roles},
     words="B",
     scales="s",
     row_step=256,

@@ -22,12 +22,12 @@ from quantkit.calibration.samples import Samples
 from quantkit.errors import QuantkitError
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_block
-from quantkit.models.spec import LAYER_NAMES, Role
+from quantkit.models.spec import BLOCKS, Role
 from quantkit.models.torch_model import Block
 from quantkit.pipeline.layer_group import StageSolver
 from quantkit.pipeline.resumption import decoded_block, encoded_block
 from quantkit.protocols import Method, TensorReport
-from quantkit.solver.smoothing import READERS, smooth, smoothable, weight_name
+from quantkit.solver.smoothing import smooth, smoothable
 from quantkit.solver.smoothing_search import Choice, chosen_scales
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -69,6 +69,7 @@ class BlockStream:
         self.norms: dict[str, np.ndarray] = {}
         self._smooth = smooth
         self._source = source
+        self._spec = source.spec
         self._wanted = wanted
         self._threads = threads
         self._device = device
@@ -102,26 +103,27 @@ class BlockStream:
                 scales = {role: choice.scale for role, choice in choices.items() if choice.scale is not None}
                 block = self._smoothed(original, scales)
                 reports = self._solve(block, original, _smoothed_outputs(sensitivity, scales))
-            for name, choice in ((weight_name(self.layer, x), c) for role, c in choices.items() for x in READERS[role]):
-                reports[name] = replace(reports[name], smoothing=choice.exponent)
+            for role, choice in choices.items():
+                for name in map(self._name, self._spec.readers[role]):
+                    reports[name] = replace(reports[name], smoothing=choice.exponent)
             if self._journal is not None:
                 self._journal.keep(step, encoded_block(self.tensors, reports, scales))
             return reports
         self.tensors, reports, scales = decoded_block(kept)
         block = self._smoothed(original, scales)
         for name, tensor in self.tensors.items():
-            weight = block.get_parameter(name.removeprefix(f"model.layers.{self.layer}."))
+            weight = block.get_parameter(name.removeprefix(f"{BLOCKS}{self.layer}."))
             weight.copy_(torch.from_numpy(tensor.dequantized()))
         self._hidden.advance(block, original)
         return reports
 
     def _choices(self, original: Block) -> dict[Role, Choice]:
         """Scales for the layers behind each norm or matrix that may be divided."""
-        may_be = smoothable(self._wanted, self.layer, self._smooth)
+        may_be = smoothable(self._spec, self._wanted, self.layer, self._smooth)
         if not may_be:
             return {}
-        before = {READERS[role]: role for role in may_be}
-        names = {role: weight_name(self.layer, role) for role in LAYER_NAMES}
+        before = {self._spec.readers[role]: role for role in may_be}
+        names = {role: self._name(role) for role in self._spec.layer_names}
         specs = {role: self._wanted[name][0] for role, name in names.items() if name in self._wanted}
         smoothed = deepcopy(original)
         choices: dict[Role, Choice] = {}
@@ -129,7 +131,7 @@ class BlockStream:
             role = before.get(inputs.roles)
             if role is None:
                 continue
-            feeding, dtype = smoothed.get_parameter(LAYER_NAMES[role]), self._dtype(role)
+            feeding, dtype = smoothed.weight(role), self._dtype(role)
             choice = chosen_scales(
                 original, role, inputs, feeding=feeding, specs=specs, dtype=dtype, threads=self._threads
             )
@@ -141,11 +143,14 @@ class BlockStream:
     def _smoothed(self, original: Block, scales: Mapping[Role, np.ndarray]) -> Block:
         """Smooth `original`, which stays the same function, and return a copy of it to quantize."""
         norms = smooth(original, scales, {role: self._dtype(role) for role in scales})
-        self.norms = {weight_name(self.layer, role): weight for role, weight in norms.items()}
+        self.norms = {self._name(role): weight for role, weight in norms.items()}
         return deepcopy(original)
 
+    def _name(self, role: Role) -> str:
+        return self._spec.weight_name(self.layer, role)
+
     def _dtype(self, role: Role) -> np.dtype:
-        weight = self._source.weights[weight_name(self.layer, role)]
+        weight = self._source.weights[self._name(role)]
         return weight.dtype if isinstance(weight, TensorView) else np.dtype(np.float32)
 
     @cached_property
@@ -167,10 +172,10 @@ class BlockStream:
         for stage in self._hidden.stages(block, original, sensitivity.positions):
             solver = StageSolver(stage, self._threads)
             for role in stage.roles:
-                name = weight_name(self.layer, role)
+                name = self._name(role)
                 if name not in self._wanted:
                     continue
-                weight = block.get_parameter(LAYER_NAMES[role])
+                weight = block.weight(role)
                 try:
                     self.tensors[name], reports[name] = solver.quantized(
                         weight, *self._wanted[name], sensitivity.outputs.get(role)

@@ -27,7 +27,7 @@ from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.recipe import Recipe
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.protocols import Method, TensorReport
-from quantkit.solver.smoothing import smoothable, weight_name
+from quantkit.solver.smoothing import smoothable
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView, TensorView
@@ -245,9 +245,12 @@ class Quantization:
 
     def _smoothable(self, plan: Checkpoint) -> set[str]:
         """Names of the norms and matrices whose outputs may be divided."""
-        wanted = self._wanted(plan)
-        layers = range(plan.spec.num_hidden_layers)
-        return {weight_name(layer, role) for layer in layers for role in smoothable(wanted, layer, self._smooth)}
+        wanted, spec = self._wanted(plan), plan.spec
+        return {
+            spec.weight_name(layer, role)
+            for layer in range(spec.num_hidden_layers)
+            for role in smoothable(spec, wanted, layer, self._smooth)
+        }
 
     def _alone(self, view: QuantizedView) -> QuantizedTensor:
         """A tensor by itself, in any order."""

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from quantkit.calibration.activations import Inputs
 from quantkit.calibration.statistics import input_statistics
-from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, Role
+from quantkit.models.spec import NORM_ROLES, Role
 from quantkit.models.torch_model import Block
 from quantkit.solver.search import nearest_on_searched_grid
-from quantkit.solver.smoothing import READERS, folded_norm, spread
+from quantkit.solver.smoothing import folded_norm, spread
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.rounding import SCALE_LIMITS
 from quantkit.threads import torch_map
@@ -115,7 +115,7 @@ def chosen_scales(
 
     Args:
         block: with all its weights as in the checkpoint.
-        before: one of the keys of `quantkit.solver.smoothing.READERS`.
+        before: one of the keys of `ModelSpec.readers`.
         inputs: of the layers behind it.
         feeding: the weight of `before`, its columns scaled already where it has been smoothed itself.
         specs: their grids, and that of `before` unless it is a norm.
@@ -145,13 +145,14 @@ def chosen_scales(
 
 
 def _layers(block: Block, before: Role, feeding: Tensor, specs: Mapping[Role, QuantSpec], dtype: np.dtype) -> _Layers:
-    weights = [block.get_parameter(LAYER_NAMES[role]).detach().cpu() for role in READERS[before]]
+    behind = block.spec.readers[before]
+    weights = [block.weight(role).detach().cpu() for role in behind]
     return _Layers(
         rows=tuple(W[:: -(-len(W) // ROWS)].clone() for W in weights),
         largest=tuple(W.abs().amax(0) for W in weights),
-        specs=tuple(specs[role] for role in READERS[before]),
+        specs=tuple(specs[role] for role in behind),
         before=_Norm(feeding.numpy(), dtype) if before in NORM_ROLES else _Matrix.of(feeding, specs[before]),
-        head_dim=block.self_attn.head_dim,
+        head_dim=block.spec.head_dim,
     )
 
 
