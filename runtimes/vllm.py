@@ -165,7 +165,8 @@ class VLLMRuntime:
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why vLLM's kernels for the CPU, or its loader, cannot take this artifact; None when they can."""
-        return _refused_code(checkpoint) or _refused_shapes(checkpoint) or _refused_grids(checkpoint)
+        asked = (_refused_code, _refused_rope, _refused_shapes, _refused_grids)
+        return next((refusal for ask in asked if (refusal := ask(checkpoint)) is not None), None)
 
     def open(self, path: Path) -> VLLMSession:
         """Read the folder strictly, then start vLLM on it; raises `EngineFailed` for what it cannot take."""
@@ -218,6 +219,12 @@ def _may_ask_for_code(path: Path) -> bool:
         return "auto_map" in read_json(path, limit=MAX_CONFIG_BYTES)
     except QuantkitError:
         return True
+
+
+def _refused_rope(checkpoint: Checkpoint) -> str | None:
+    """Its LongRoPE reads `short_mscale` and `long_mscale`, else derives the attention factor from the two contexts."""
+    factor = checkpoint.spec.explicit_attention_factor
+    return None if factor is None else f"its LongRoPE takes no attention factor, and the config says {factor:g}"
 
 
 def _refused_shapes(checkpoint: Checkpoint) -> str | None:

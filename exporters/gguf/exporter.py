@@ -59,7 +59,7 @@ from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, P
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
-from quantkit.models.spec import ModelSpec, Role
+from quantkit.models.spec import ModelSpec, Role, config_notes
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
@@ -167,7 +167,7 @@ class GGUF:
             weights={place.slot.name: _view(gguf, place, specs.get(place.name)) for place in places(spec)},
             files=_files(tokenizer) if isinstance(tokenizer, Vocabulary) else {},
             inputs=(path,),
-            notes=tuple(notes),
+            notes=(*config_notes(config, where=str(path)), *notes),
         )
 
 

@@ -30,6 +30,8 @@ CPM_CU_FILES = ("model_gptq.safetensors", "model_gptq_marlin.safetensors")
 
 NAME_KEYWORDS = ("marlin", "gptq", "quant", "awq", "int4", "int8", "w4a16", "qat")
 SCALARS = ("scale_emb", "dim_model_base", "scale_depth")
+FAMILIES = ("minicpm", "llama")
+"""Architectures that CPM.cu computes."""
 SPARSE_RATIO, SPARSE_KEY_HEADS, SPARSE_GROUP = 16, 2, 16
 """Layers per key/value head at which CPM.cu takes its sparse kernels; the heads that these are built for."""
 
@@ -119,15 +121,24 @@ def quantization_config(group_size: int) -> dict[str, Any]:
 
 
 def check_rope(model: Checkpoint, target: Target) -> None:
-    """Raise `UnsupportedSpec` for a LongRoPE with which CPM.cu would compute something else."""
+    """Raise `UnsupportedSpec` for a LongRoPE, or a family, with which CPM.cu would compute something else."""
     rope = model.spec.rope
     if target is not CPM_CU:
         return
+    if model.spec.architecture not in FAMILIES:
+        raise UnsupportedSpec(
+            f"{model.path}: CPM.cu knows no {model.spec.architecture}", hint="fold it into a Llama: --arch llama"
+        )
     if rope.short_factor != rope.long_factor:
         raise UnsupportedSpec(
             f"{model.path}: {NAME} for CPM.cu needs short_factor equal to long_factor in rope_scaling; the engine "
             "takes one of the two for every context length",
             hint="choose the factors for the context that you need and write them into both lists of config.json",
+        )
+    if model.spec.explicit_attention_factor is not None:
+        raise UnsupportedSpec(
+            f"{model.path}: CPM.cu ignores the attention factor {rope.attention_factor:g} that the config names",
+            hint="write another container",
         )
     if rope.attention_factor != 1.0:
         raise UnsupportedSpec(
