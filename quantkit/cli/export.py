@@ -32,11 +32,11 @@ def export(
     name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
     checkpoint = open_checkpoint(source)
     planned = exporter(name).prepare(checkpoint, options)
+    for note in planned.notes:
+        output.note(f"note: {note}")
     with output.bars() as bars:
         progress = bars.counter(f"writing {out.name}", planned.size)
         done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
-    for note in planned.notes:
-        output.note(f"note: {note}")
     weights = sum(weight.size for weight in checkpoint.weights.values())
     output.result(
         {

@@ -111,6 +111,8 @@ def quantize(
         planned = registry.exporter("compressed-tensors").prepare(
             with_source_dtypes(run.checkpoint, checkpoint), ExportOptions()
         )
+        for note in planned.notes:
+            output.note(f"note: {note}")
         size = run.journal_size()
         preflight(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, journal_size=size)
         with run.journal(planned, out):

@@ -24,11 +24,12 @@ class KindCount:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Facts in reading order, sums per type, and every tensor."""
+    """Facts in reading order, sums per type, every tensor, and what reading found worth telling."""
 
     facts: Mapping[str, Any]
     kinds: tuple[KindCount, ...]
     tensors: tuple[PlannedTensor, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -41,7 +42,9 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
     tensors = tuple(_describe(name, weight) for name, weight in checkpoint.weights.items())
     weights = sum(weight.size for weight in checkpoint.weights.values())
     total = sum(tensor.nbytes for tensor in tensors)
-    rope = f"theta {spec.rope.theta:g}" + (", LongRoPE" if spec.rope.kind == "longrope" else "")
+    rope = f"theta {spec.rope.theta:g}" + (
+        f", LongRoPE, attention factor {spec.rope.attention_factor:.7g}" if spec.rope.kind == "longrope" else ""
+    )
     facts = {
         "format": checkpoint.format,
         "architecture": spec.architecture,
@@ -66,7 +69,7 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
         row[0] += 1
         row[1] += weight.size
         row[2] += tensor.nbytes
-    return Inspection(facts, tuple(KindCount(kind, *row) for kind, row in counts.items()), tensors)
+    return Inspection(facts, tuple(KindCount(kind, *row) for kind, row in counts.items()), tensors, checkpoint.notes)
 
 
 def _describe(name: str, weight: Weight) -> PlannedTensor:
