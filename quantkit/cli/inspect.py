@@ -33,5 +33,4 @@ def inspect(
         listing.add_row(tensor.name, tensor.type, " x ".join(map(str, tensor.shape)))
     shown = [summary, kinds, listing] if tensors else [summary, kinds]
     output.result(found.to_json(), *shown)
-    for note in found.notes:
-        output.note(f"note: {note}")
+    output.notes(found.notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,11 @@ class Output:
     def note(self, text: str) -> None:
         """A line that is not the result, on stderr."""
         self.stderr.print(escaped(text), markup=False, style="dim")
+
+    def notes(self, notes: Iterable[str]) -> None:
+        """What the user should know of a model or an artifact, a line each."""
+        for note in notes:
+            self.note(f"note: {note}")
 
     @contextmanager
     def bars(self) -> Iterator[Bars]:

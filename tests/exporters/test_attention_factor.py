@@ -13,12 +13,12 @@ from quantkit.artifacts.publishing import publish
 from quantkit.errors import InconsistentCheckpoint, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import tiny_config
 from tests.support.quantized_models import linears, quantized_model
 
 PAIRS = 16
-INT4 = QuantSpec(bits=4, group_size=-1)
+INT4 = AffineGroups(bits=4, group_size=-1)
 CONTAINERS: list[tuple[str, dict[str, str]]] = [
     ("hf", {"type": "f32"}), ("gguf", {"type": "f32"}), ("gguf", {}), ("compressed-tensors", {}), ("gptq", {}),
     ("awq", {}),

@@ -20,11 +20,11 @@ from quantkit.models import architectures
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.inspection import inspection
 from quantkit.models.spec import architecture, parse_config
-from quantkit.pipeline.quantization import quantized
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from tests.support.memory import random_arrays, tiny_config
+from tests.support.runs import quantized
 
 TOY = '''
 """Toys: dense decoders with three scalars under names of their own."""
@@ -54,7 +54,7 @@ CONFIG = tiny_config(
     scale_emb=None, scale_depth=None, dim_model_base=None, intermediate_size=128,
 )  # fmt: skip
 IDS = [1, 7, 42, 5, 90, 33, 2, 64]
-INT4 = QuantSpec(bits=4, group_size=32)
+INT4 = AffineGroups(bits=4, group_size=32)
 
 
 @pytest.fixture
@@ -148,6 +148,6 @@ def test_containers_of_engines_that_do_not_know_it_refuse_it_by_name(toy: Checkp
     with pytest.raises(UnsupportedModel, match="gguf has no architecture 'toy'") as refusal:
         registry.exporter("gguf").prepare(toy, ExportOptions())
     assert "--arch llama" in (refusal.value.hint or "")
-    int4 = quantized(toy, QuantSpec(bits=4, group_size=-1), "rtn").checkpoint
+    int4 = quantized(toy, AffineGroups(bits=4, group_size=-1), "rtn").checkpoint
     with pytest.raises(UnsupportedSpec, match=r"CPM\.cu knows no toy"):
         registry.exporter("marlin").prepare(int4, ExportOptions())
