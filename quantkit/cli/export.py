@@ -30,11 +30,10 @@ def export(
     output = Output(as_json=as_json)
     name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
     checkpoint = open_checkpoint(source)
-    output.notes(checkpoint.notes)
     with output.bars() as bars:
         progress = bars.fraction(f"writing {out.name}")
         done = write(name, checkpoint, out, options, overwrite=overwrite, wrote=progress)
-    output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
+    output.notes(done.manifest["notes"])
     weights = sum(weight.size for weight in checkpoint.weights.values())
     output.result(
         {
