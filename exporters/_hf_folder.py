@@ -27,6 +27,7 @@ from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
+from quantkit.text.companions import with_companions
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -102,9 +103,9 @@ def read_checkpoint(
         notes: what the reader has to say besides the folder's own notes.
 
     Raises:
-        IncompleteCheckpoint, InconsistentCheckpoint: see `select_weights`.
+        IncompleteCheckpoint, InconsistentCheckpoint, MalformedFile: see `select_weights` and `with_companions`.
     """
-    return Checkpoint(
+    checkpoint = Checkpoint(
         path=folder.path,
         format=container,
         config=folder.config,
@@ -114,6 +115,7 @@ def read_checkpoint(
         inputs=folder.inputs,
         notes=(*folder.notes, *config_notes(folder.config, where=str(folder.path / CONFIG_NAME)), *notes),
     )
+    return with_companions(checkpoint)
 
 
 def quantized_views(checkpoint: Checkpoint, *, linears_only: bool = False) -> list[QuantizedView]:

@@ -7,7 +7,7 @@ laws that every one of them must pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -200,11 +200,35 @@ class Session(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What the reference runtime predicts on one prompt of T tokens.
+
+    exact: float32 logits [T, vocab], row t predicts token t + 1.
+    rounded: the same with every matrix's input rounded to int8, which is what correct integer kernels may lose;
+    None where it was not asked for.
+    """
+
+    exact: np.ndarray
+    rounded: np.ndarray | None
+
+
 class OracleSession(Session, Protocol):
     """What the reference runtime's sessions can do beyond `Session`."""
 
-    def rounded_logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """As `logits`, with every matrix's input rounded to int8: what correct integer kernels may lose."""
+    def predictions(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        rounded: bool,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Iterator[Predictions]:
+        """Yield the predictions on each of the prompts' token ids, in order.
+
+        All prompts run through a block before the next one is read, so every weight is read once. Only the logits
+        that are being yielded are held. `progress` is told what is being done ("block 3 of 24"), steps done, and steps
+        in all, at least every few seconds.
+        """
         ...
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:

@@ -30,10 +30,18 @@ def export(
     output = Output(as_json=as_json)
     name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
     checkpoint = open_checkpoint(source)
+    output.notes(checkpoint.notes)
     with output.bars() as bars:
         progress = bars.fraction(f"writing {out.name}")
         done = write(name, checkpoint, out, options, overwrite=overwrite, wrote=progress)
-    output.notes(done.manifest["notes"])
+    output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
+    moved = done.manifest["figures"].get("largest_move_in_steps", {})
+    if moved:
+        worst, steps = max(moved.items(), key=lambda item: float(item[1]))
+        output.note(
+            f"note: minimums are rounded to float16: weights of {len(moved)} tensors move by at most {steps:.2g} "
+            f"steps ({worst})"
+        )
     weights = sum(weight.size for weight in checkpoint.weights.values())
     output.result(
         {
@@ -43,6 +51,7 @@ def export(
             "bits_per_weight": done.size * 8 / weights,
             "options": done.manifest["options"],
             "notes": done.manifest["notes"],
+            "figures": done.manifest["figures"],
         },
         lines=[f"{out}: {human_size(done.size)}, {done.size * 8 / weights:.2f} bits per weight, re-read and hashed"],
     )

@@ -28,6 +28,8 @@ def golden(
     checkpoint = open_checkpoint(model)
     prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
     planned = record(checkpoint, prompts)
+    for note in checkpoint.notes:
+        output.note(f"note: {note}")
     with output.bars() as bars:
         progress = bars.counter(f"recording {out.name}", planned.size)
         done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)

@@ -80,7 +80,7 @@ def quantize(
 
     A run that was stopped, by whatever, goes on after its last finished block when the same command is given again.
     """
-    from quantkit import AffineGroups, CalibrationOptions, Compute, QuantizeOptions
+    from quantkit import AffineGroups, CalibrationOptions, Compute, QuantizeOptions, open_checkpoint
     from quantkit import Recipe as Rules
     from quantkit import quantize as make
 
@@ -98,9 +98,11 @@ def quantize(
         fisher=fisher,
     )
     compute = Compute(threads=threads or os.cpu_count() or 1, device=device, bfloat16=bfloat16)
+    checkpoint = open_checkpoint(model)
+    output.notes(checkpoint.notes)
     with output.bars() as bars:
         done = make(
-            model,
+            checkpoint,
             out,
             options,
             compute=compute,
@@ -109,7 +111,7 @@ def quantize(
             wrote=bars.fraction(f"quantizing to {out.name}"),
             generated=bars.fraction("writing calibration text"),
         )
-    output.notes(done.manifest["notes"])
+    output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
     report = done.manifest["report"]
     rows = table("layer", "error", right=("error",))
     for name, tensor in report["tensors"].items():

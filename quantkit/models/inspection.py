@@ -23,12 +23,11 @@ class KindCount:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Facts in reading order, sums per type, every tensor, and what reading found worth telling."""
+    """Facts in reading order, sums per type, and every tensor."""
 
     facts: Mapping[str, Any]
     kinds: tuple[KindCount, ...]
     tensors: tuple[PlannedTensor, ...]
-    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -68,7 +67,7 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
         row[0] += 1
         row[1] += weight.size
         row[2] += tensor.nbytes
-    return Inspection(facts, tuple(KindCount(kind, *row) for kind, row in counts.items()), tensors, checkpoint.notes)
+    return Inspection(facts, tuple(KindCount(kind, *row) for kind, row in counts.items()), tensors)
 
 
 def _describe(name: str, weight: Weight) -> PlannedTensor:

@@ -23,7 +23,7 @@ from quantkit.models.spec import Role
 from quantkit.protocols import ExportOptions
 from quantkit.runtimes import vllm
 from quantkit.runtimes._vllm_server import log_prob_rows
-from quantkit.runtimes.reference import ReferenceSession
+from quantkit.runtimes.reference.runtime import ReferenceSession
 from quantkit.runtimes.vllm import RUNTIME, VLLMSession
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.verification.metrics import max_abs_log_prob_difference, top1_agreement
@@ -191,7 +191,7 @@ def test_shapes_and_layouts_of_its_kernels_are_known(native):
     down = checkpoint.weights["model.layers.0.mlp.down_proj.weight"]
     odd = replace(checkpoint, weights={**checkpoint.weights, down.name: replace(down, shape=(256, 528))})
     assert "256 x 528" in (RUNTIME.refuses(odd) or "")
-    free = replace(down, spec=replace(SPEC, symmetric=False))
+    free = replace(down, scheme=replace(SPEC, symmetric=False))
     asymmetric = replace(checkpoint, weights={**checkpoint.weights, down.name: free})
     assert RUNTIME.refuses(asymmetric) is None
     assert "without zero points" in (RUNTIME.refuses(replace(asymmetric, format="gptq")) or "")
