@@ -34,5 +34,4 @@ def inspect(
         listing.add_row(tensor.name, tensor.type, " x ".join(map(str, tensor.shape)))
     shown = [summary, kinds, listing] if tensors else [summary, kinds]
     output.result({**found.to_json(), "notes": list(checkpoint.notes)}, *shown)
-    for note in checkpoint.notes:
-        output.note(f"note: {note}")
+    output.notes(checkpoint.notes)
