@@ -21,7 +21,7 @@ def verify(
         str,
         typer.Option(
             "--engine",
-            help="auto, the name of an engine (see `quantkit formats`), reference for no other, or none to run nothing.",
+            help="auto, an engine's name (see `quantkit formats`), reference for no other, none to run nothing.",
         ),
     ] = "auto",
     max_kl: Annotated[

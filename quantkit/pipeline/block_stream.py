@@ -43,9 +43,10 @@ class BlockStream:
 
     layer: the current block, -1 before the first. tensors: its quantized weights by name. norms: its norms that
     smoothing has changed, in their own dtypes, by name. scales: what its outputs were divided by. wanted: grid and
-    method of every weight that is quantized, by name; the others stay as they are. smooth: see `quantkit.solver.smoothing.smoothable`. fisher: whether errors of
-    outputs count by what they do to the predictions (`quantkit.calibration.fisher`). device: where blocks are computed.
-    bfloat16: whether their layers compute in it (`quantkit.calibration.autocast`).
+    method of every weight that is quantized, by name; the others stay as they are. smooth: see
+    `quantkit.solver.smoothing.smoothable`. fisher: whether errors of outputs count by what they do to the predictions
+    (`quantkit.calibration.fisher`). device: where blocks are computed. bfloat16: whether their layers compute in it
+    (`quantkit.calibration.autocast`).
     """
 
     def __init__(

@@ -48,7 +48,8 @@ class Smoothing:
         if shared == 1:
             return scale
         heads = scale.reshape(-1, self.spec.head_dim)
-        return np.repeat(heads, shared, axis=0).reshape(-1)
+        repeated: np.ndarray = np.repeat(heads, shared, axis=0).reshape(-1)
+        return repeated
 
 
 def norm_names(spec: ModelSpec) -> tuple[str, ...]:
@@ -67,4 +68,5 @@ def norm_ratio(original: np.ndarray, changed: np.ndarray) -> np.ndarray:
     """original / changed in float32 as `quantkit.solver.smoothing.folded_norm` has it; 1 where nothing changed."""
     with np.errstate(all="ignore"):
         ratio = np.divide(original, changed, dtype=np.float64).astype(np.float32)
-    return np.where(original == changed, np.float32(1), ratio)
+    settled: np.ndarray = np.where(original == changed, np.float32(1), ratio)
+    return settled

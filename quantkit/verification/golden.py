@@ -30,9 +30,9 @@ from quantkit.files.digest import PIECE
 from quantkit.files.json_file import parse_json
 from quantkit.files.source_file import SourceFile
 from quantkit.models.spec import ModelSpec
+from quantkit.verification.prompts import Prompt
 from quantkit.verification.steps.identity import TextFacts, spec_from_json
 from quantkit.verification.steps.limits import RoundingCost
-from quantkit.verification.prompts import Prompt
 from quantkit.verification.weight_facts import WeightFacts
 
 MAGIC = b"QKGOLDEN"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from quantkit.files.digest import source_digest
+from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import EMBEDDING, folded
 from quantkit.models.spec import ModelSpec, TensorSlot
 from quantkit.tensors.digests import RoundedDigests
 from quantkit.tensors.views import QuantizedView, TensorView
 from quantkit.verification.weight_facts import SKETCH_DEVIATION, Sketcher, WeightFacts, value_chunks
+
+if TYPE_CHECKING:
+    from quantkit.verification.golden import Golden
+    from quantkit.verification.steps.identity import TextFacts
 
 SKETCHED = 5.5 * SKETCH_DEVIATION
 """Relative deviation of an error read from a sketch that chance does not reach: 5.5 standard errors."""
@@ -92,7 +99,8 @@ class RecordedWeights:
         """See `OriginalWeights`."""
         _, facts, factor = self._facts(slot)
         assert facts.values is not None
-        return facts.values * np.float32(factor)
+        values: np.ndarray = facts.values * np.float32(factor)
+        return values
 
     def meter(self, slot: TensorSlot) -> Meter:
         """See `OriginalWeights`."""
@@ -145,7 +153,10 @@ class ModelWeights:
         if isinstance(view, QuantizedView):
             tensor = view.read()
             view = TensorView(
-                view.name, np.dtype("<f4"), view.shape, lambda start, stop: tensor.part(slice(start, stop)).dequantized()
+                view.name,
+                np.dtype("<f4"),
+                view.shape,
+                lambda start, stop: tensor.part(slice(start, stop)).dequantized(),
             )
         return _ExactMeter(view)
 
@@ -160,3 +171,39 @@ class _ExactMeter:
 
     def damage(self) -> float:
         return self._damage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Original:
+    """What an artifact is held to.
+
+    text: facts of its tokenizer, or why they cannot be read. golden, model: what was given. parent: whether `model` is
+    the quantized model that the artifact was exported from, and there is no golden file.
+    """
+
+    spec: ModelSpec
+    text: TextFacts | str
+    golden: Golden | None
+    model: Checkpoint | None
+    parent: bool
+
+    def weights(self, artifact: ModelSpec) -> OriginalWeights:
+        """Its weights, as an artifact of that architecture must hold them."""
+        folds = artifact.architecture != self.spec.architecture
+        if self.golden is not None:
+            return RecordedWeights(self.spec, self.golden.tensors, self.golden.folded, folds=folds)
+        assert self.model is not None
+        return ModelWeights(self.model, folds=folds)
+
+
+def same_files(checkpoint: Checkpoint, model: Checkpoint | None, source: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Whether the weight files are those of a golden file's `source`, or of `model`; hashes only if the sizes agree."""
+    sizes = sorted(SourceFile.open(path).size for path in checkpoint.inputs)
+    if source is None:
+        if model is None or sizes != sorted(SourceFile.open(path).size for path in model.inputs):
+            return False
+        source = source_digest(model.inputs)
+    elif sizes != sorted(entry.get("size", -1) for entry in source):
+        return False
+    digests = sorted(str(entry.get("sha256")) for entry in source)
+    return bool(sizes) and digests == sorted(entry["sha256"] for entry in source_digest(checkpoint.inputs))

@@ -13,16 +13,13 @@ docs/decisions/0010-what-verify-proves.md tells what each limit rests on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantkit import registry
 from quantkit.artifacts.manifest import check_files, manifest_path, read_manifest
 from quantkit.errors import BadOption, QuantkitError, VerificationFailed
-from quantkit.files.digest import source_digest
-from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.models.precision import precision_of
@@ -32,13 +29,12 @@ from quantkit.text.tokenizer import open_tokenizer
 from quantkit.text.vocabulary import has_vocabulary
 from quantkit.verification.engines import NO_ENGINE, ORACLE, engine_of
 from quantkit.verification.golden import Golden
-from quantkit.verification.original import ModelWeights, OriginalWeights, RecordedWeights
+from quantkit.verification.original import Original, same_files
 from quantkit.verification.prompts import Prompt, default_prompts
 from quantkit.verification.recording import is_quantized
 from quantkit.verification.report import FAILED, PASSED, SKIPPED, STEPS, Check, Divergence, Report, Step
 from quantkit.verification.steps import predictions
 from quantkit.verification.steps.identity import (
-    TextFacts,
     expected_spec,
     read_facts,
     spec_differences,
@@ -70,29 +66,6 @@ class VerifyOptions:
     max_kl: float | None = None
     prompts: int | None = None
     needs_manifest: bool = True
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Original:
-    """What an artifact is held to.
-
-    text: facts of its tokenizer, or why they cannot be read. golden, model: what was given. parent: whether `model` is
-    the quantized model that the artifact was exported from, and there is no golden file.
-    """
-
-    spec: ModelSpec
-    text: TextFacts | str
-    golden: Golden | None
-    model: Checkpoint | None
-    parent: bool
-
-    def weights(self, artifact: ModelSpec) -> OriginalWeights:
-        """Its weights, as an artifact of that architecture must hold them."""
-        folds = artifact.architecture != self.spec.architecture
-        if self.golden is not None:
-            return RecordedWeights(self.spec, self.golden.tensors, self.golden.folded, folds=folds)
-        assert self.model is not None
-        return ModelWeights(self.model, folds=folds)
 
 
 def verify(
@@ -247,7 +220,9 @@ class Proof:
             problems += [found] if isinstance(found, str) else text_differences(original.text, found)
             if not isinstance(found, str) and original.text.vocabulary is not None and found.vocabulary is not None:
                 problems += token_differences(checkpoint, prompts)
-        whose = "the original's" if checkpoint.spec.architecture == original.spec.architecture else "the folded original's"
+        whose = (
+            "the original's" if checkpoint.spec.architecture == original.spec.architecture else "the folded original's"
+        )
         self._add("identity", problems, f"scalars, tokens, template and end tokens are {whose}")
 
     def _self_problems(self, checkpoint: Checkpoint, original: Original, runtime: Runtime | None) -> list[str]:
@@ -255,7 +230,7 @@ class Proof:
         if original.golden is not None and original.golden.quantized:
             return [f"the golden file was recorded from a quantized model: {NOTHING_PROVED}"]
         source = original.golden.source if original.golden is not None else None
-        if not _same_files(checkpoint, original.model, source):
+        if not same_files(checkpoint, original.model, source):
             return []
         same_place = original.model is not None and original.model.path.resolve() == checkpoint.path.resolve()
         if is_quantized(checkpoint) or (same_place and source is None and runtime is None):
@@ -326,13 +301,17 @@ class Proof:
             self._skip("engine", "no engine was run")
         elif self._failed is None:
             found = predictions.ask_engine(
-                runtime, checkpoint, prompts, answers, trusted, self._part(ends[2], ends[3])
+                runtime, checkpoint, prompts, answers, trusted=trusted, progress=self._part(ends[2], ends[3])
             )
             self._divergence = found.divergence
             self._add("engine", found.problems, f"{runtime.name} predicts what the reference predicts", found.checks)
 
     def _trace(
-        self, checkpoint: Checkpoint, original: Original | None, prompts: Sequence[Prompt], place: tuple[int, int | None]
+        self,
+        checkpoint: Checkpoint,
+        original: Original | None,
+        prompts: Sequence[Prompt],
+        place: tuple[int, int | None],
     ) -> None:
         if original is not None and original.model is not None and prompts and self._options.engine != NO_ENGINE:
             index, position = place
@@ -347,16 +326,3 @@ class Proof:
 
 def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return {slot.name: slot.shape for slot in spec.slots()}
-
-
-def _same_files(checkpoint: Checkpoint, model: Checkpoint | None, source: Sequence[Mapping[str, Any]] | None) -> bool:
-    """Whether the weight files are those of `source`, a golden file's, or of `model`; hashes only if the sizes agree."""
-    sizes = sorted(SourceFile.open(path).size for path in checkpoint.inputs)
-    if source is None:
-        if model is None or sizes != sorted(SourceFile.open(path).size for path in model.inputs):
-            return False
-        source = source_digest(model.inputs)
-    elif sizes != sorted(entry.get("size", -1) for entry in source):
-        return False
-    digests = sorted(str(entry.get("sha256")) for entry in source)
-    return bool(sizes) and digests == sorted(entry["sha256"] for entry in source_digest(checkpoint.inputs))

@@ -27,11 +27,11 @@ from quantkit.verification.golden import (
     VERSION,
     Golden,
 )
-from quantkit.verification.steps.identity import spec_to_json, text_facts
-from quantkit.verification.steps.limits import RoundingCost
 from quantkit.verification.metrics import kl_divergence
 from quantkit.verification.original import source_name
 from quantkit.verification.prompts import Prompt
+from quantkit.verification.steps.identity import spec_to_json, text_facts
+from quantkit.verification.steps.limits import RoundingCost
 from quantkit.verification.weight_facts import weight_facts
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ Progress = Callable[[str, int, int], None]
 """Told what is being done, steps done, steps in all."""
 
 
-def record(
-    checkpoint: Checkpoint, prompts: Sequence[Prompt], *, progress: Progress | None = None
-) -> PlannedArtifact:
+def record(checkpoint: Checkpoint, prompts: Sequence[Prompt], *, progress: Progress | None = None) -> PlannedArtifact:
     """Plan the golden file of `checkpoint`; see `recorded`.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Comparison:
     def of(cls, prompt: str, trusted: np.ndarray, tested: np.ndarray, limit: float | None = None) -> Comparison:
         """Compare logits [T, V] on the prompt of this name."""
         (agreement,) = compared(trusted, tested)
-        return cls(prompt, len(trusted), *astuple(agreement), limit)
+        return cls(prompt, len(trusted), **asdict(agreement), limit=limit)
 
     @property
     def passed(self) -> bool:
@@ -129,7 +129,9 @@ class Divergence:
     def line(self) -> str:
         """One line of text."""
         place = f" from token {self.position} on" if self.position is not None else ""
-        stage = f", first in {self.stage} ({self.relative_errors[self.stage]:.2g} off)" if self.stage is not None else ""
+        stage = (
+            f", first in {self.stage} ({self.relative_errors[self.stage]:.2g} off)" if self.stage is not None else ""
+        )
         return f"first divergence: {self.of} leaves {self.from_} on prompt {self.prompt!r}{place}{stage}"
 
 
@@ -214,9 +216,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: every field, with the verdict and each check's sums added; NaN becomes null."""
-        steps = [
-            {**asdict(step), "checks": [_check_to_json(check) for check in step.checks]} for step in self.steps
-        ]
+        steps = [{**asdict(step), "checks": [_check_to_json(check) for check in step.checks]} for step in self.steps]
         data: dict[str, Any] = plain(  # type: ignore[assignment]
             {
                 **asdict(self),

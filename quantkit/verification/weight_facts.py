@@ -93,7 +93,8 @@ class Sketcher:
 
     def sketch(self) -> np.ndarray:
         """float64 [SKETCH]."""
-        return self._sums.copy()
+        sums: np.ndarray = self._sums.copy()
+        return sums
 
 
 def rows_per_chunk(shape: tuple[int, ...], elements: int = 1 << 20) -> int:

@@ -82,7 +82,11 @@ def _file_digest(name: str, data: bytes) -> str:
         if name == GENERATION_FILE:  # the rest of it is taste, and tools write their version into it
             value = {key: value.get(key) for key in GENERATION_TOKENS}
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-    return hashlib.sha256(data).hexdigest() if not name.endswith(".jinja") else _text_digest(data.decode("utf-8", "replace"))
+    return (
+        hashlib.sha256(data).hexdigest()
+        if not name.endswith(".jinja")
+        else _text_digest(data.decode("utf-8", "replace"))
+    )
 
 
 def spec_to_json(spec: ModelSpec) -> dict[str, Any]:

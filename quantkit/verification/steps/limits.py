@@ -50,13 +50,16 @@ def noise(arithmetic: str, spec: ModelSpec) -> float:
     independent: `SUMS` times as much is taken.
     """
     sums = SUMS * (ROUNDINGS + max(spec.hidden_size, spec.intermediate_size)) * FLOAT32_NOISE
-    return sums + {
-        "float32": 0.0,
-        "float16 inputs": FLOAT16_NOISE,
-        "bfloat16 inputs": FLOAT16_NOISE * 64,
-        "float16": FLOAT16_NOISE * ROUNDINGS,
-        "int8 inputs": INT8_NOISE,
-    }[arithmetic]
+    return (
+        sums
+        + {
+            "float32": 0.0,
+            "float16 inputs": FLOAT16_NOISE,
+            "bfloat16 inputs": FLOAT16_NOISE * 64,
+            "float16": FLOAT16_NOISE * ROUNDINGS,
+            "int8 inputs": INT8_NOISE,
+        }[arithmetic]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +88,7 @@ class RoundingCost:
 def mixed(kl: Sequence[float], positions: Sequence[int]) -> tuple[float, ...]:
     """Each prompt's KL with the mean of all positions, which counts for `PRIOR_POSITIONS` of its own."""
     mean = sum(k * n for k, n in zip(kl, positions, strict=True)) / sum(positions)
-    return tuple(
-        (k * n + mean * PRIOR_POSITIONS) / (n + PRIOR_POSITIONS) for k, n in zip(kl, positions, strict=True)
-    )
+    return tuple((k * n + mean * PRIOR_POSITIONS) / (n + PRIOR_POSITIONS) for k, n in zip(kl, positions, strict=True))
 
 
 def noise_limits(
@@ -135,4 +136,3 @@ def _interpolated(points: Sequence[tuple[float, float]], error: float) -> float:
     x = np.log([point[0] for point in points])
     y = np.log([max(point[1], 1e-30) for point in points])
     return float(np.exp(np.interp(math.log(error), x, y)))
-

@@ -1,12 +1,12 @@
 """The numbers of an artifact, tensor by tensor, each read once: are they the original's, and those of the run?
 
-    dense       the digest is that of the original's values, rounded on the way as a dense artifact may round them
-    norms       the same; or what the run's manifest says that smoothing made of them (without a manifest: anything that
-                the layers behind make up for, which their errors tell)
-    quantized   the digest of codes, scales and offsets is the manifest's, and the error from the original, with
-                smoothing undone, is the recorded one, from above and from below; where none is recorded it is at most
-                `WORST` times what rounding to the artifact's own grid costs
-    parent      every tensor holds the numbers of the quantized model that it was exported from
+dense       the digest is that of the original's values, rounded on the way as a dense artifact may round them
+norms       the same; or what the run's manifest says that smoothing made of them (without a manifest: anything that
+            the layers behind make up for, which their errors tell)
+quantized   the digest of codes, scales and offsets is the manifest's, and the error from the original, with
+            smoothing undone, is the recorded one, from above and from below; where none is recorded it is at most
+            `WORST` times what rounding to the artifact's own grid costs
+parent      every tensor holds the numbers of the quantized model that it was exported from
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from quantkit.solver.unsmoothing import Smoothing, divided_names, norm_names, no
 from quantkit.tensors.digests import values_digest
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
-from quantkit.verification.steps.limits import FLOAT16_NOISE
 from quantkit.verification.original import OriginalWeights
+from quantkit.verification.steps.limits import FLOAT16_NOISE
 from quantkit.verification.weight_facts import rows_per_chunk, value_chunks
 
 WORST = 10.0
@@ -67,7 +67,9 @@ def read_record(manifest: Mapping[str, Any] | None, spec: ModelSpec) -> Record:
     """The record in a manifest; entries of another kind than expected count as missing."""
     parts = [(manifest or {}).get("weights"), ((manifest or {}).get("report") or {}).get("weights")]
     found = [part for part in parts if isinstance(part, Mapping)]
-    digests, values, errors = {}, {}, {}
+    digests: dict[str, str] = {}
+    values: dict[str, str] = {}
+    errors: dict[str, float] = {}
     norms: dict[str, str] = {}
     divided: dict[str, np.ndarray] = {}
     sizes = divided_names(spec)
@@ -123,7 +125,9 @@ class WeightCheck:
         self._findings = Findings([])
         self._layers = [0.0, 0.0]
         self._smoothing = Smoothing(artifact.spec, {})
-        self._quantized = any(isinstance(view, QuantizedView) for view in artifact.weights.values()) or bool(record.values)
+        self._quantized = any(isinstance(view, QuantizedView) for view in artifact.weights.values()) or bool(
+            record.values
+        )
 
     def slots(self) -> Iterator[TensorSlot]:
         """Compare tensor by tensor; yields each when it has been."""
@@ -145,7 +149,9 @@ class WeightCheck:
         slots = {slot.name: slot for slot in self._artifact.spec.slots()}
         for name in norm_names(self._artifact.spec):
             changed = self._values(self._artifact.weights[name])
-            if values_digest([changed]) not in original.digests(slots[name]).values() and self._may_be_smoothed(name, changed):
+            if values_digest([changed]) not in original.digests(slots[name]).values() and self._may_be_smoothed(
+                name, changed
+            ):
                 ratio = norm_ratio(original.vector(slots[name]), changed)
                 if np.isfinite(ratio).all() and (ratio > 0).all():
                     scales[name] = ratio
@@ -251,7 +257,7 @@ def _share(squared_error: float) -> str:
 
 def grid_damage(tensor: QuantizedTensor) -> float:
     """||W - Q||^2 that rounding to the grid of `tensor` costs: step^2 / 12 for every weight."""
-    width = tensor.shape[1] // tensor.scale.shape[1]
+    width: int = tensor.shape[1] // tensor.scale.shape[1]
     return float(np.square(tensor.scale.astype(np.float64)).sum()) * width / 12
 
 

@@ -44,9 +44,7 @@ def recorded(golden: Golden, squared_error: float, count: int) -> Trusted:
     return Trusted(golden.logits, limits)
 
 
-def computed(
-    model: Checkpoint, prompts: Sequence[Prompt], squared_error: float, progress: Progress | None
-) -> Trusted:
+def computed(model: Checkpoint, prompts: Sequence[Prompt], squared_error: float, progress: Progress | None) -> Trusted:
     """From the original itself, by the reference."""
     logits, rounded = [], []
     for answer in predicted(model.path, prompts, rounded=True, progress=progress):
@@ -121,6 +119,7 @@ def ask_engine(
     checkpoint: Checkpoint,
     prompts: Sequence[Prompt],
     answers: Answers,
+    *,
     trusted: Trusted | None,
     progress: Progress | None,
 ) -> EngineFindings:
@@ -151,7 +150,9 @@ def ask_engine(
                     far.append(Comparison.of(prompt.name, trusted.logits[index], logits, both))
                 if not near[-1].passed and divergence is None:
                     place = first_position(answers.exact[index], logits, limits[index])
-                    divergence = engine_divergence(session, runtime.name, checkpoint.path, prompt, place, arithmetic)
+                    divergence = engine_divergence(
+                        session, checkpoint.path, prompt, place, engine=runtime.name, arithmetic=arithmetic
+                    )
     except EngineFailed as error:
         problems.append(str(error))
     checks = [Check(f"{runtime.name} against {ORACLE}", "kl", None, tuple(near))] if near else []
@@ -162,10 +163,10 @@ def ask_engine(
 def tokenizer_problems(session: Session, name: str, prompts: Sequence[Prompt]) -> list[str]:
     """One line for each prompt that an engine with a tokenizer of its own reads otherwise."""
     tokenize = getattr(session, "tokenize", None)
+    if tokenize is None:
+        return []
     problems = []
-    for prompt in prompts if tokenize is not None else ():
-        if not prompt.text:
-            continue
+    for prompt in (prompt for prompt in prompts if prompt.text):
         ids = tokenize(prompt.text, add_special=True, parse_special=True)
         common = min(len(ids), len(prompt.token_ids))
         if tuple(ids[:common]) != prompt.token_ids[:common]:

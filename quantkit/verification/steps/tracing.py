@@ -50,7 +50,7 @@ def artifact_divergence(
 
 
 def engine_divergence(
-    session: Session, name: str, path: Path, prompt: Prompt, position: int, arithmetic: str
+    session: Session, path: Path, prompt: Prompt, position: int, *, engine: str, arithmetic: str
 ) -> Divergence:
     """Where an engine leaves the reference; the stage is named where its session has `trace`."""
     trace = cast("Callable[[Sequence[int]], Trace] | None", getattr(session, "trace", None))
@@ -61,7 +61,7 @@ def engine_divergence(
         except QuantkitError:
             errors = {}
     stage = first_divergence(errors, ENGINE_STAGE_LIMITS[arithmetic])
-    return Divergence(name, ORACLE, prompt.name, position, stage, errors)
+    return Divergence(engine, ORACLE, prompt.name, position, stage, errors)
 
 
 def _oracle_trace(path: Path, token_ids: Sequence[int]) -> Trace:
