@@ -6,6 +6,7 @@ checkpoint → GGUF f16, and a plain Llama in a Hugging Face folder
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +82,13 @@ def run_demo(model: Path, golden_file: Path, out: Path, *, threads: int, overwri
 
 def _prove(path: Path, name: str, planned: PlannedArtifact, weights: int, golden: Golden, *, engine: str) -> Row:
     report: Report = verify(path, golden=golden, engine=engine)
-    last = report.checks[-1]
+    last = report.checks[-1] if report.checks else None
     return Row(
         name=name,
         size=planned.size,
         bits_per_weight=planned.size * 8 / weights,
         engine=report.engine or "reference",
-        kl=last.kl,
-        top1=last.top1,
+        kl=last.kl if last is not None else math.nan,
+        top1=last.top1 if last is not None else math.nan,
         passed=report.passed,
     )
