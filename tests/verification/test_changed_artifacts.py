@@ -17,15 +17,16 @@ from quantkit.artifacts.publishing import publish
 from quantkit.cli.app import main
 from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.pipeline.quantization import quantized
+from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.quantization import Quantization
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.text.vocabulary import read_vocabulary, vocabulary_files
 from quantkit.verification.golden import Golden, read_golden
-from quantkit.verification.proof import verify
 from quantkit.verification.prompts import default_prompts
+from quantkit.verification.proof import verify
 from quantkit.verification.recording import recorded
 from tests.support.wrong_models import signed
 
@@ -38,7 +39,10 @@ def golden(golden_model: Path) -> Golden:
 @pytest.fixture(scope="module")
 def run(golden_model: Path, tmp_path_factory) -> Path:
     """The golden model in 4 bits, a folder."""
-    made = quantized(registry.open_checkpoint(golden_model), QuantSpec(bits=4, group_size=128), "rtn")
+    made = Quantization(
+        registry.open_checkpoint(golden_model),
+        QuantizeOptions(method="rtn", scheme=AffineGroups(bits=4, group_size=128)),
+    )
     planned = registry.exporter("compressed-tensors").prepare(made.checkpoint, ExportOptions())
     return publish(planned, tmp_path_factory.mktemp("run") / "int4", report=made.report).path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 import struct
@@ -17,7 +18,7 @@ from quantkit.errors import BadOption, GoldenMismatch, IncompleteFile, Malformed
 from quantkit.models.folding import folded
 from quantkit.runtimes.reference import ReferenceSession
 from quantkit.tensors.digests import values_digest
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.verification.golden import read_golden
 from quantkit.verification.prompts import Prompt, default_prompts
@@ -146,12 +147,12 @@ def test_a_sketch_tells_the_distance_of_two_matrices():
 def test_rounding_costs_more_the_fewer_bits(golden_file):
     costs = read_golden(golden_file).rounding
     assert [cost.bits for cost in costs] == [8, 4, 3, 2]
-    assert all(a.error < b.error / 3 for a, b in zip(costs, costs[1:], strict=False))
-    assert all(sum(a.kl) < sum(b.kl) for a, b in zip(costs, costs[1:], strict=False))
+    assert all(a.error < b.error / 3 for a, b in itertools.pairwise(costs))
+    assert all(sum(a.kl) < sum(b.kl) for a, b in itertools.pairwise(costs))
 
 
 def test_a_quantized_model_is_recorded_as_one():
-    spec = QuantSpec(bits=4, group_size=32)
+    spec = AffineGroups(bits=4, group_size=32)
     model = quantized_model(tiny_config(), linears(spec))
     assert recorded(model, PROMPTS).quantized
 
