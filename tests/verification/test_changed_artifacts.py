@@ -70,9 +70,10 @@ def failed_step(artifact: Path, **options: object) -> str:
 
 
 @pytest.mark.parametrize("arch", ["native", "llama"])
-@pytest.mark.parametrize(("name", "kind"), [("gguf", "q4_0"), ("gguf", "q8_0"), ("gptq", None), ("hf", "bf16")])
-def test_an_export_proves_that_it_holds_the_numbers_of_its_parent(run, golden, tmp_path, name, kind, arch):
-    artifact = exported(run, tmp_path / "out", name, kind, arch)
+@pytest.mark.parametrize("container", ["gguf:q4_0", "gguf:q8_0", "gptq", "hf:bf16"])
+def test_an_export_proves_that_it_holds_the_numbers_of_its_parent(run, golden, tmp_path, container, arch):
+    name, _, kind = container.partition(":")
+    artifact = exported(run, tmp_path / "out", name, kind or None, arch)
     report = verify(artifact, against=run, engine="none")
     assert report.passed, report.lines()
     assert report.compared == "parent"
@@ -133,7 +134,9 @@ def test_a_vocabulary_that_was_rotated_is_another(golden_model, golden, tmp_path
         ("config.json", '"bos_token_id": 1', '"bos_token_id": 5'),
     ],
 )
-def test_a_file_that_says_something_else_is_noticed_though_it_is_signed(run, golden, tmp_path, file, old, new):
+def test_a_file_that_says_something_else_is_noticed_though_it_is_signed(
+    run: Path, golden: Golden, tmp_path: Path, *, file: str, old: str, new: str
+) -> None:
     artifact = Path(shutil.copytree(run, tmp_path / "copy"))
     text = (artifact / file).read_text()
     assert old in text

@@ -319,8 +319,8 @@ def test_auto_proves_a_gguf_file_in_llama_cpp(with_tokenizer, tmp_path, type, ar
         assert between.max_abs_log_prob_difference < 1e-4
         assert between.top1 == 1
     else:
-        # The limit is four times what rounding to int8 costs; less than half of that cost would mean that the engine did
-        # not use its kernels for quantized weights, and that the limit is too generous.
+        # The limit is four times what rounding to int8 costs; less than half of that cost would mean that the engine
+        # did not use its kernels for quantized weights, and that the limit is too generous.
         longer = between.comparisons[1]
         rounding = longer.limit / ENGINE_FACTOR
         assert 0.5 * rounding < longer.kl < 1.5 * rounding
