@@ -231,10 +231,6 @@ class OracleSession(Session, Protocol):
         """
         ...
 
-    def rounded_logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """As `logits`, with every matrix's input rounded to int8: what correct integer kernels may lose."""
-        ...
-
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
         """Every stage in order: "embedding", "block 0", ..., "final norm" [T, hidden], "logits" [T, vocab]; float32."""
         ...
