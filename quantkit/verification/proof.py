@@ -202,7 +202,7 @@ class Proof:
         if self._golden is not None:
             return self._golden.prompts[: self._options.prompts]
         source = registry.open_checkpoint(self._against) if self._against is not None else checkpoint
-        if self._options.engine == NO_ENGINE and not has_vocabulary(source):
+        if (self._options.engine == NO_ENGINE or self._failed) and not has_vocabulary(source):
             return ()
         made = default_prompts(open_tokenizer(source), max_tokens=checkpoint.spec.max_position_embeddings)
         return made[: self._options.prompts]
