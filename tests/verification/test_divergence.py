@@ -11,8 +11,8 @@ import pytest
 from quantkit import registry
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.verification.golden import Golden
-from quantkit.verification.proof import verify
 from quantkit.verification.prompts import Prompt
+from quantkit.verification.proof import verify
 from quantkit.verification.recording import recorded
 from quantkit.verification.steps.tracing import first_position
 from tests.support.tiny import write_tiny_checkpoint
