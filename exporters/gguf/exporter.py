@@ -35,6 +35,7 @@ from quantkit.errors import (
     UnsupportedModel,
     UnsupportedSpec,
 )
+from quantkit.exporters._recorded import measured
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.file import MAGIC, GGUFFile, read_gguf
@@ -136,6 +137,7 @@ class GGUF:
             tensors=tuple(PlannedTensor(n, b.name.lower(), s, tensor_bytes(b, s)) for n, b, s in infos),
             options={"type": main.name.lower(), "arch": options.arch},
             notes=(*model.notes, *_notes(model, chosen, main, vocabulary)),
+            measure=measured(model, self.read),
             figures=lambda: {MOVED: moved} if moved else {},
         )
 
