@@ -105,7 +105,7 @@ def verdicts(model: Checkpoint, container: str, *, target: str | None = None) ->
     """What every kernel that reads `container` says to the quantized weights of `model`; no tensor data is read.
 
     Args:
-        model: as it will lie in the container; see `quantkit.pipeline.quantization.planned`.
+        model: as it will lie in the container; see `quantkit.pipeline.planned_model.planned`.
         container: an exporter's name.
         target: the engine whose layout is meant, where the container has several.
     """

@@ -3,7 +3,7 @@
 Lin et al., "AWQ: Activation-aware Weight Quantization" (2023). Its scaling belongs to a whole block and is done by
 `quantkit.solver.smoothing` for every method that `smooths`. What remains for a single matrix is the search for a grid
 (the paper's clipping): scale and zero point of every group minimise the error weighted by the inputs' energy
-(`_search.py`, which needs torch; to plan with a method takes only what stands here).
+(`quantkit/solver/search.py`, which needs torch; to plan with a method takes only what stands here).
 """
 
 from __future__ import annotations

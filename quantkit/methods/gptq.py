@@ -3,18 +3,18 @@
 Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers" (2022), with everything on top of it that a standard container allows:
 
-    search      scale and zero point of every group minimise the error weighted by the inputs' energy  (_search.py)
-    act_order   columns with the most energy are rounded first; groups stay where they are on disk      (_feedback.py)
-    rounds      sweeps of coordinate descent over the codes, each with a closed-form refit of scales    (_refine.py)
+    search      scale and zero point of every group minimise the error weighted by the inputs' energy  (search.py)
+    act_order   columns with the most energy are rounded first; groups stay where they are on disk      (feedback.py)
+    rounds      sweeps of coordinate descent over the codes, each with a closed-form refit of scales    (refine.py)
     damping     share of H's mean diagonal added to it: the paper's 0.01 keeps H invertible, more of it keeps what is
                 made up for from hanging on what only the calibration text has
 
-and, where the statistics say what the outputs do to the predictions, feedback from row to row   (_row_feedback.py)
+and, where the statistics say what the outputs do to the predictions, feedback from row to row   (row_feedback.py)
 
 Without any it is the textbook's algorithm: a group's grid is chosen when its first column is reached. Where H cannot be
 factored, more and more damping is tried.
 
-The work is done in `_solver.py`, which needs torch; to plan with a method takes only what stands here.
+The work is done in `quantkit/solver/`, which needs torch; to plan with a method takes only what stands here.
 """
 
 from __future__ import annotations
