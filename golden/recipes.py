@@ -29,8 +29,8 @@ class Phase:
     """A stretch of training.
 
     lr, embed_lr: peak learning rates of the matrices in the blocks, and of embedding, head and norms. calm_price: on
-    how far log-probabilities move when inputs of matrices are disturbed (`golden.train.restlessness`). logit_price: on
-    the variance of the logits.
+    how far log-probabilities move when inputs of matrices are disturbed (`restlessness` in `golden/train.py`).
+    logit_price: on the variance of the logits.
     """
 
     name: str
