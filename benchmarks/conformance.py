@@ -1,7 +1,7 @@
 """Does every engine compute what the artifact says, for every container, architecture and kind of weights?
 
-    python -m benchmarks.conformance [--model DIR] [--golden FILE] [--engine NAME ...] [--only CONTAINER ...]
-                                     [--out FILE.md]
+    python -m benchmarks.conformance [--model DIR] [--golden FILE] [--engine NAME ...]
+                                     [--only CONTAINER[:TYPE] ...] [--out FILE.md]
 
 The model is quantized once per grid; every container that takes the result is written, natively and folded into a
 Llama, and every engine that takes the artifact runs all golden prompts. A row says how far the engine lies from the
@@ -84,8 +84,10 @@ def golden_of(model: Checkpoint, file: Path, folder: Path) -> Golden:
 
 
 def is_wanted(artifact: Artifact, only: Collection[str] | None) -> bool:
-    """Whether to run an artifact: a container asked for, or a dense one that others are compared with."""
-    return not only or artifact.container in only or (artifact.weights, artifact.options.type) == (DENSE, BASELINE)
+    """Whether to run an artifact: a container or a type of it asked for, or a dense one that others are compared with."""
+    names = {artifact.container, f"{artifact.container}:{artifact.type}"}
+    is_baseline = (artifact.weights, artifact.options.type) == (DENSE, BASELINE)
+    return not only or is_baseline or not names.isdisjoint(only)
 
 
 def main() -> int:
@@ -94,7 +96,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=ROOT / "golden" / "model")
     parser.add_argument("--golden", type=Path, default=ROOT / "golden" / "golden.bin")
     parser.add_argument("--engine", nargs="+", choices=registry.names("runtimes"), help="only these; default: all")
-    parser.add_argument("--only", nargs="+", choices=registry.names("exporters"), help="only these containers")
+    parser.add_argument("--only", nargs="+", help="only these containers, or types of them: awq gguf:q4_1")
     parser.add_argument("--method", default=METHOD, help="how to quantize")
     parser.add_argument("--out", type=Path, help="Markdown file to write; rows of it that are not made anew stay")
     arguments = parser.parse_args()

@@ -174,8 +174,8 @@ def remedy(page: Page, today: Mapping[tuple[str, Key], Stamp]) -> str:
     """The command that makes the stale rows again, and no other than it must."""
     places = [place for place in {**page.rows, **today} if page.stamps.get(place) != today.get(place)]
     engines = " ".join(sorted({engine for engine, _ in places}))
-    containers = " ".join(sorted({key[0] for _, key in places}))
-    return f"python -m benchmarks.conformance --engine {engines} --only {containers} --out docs/conformance.md"
+    types = " ".join(sorted({f"{container}:{kind}" for _, (container, kind, *_) in places}))
+    return f"python -m benchmarks.conformance --engine {engines} --only {types} --out docs/conformance.md"
 
 
 def _shown(place: tuple[str, Key]) -> str:

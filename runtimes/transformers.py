@@ -29,7 +29,7 @@ from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import EMBEDDING
 from quantkit.models.spec import ModelSpec
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class TransformersRuntime:
             return "it has no class for a native MiniCPM"
         if checkpoint.format == "compressed-tensors" and not importlib.util.find_spec("compressed_tensors"):
             return "it loads quantized folders with the package compressed-tensors, which is not installed"
-        if _must_dequantize(checkpoint) and len(_grids(checkpoint)) > 1:
+        if _must_dequantize(checkpoint) and len(_schemes(checkpoint)) > 1:
             return "it takes zero points and quantized embeddings of a single grid only, and this folder has several"
         return None
 
@@ -133,15 +133,16 @@ class TransformersRuntime:
         return session
 
 
-def _grids(checkpoint: Checkpoint) -> set[QuantSpec]:
-    """The different grids in the folder; a scale's dtype is no part of what loaders ask."""
+def _schemes(checkpoint: Checkpoint) -> set[AffineGroups]:
+    """The different schemes in the folder; a scale's dtype is no part of what loaders ask."""
     views = (view for view in checkpoint.weights.values() if isinstance(view, QuantizedView))
-    return {replace(view.spec, scale_dtype="float16") for view in views}
+    schemes = (affine(view.name, view.scheme, container=checkpoint.format) for view in views)
+    return {replace(scheme, scale_dtype="float16") for scheme in schemes}
 
 
 def _must_dequantize(checkpoint: Checkpoint) -> bool:
     """Whether the folder has zero points or a quantized embedding."""
-    zero_points = any(not grid.symmetric for grid in _grids(checkpoint))
+    zero_points = any(not scheme.symmetric for scheme in _schemes(checkpoint))
     return zero_points or isinstance(checkpoint.weights[EMBEDDING], QuantizedView)
 
 

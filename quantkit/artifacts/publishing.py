@@ -129,6 +129,7 @@ def _write_stage(
         _check_unchanged(sources)  # first, because hashing stumbles over a change, too, and says less
         files = {file.name: {"size": file.size, "sha256": digests[file.name].result()} for file in planned.files}
         manifest = {**describe(planned), "source": hashed.result(), "files": files, "report": reported}
+        manifest["figures"] = planned.figures()
     finally:
         cancelled.set()
         hashing.shutdown()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.conformance import is_wanted
 from benchmarks.conformance_matrix import choices, mirrored_tensor
 from benchmarks.conformance_page import (
     COMPUTED,
@@ -27,8 +28,8 @@ from benchmarks.conformance_stamps import bare, remedy, stale, stamps_of, values
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.verification.report import Check, Comparison
 from tests.support.quantized_models import random_quantized
 
@@ -50,29 +51,29 @@ def row(
     return Row(artifact=artifact, engine=engine, against_reference=check, against_golden=check)
 
 
-def positive(spec: QuantSpec) -> QuantizedTensor:
+def positive(spec: AffineGroups) -> QuantizedTensor:
     tensor = random_quantized((64, 256), spec, 0)
     codes = np.maximum(tensor.codes, 1) if spec.symmetric else tensor.codes
-    return QuantizedTensor(spec=spec, codes=codes, scale=np.abs(tensor.scale), zero=tensor.zero)
+    return QuantizedTensor(spec, codes, {"scale": np.abs(tensor.scale), "zero": tensor.zero})
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_mirrored_scales_are_negative_and_change_no_weight(symmetric):
-    tensor = positive(QuantSpec(bits=4, group_size=32, symmetric=symmetric))
+    tensor = positive(AffineGroups(bits=4, group_size=32, symmetric=symmetric))
     mirrored = mirrored_tensor(tensor)
     assert (mirrored.scale < 0).mean() == 0.5
     np.testing.assert_array_equal(mirrored.dequantized(), tensor.dequantized())
     upside_down = QuantizedTensor(
-        spec=tensor.spec, codes=mirrored.codes, scale=np.abs(mirrored.scale), zero=mirrored.zero
+        tensor.scheme, mirrored.codes, {"scale": np.abs(mirrored.scale), "zero": mirrored.zero}
     )
     assert not np.array_equal(upside_down.dequantized(), tensor.dequantized())
 
 
 def test_a_group_with_code_zero_has_no_mirror_where_the_zero_point_is_fixed():
-    tensor = positive(QuantSpec(bits=4, group_size=32))
+    tensor = positive(AffineGroups(bits=4, group_size=32))
     codes = tensor.codes.copy()
     codes[:32, ::32] = 0
-    with_zeros = QuantizedTensor(spec=tensor.spec, codes=codes, scale=tensor.scale, zero=tensor.zero)
+    with_zeros = QuantizedTensor(tensor.scheme, codes, {"scale": tensor.scale, "zero": tensor.zero})
     assert (mirrored_tensor(with_zeros).scale[:32] >= 0).all()
 
 
@@ -163,7 +164,7 @@ def test_a_row_that_another_artifact_was_run_for_is_stale_and_the_command_names_
         "vllm: gptq f16 native, int4 sym: read, driver changed since",
         "vllm: hf f16 native, int4 sym: the page has no such row",
     ]
-    assert "--engine vllm --only gptq hf " in remedy(page, today)
+    assert "--engine vllm --only gptq:f16 hf:f16 " in remedy(page, today)
     assert stale(page, {place(awq): Stamp("0", "0", "0")}) == [
         "vllm: gptq f16 native, int4 sym: no such row can be made"
     ]
@@ -201,3 +202,15 @@ def test_code_counts_without_what_cannot_change_a_result(changed, same):
 def test_no_row_of_the_page_is_stale(golden_model):
     page, today = Page.parsed(PAGE.read_text(encoding="utf-8")), stamps_of(registry.open_checkpoint(golden_model))
     assert stale(page, today) == [], f"make these rows again: {remedy(page, today)}"
+
+
+def test_a_type_of_a_container_can_be_run_alone_with_what_it_is_compared_with():
+    q4_1 = Artifact(container="gguf", options=ExportOptions(type="q4_1"), weights="int4 sym")
+    q4_0 = replace(q4_1, options=ExportOptions(type="q4_0"))
+    baseline = Artifact(container="hf", options=ExportOptions(type="f16"), weights=DENSE)
+    for only, wanted in (
+        (["gguf:q4_1"], [q4_1, baseline]),
+        (["gguf"], [q4_1, q4_0, baseline]),
+        (None, [q4_1, q4_0, baseline]),
+    ):
+        assert [artifact for artifact in (q4_1, q4_0, baseline) if is_wanted(artifact, only)] == wanted

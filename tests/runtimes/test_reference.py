@@ -23,8 +23,8 @@ from quantkit.runtimes.reference import (
     silu,
     softmax,
 )
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 
 LONGROPE = {
@@ -136,7 +136,7 @@ def test_quantized_weights_run_as_what_they_dequantize_to():
     config = tiny_config()
     arrays = dict(random_arrays(parse_config(config)))
     rng = np.random.default_rng(1)
-    spec = QuantSpec(bits=4, group_size=32, symmetric=False)
+    spec = AffineGroups(bits=4, group_size=32, symmetric=False)
     quantized: dict[str, Any] = dict(arrays)
     for name, values in arrays.items():
         if values.ndim == 2:
@@ -144,8 +144,10 @@ def test_quantized_weights_run_as_what_they_dequantize_to():
             tensor = QuantizedTensor(
                 spec,
                 rng.integers(0, 16, values.shape, np.uint8),
-                rng.uniform(0.01, 0.05, groups).astype(np.float16),
-                rng.integers(0, 16, groups, np.uint8),
+                {
+                    "scale": rng.uniform(0.01, 0.05, groups).astype(np.float16),
+                    "zero": rng.integers(0, 16, groups, np.uint8),
+                },
             )
             quantized[name] = tensor
             scale = np.repeat(tensor.scale.astype(np.float64), 32, axis=1)

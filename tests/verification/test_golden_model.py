@@ -20,16 +20,16 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
-from quantkit.pipeline.quantization import quantized
 from quantkit.protocols import ExportOptions
 from quantkit.registry import open_checkpoint
 from quantkit.runtimes.reference import ReferenceSession
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.verification.golden import Golden, read_golden, record
 from quantkit.verification.metrics import kl_divergence, max_abs_log_prob_difference, perplexity, top1_agreement
 from quantkit.verification.prompts import default_prompts
+from tests.support.runs import quantized
 from tests.support.strings import STRINGS
 
 RECIPES: dict[str, Recipe] = {"model": CALM, "untuned": UNTUNED}
@@ -128,7 +128,7 @@ def test_the_reference_on_the_checkpoint_gives_the_golden_logits(model, golden):
 
 
 def test_four_bits_hurt_the_model_as_they_hurt_others(model, golden):
-    run = quantized(open_checkpoint(model), QuantSpec(bits=4, group_size=128), "rtn")
+    run = quantized(open_checkpoint(model), AffineGroups(bits=4, group_size=128), "rtn")
     logits = in_reference(run.checkpoint, golden)
     lost = kl_divergence(np.concatenate(golden.logits), np.concatenate(logits))
     assert 2e-3 < lost < 0.1
@@ -166,7 +166,7 @@ def test_the_tokenizer_inside_the_gguf_gives_the_ids_of_the_hugging_face_tokeniz
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gguf_carries_the_codes_of_a_quantized_golden_model(model, tmp_path, symmetric):
-    spec = QuantSpec(bits=4, group_size=128, symmetric=symmetric)
+    spec = AffineGroups(bits=4, group_size=128, symmetric=symmetric)
     run = quantized(open_checkpoint(model), spec, "rtn")
     kind = "q4_0" if symmetric else "q4_1"
     out = tmp_path / "model.gguf"
