@@ -84,7 +84,7 @@ def golden_of(model: Checkpoint, file: Path, folder: Path) -> Golden:
 
 
 def is_wanted(artifact: Artifact, only: Collection[str] | None) -> bool:
-    """Whether to run an artifact: a container or a type of it asked for, or a dense one that others are compared with."""
+    """Whether to run an artifact: of a container or type asked for, or a dense one that others are compared with."""
     names = {artifact.container, f"{artifact.container}:{artifact.type}"}
     is_baseline = (artifact.weights, artifact.options.type) == (DENSE, BASELINE)
     return not only or is_baseline or not names.isdisjoint(only)
