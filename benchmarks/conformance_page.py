@@ -171,20 +171,16 @@ class Page:
         return "\n".join([*lines, REFUSALS, *(f"- {line}" for line in self.refused), COMMENT, *stamps, "-->"]) + "\n"
 
     def merged(self, newer: Page, order: Sequence[tuple[str, Key]]) -> Page:
-        """This page with the rows of a newer run in place of its own, in the order of the matrix; others are dropped.
+        """This page with the rows of a newer run in place of its own, in the order of the matrix.
 
-        Raises:
-            ValueError: an older row would stand below another version of its engine.
+        Rows that the matrix has no more are dropped, and those of another version of an engine than the newer run's.
         """
-        kept = {place: row for place, row in self.rows.items() if place in order and place not in newer.rows}
-        for engine, _ in kept:
-            if self.versions[engine] != newer.versions.get(engine, self.versions[engine]):
-                raise ValueError(f"the page has rows of {self.versions[engine]!r}: make all of {engine} again")
+        versions = {**self.versions, **newer.versions}
+        kept = {place: row for place, row in self.rows.items() if self.versions[place[0]] == versions[place[0]]}
         rows, stamps = {**kept, **newer.rows}, {**self.stamps, **newer.stamps}
         places = [place for place in order if place in rows]
-        versions = {engine: {**self.versions, **newer.versions}[engine] for engine, _ in places}
         return Page(
-            versions,
+            {engine: versions[engine] for engine, _ in places},
             {place: rows[place] for place in places},
             newer.refused,
             {place: stamps[place] for place in places if place in stamps},

