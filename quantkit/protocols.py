@@ -1,4 +1,4 @@
-"""The three seams: `Method`, `Exporter`, `Runtime`.
+"""The seams: `Method`, `Exporter`, `Runtime`, and `Kernel`, what an engine can load and compute with.
 
 Protocols rather than base classes: a plug-in is one file whose module-level object (`METHOD`, `EXPORTER`, `RUNTIME`)
 has these attributes. It inherits nothing, so nothing can leak from one to another. `tests/support/laws.py` holds the
@@ -7,7 +7,7 @@ laws that every one of them must pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +98,23 @@ class InputScales:
 
     exponent: float
     scale: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether a kernel takes a model, told before any work.
+
+    kernel: its name, one of `engine`'s. refusal: why not, with the weight's name; None = it does. setting: what the
+    engine must be told to take it, such as "--trust-remote-code". remark: at what cost it does. mend: the option of
+    quantkit that would make it take the model, such as "--arch llama".
+    """
+
+    kernel: str
+    engine: str
+    refusal: str | None = None
+    setting: str | None = None
+    remark: str | None = None
+    mend: str | None = None
 
 
 class Method(Protocol):
@@ -200,11 +217,35 @@ class Session(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What the reference runtime predicts on one prompt of T tokens.
+
+    exact: float32 logits [T, vocab], row t predicts token t + 1.
+    rounded: the same with every matrix's input rounded to int8, which is what correct integer kernels may lose;
+    None where it was not asked for.
+    """
+
+    exact: np.ndarray
+    rounded: np.ndarray | None
+
+
 class OracleSession(Session, Protocol):
     """What the reference runtime's sessions can do beyond `Session`."""
 
-    def rounded_logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """As `logits`, with every matrix's input rounded to int8: what correct integer kernels may lose."""
+    def predictions(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        rounded: bool,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Iterator[Predictions]:
+        """Yield the predictions on each of the prompts' token ids, in order.
+
+        All prompts run through a block before the next one is read, so every weight is read once. Only the logits
+        that are being yielded are held. `progress` is told what is being done ("block 3 of 24"), steps done, and steps
+        in all, at least every few seconds.
+        """
         ...
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
@@ -232,4 +273,32 @@ class Runtime(Protocol):
 
     def open(self, path: Path) -> Session:
         """Load the artifact; raise `EngineFailed` or a reading error in one line."""
+        ...
+
+
+class Kernel(Protocol):
+    """One way in which an engine loads a model and multiplies; the engine need not be one that quantkit runs."""
+
+    @property
+    def name(self) -> str:
+        """What users see: "vllm-cpu"."""
+        ...
+
+    @property
+    def engine(self) -> str:
+        """The engine that it belongs to, by the runtime's name where there is one."""
+        ...
+
+    @property
+    def containers(self) -> tuple[str, ...]:
+        """Names of the exporters whose artifacts it reads."""
+        ...
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Of a container that has several targets, those that it reads; empty = any."""
+        ...
+
+    def verdict(self, model: Checkpoint) -> Verdict:
+        """What it says to `model` as it lies in the container `model.format`; reads no tensor data."""
         ...

@@ -36,6 +36,7 @@ from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._engine_process import EngineProcess
+from quantkit.runtimes._kernels.llama_cpp import GGML
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -155,15 +156,16 @@ class LlamaCppRuntime:
 
     name = "llama-cpp"
     summary = "llama.cpp on this machine's CPU or GPU (package xllamacpp)"
-    formats = ("gguf",)
-    architectures = ("minicpm", "llama")
+    formats = GGML.containers
+    architectures = GGML.architectures
 
     def missing(self) -> str | None:
         """None when xllamacpp is installed."""
         return None if importlib.util.find_spec("xllamacpp") else "pip install 'quantkit[llama-cpp]'"
 
-    def refuses(self, checkpoint: Checkpoint) -> None:
-        """Always None: a GGUF that was read strictly is one that it loads."""
+    def refuses(self, checkpoint: Checkpoint) -> str | None:
+        """Why llama.cpp cannot load this file, or None."""
+        return GGML.verdict(checkpoint).refusal
 
     def open(self, path: Path) -> LlamaCppSession:
         """Read the file strictly, then let the engine load it; its parser never sees what ours refused."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import quantkit
 from quantkit.cli.app import VERBS, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +81,7 @@ FOREIGN = {
     *("auto_awq.py", "marlin.py", "sampling_params.py"),  # vLLM's
     *("quant_scheme.py", "quant_args.py"),  # compressed-tensors'
     "convert_hf_to_gguf.py",  # llama.cpp's
+    "convert_slow_tokenizer.py",  # transformers'
     *("quantkit.json", "quantkit.config", "quantkit.quantization"),  # the manifest, and keys inside GGUF files
 }
 """What prose names that is no file or module of ours."""
@@ -89,7 +91,7 @@ def prose(path: Path) -> str:
     """A page; of a module its comments and docstrings, attribute docstrings included."""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
-        return text
+        return text.replace("\\_", "_")
     comments = [
         token.string for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == tokenize.COMMENT
     ]
@@ -117,6 +119,8 @@ def path_exists(name: str, beside: Path) -> bool:
 def module_exists(name: str) -> bool:
     """Whether a dotted name is a module, or what the last module in it defines."""
     words = name.split(".")
+    if words[1] in quantkit.__all__:
+        return len(words) == 2
     for count in range(len(words), 0, -1):
         inside = words[1:count] if words[1:2] and words[1] in {"exporters", "runtimes"} else words[:count]
         folder = ROOT.joinpath(*inside)

@@ -27,9 +27,11 @@ def golden(
     output = Output(as_json=as_json)
     checkpoint = open_checkpoint(model)
     prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
-    planned = record(checkpoint, prompts)
-    with output.bars() as bars:
-        progress = bars.counter(f"recording {out.name}", planned.size)
+    for note in checkpoint.notes:
+        output.note(f"note: {note}")
+    with output.progress(f"reading {model.name}") as progress:
+        planned = record(checkpoint, prompts)
+        progress("recording logits", 0, planned.size)
         done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
     rows = table("prompt", "tokens", right=("tokens",))
     for prompt in prompts:

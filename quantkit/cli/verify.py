@@ -36,14 +36,14 @@ def verify(
 
     output = Output(as_json=as_json)
     recorded = read_golden(golden) if golden is not None else None
-    with output.bars() as bars:
+    with output.progress(f"checking the files of {artifact.name}") as progress:
         report = make_report(
             artifact,
             golden=recorded,
             against=against,
             engine=engine,
             max_kl=MAX_KL if max_kl is None else max_kl,
-            progress=bars.steps(),
+            progress=progress,
         )
     output.result(report.to_json(), lines=report.lines())
     if not report.passed:

@@ -188,7 +188,10 @@ class _Predictions:
         """Logits [T, V] of every prompt by the reference runtime, with inputs rounded to int8 if wanted."""
         with registry.runtime(ORACLE).open(path) as session:
             oracle = cast(OracleSession, session)
-            return self._ask(ORACLE, oracle.rounded_logits if rounded else oracle.logits)
+            if not rounded:
+                return self._ask(ORACLE, oracle.logits)
+            ids = [prompt.token_ids for prompt in self._prompts]
+            return [cast(np.ndarray, predicted.rounded) for predicted in oracle.predictions(ids, rounded=True)]
 
     def engine(self, runtime: Runtime, path: Path) -> list[np.ndarray]:
         """Logits [T, V] of every prompt."""

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from quantkit.artifacts.manifest import plain
-from quantkit.verification.metrics import (
-    kl_divergence,
-    lost_lead,
-    max_abs_log_prob_difference,
-    same_next_token,
-    top1_agreement,
-)
+from quantkit.verification.metrics import compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +27,8 @@ class Comparison:
     @classmethod
     def of(cls, prompt: str, trusted: np.ndarray, tested: np.ndarray) -> Comparison:
         """Compare logits [T, V] on the prompt of this name."""
-        return cls(
-            prompt,
-            len(trusted),
-            kl_divergence(trusted, tested),
-            top1_agreement(trusted, tested),
-            max_abs_log_prob_difference(trusted, tested),
-            lost_lead(trusted, tested),
-            same_next_token(trusted, tested),
-        )
+        (agreement,) = compared(trusted, tested)
+        return cls(prompt, len(trusted), *astuple(agreement))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ CHANGED = (
     "quantkit/calibration/prompts.txt",
     "exporters/hf.py",
     "exporters/gguf/blocks.py",
-    "runtimes/reference.py",
+    "runtimes/transformers.py",
 )
 PROBE = """
 import sys

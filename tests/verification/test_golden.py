@@ -12,7 +12,7 @@ import pytest
 
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import BadOption, GoldenMismatch, IncompleteFile, MalformedFile, QuantkitError
-from quantkit.runtimes.reference import ReferenceSession
+from quantkit.runtimes.reference.runtime import ReferenceSession
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.verification.golden import read_golden, record
 from quantkit.verification.prompts import Prompt, default_prompts
