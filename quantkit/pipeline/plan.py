@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,10 @@ from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.models.spec import LAYER_GROUPS, LINEAR_ROLES, WEIGHED_ROLES, ModelSpec
+from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import planned
-from quantkit.pipeline.recipe import Recipe
 from quantkit.pipeline.verdicts import as_written, loading_line, taking, verdicts
 from quantkit.protocols import ExportOptions, Verdict
-from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import TensorView, Weight
 
 INTERPRETER_BYTES = 120 << 20
@@ -78,7 +78,7 @@ class Plan:
     source: str
     parameters: int
     method: str | None
-    spec: str | None
+    scheme: str | None
     tensors: Mapping[str, int]
     weights: tuple[PlannedWeight, ...]
     targets: tuple[Target, ...]
@@ -117,28 +117,31 @@ def parse_target(text: str, *, arch: str = "native", target: str | None = None) 
 
 
 def plan(
-    checkpoint: Checkpoint,
-    targets: Sequence[tuple[str, ExportOptions]],
-    *,
-    method: str | None = None,
-    spec: AffineGroups | None = None,
-    recipe: Recipe | None = None,
-    calibration_tokens: int = 0,
+    model: str | Path | Checkpoint,
+    targets: Sequence[str | tuple[str, ExportOptions]],
+    options: QuantizeOptions | None = None,
 ) -> Plan:
-    """Plan quantizing `checkpoint` (when `method` is given) and writing it as each of `targets`.
+    """Plan writing a model as each of `targets`, quantized beforehand where there are `options` for it.
+
+    Args:
+        model: a folder, a single-file artifact, or an open checkpoint. Headers are read, weights are not.
+        targets: containers, "FORMAT" or "FORMAT:TYPE", or what `parse_target` makes of these.
+        options: how to quantize; None = not at all.
 
     Raises:
-        BadOption: an unknown method, or a recipe that does not fit the model.
-        UnsupportedSpec: a weight that `spec` cannot divide into groups.
+        BadOption: an unknown method or container, or a recipe that does not fit the model.
+        UnsupportedSpec: a weight that the scheme cannot divide into groups.
     """
-    result = checkpoint
+    checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    result, method = checkpoint, None
     tokens, weighed, methods = 0, 0, {}
-    if method is not None and spec is not None:
-        registry.method(method)
-        assignments = (recipe or Recipe()).assign(checkpoint.spec, spec, method)
+    if options is not None:
+        method = registry.method(options.method) if isinstance(options.method, str) else options.method
+        assignments = options.recipe.assign(checkpoint.spec, options.scheme, method.name)
         methods = {name: assigned.method for name, assigned in assignments.items() if assigned.scheme is not None}
-        used = [registry.method(name) for name in set(methods.values())]
-        tokens = calibration_tokens if any(one.needs_calibration for one in used) else 0
+        used = [method if name == method.name else registry.method(name) for name in set(methods.values())]
+        wanted = options.calibration.sequences * options.calibration.length
+        tokens = wanted if any(one.needs_calibration for one in used) else 0
         weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
         result = planned(checkpoint, assignments)
     weights = tuple(
@@ -148,11 +151,13 @@ def plan(
     return Plan(
         source=checkpoint.path.name,
         parameters=sum(weight.size for weight in checkpoint.weights.values()),
-        method=method,
-        spec=str(spec) if spec is not None else None,
+        method=method.name if method is not None else None,
+        scheme=str(options.scheme) if options is not None else None,
         tensors=dict(Counter(weight.type for weight in weights)),
         weights=weights,
-        targets=tuple(_target(result, name, options) for name, options in targets),
+        targets=tuple(
+            _target(result, *(parse_target(target) if isinstance(target, str) else target)) for target in targets
+        ),
         peak_memory_bytes=peak_memory(checkpoint.spec, tokens, weighed),
         seconds=_seconds(checkpoint, tokens, weighed),
     )

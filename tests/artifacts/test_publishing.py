@@ -39,6 +39,7 @@ DEMO_MANIFEST = """{
    "size": 6
   }
  },
+ "figures": {},
  "format": "demo",
  "manifest_version": 1,
  "notes": [
