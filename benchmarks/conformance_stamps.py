@@ -9,8 +9,9 @@ page holds a short digest of each, for every row:
 * written: the bytes of the artifact, manifest and model card aside;
 * read: the values that its weights have when it is read back, which is what the reference computes with;
 * driver: the code between artifact and engine, without comments, docstrings, imports and annotations. In
-  `runtimes/ENGINE.py` that is the session class, the methods that open it, and the constants that these name; and all
-  of `runtimes/_ENGINE_server.py`. Of the reference nothing is taken: tests run it on every machine.
+  `runtimes/ENGINE.py` (or `runtimes/ENGINE/runtime.py`) that is the session class, the methods that open it, and the
+  constants that these name; of `runtimes/_ENGINE_server.py` and the other modules of `runtimes/ENGINE/` it is all. Of
+  the reference nothing is taken: tests run it on every machine.
 
 A refactoring that changes none of them leaves the page as true as it was. `written` and `read` are taken from stand-ins
 for the artifacts of the page: the same model, grids, containers and options, but rounded to nearest, because calibrated
@@ -121,16 +122,16 @@ def driver_digest(engine: str, tree: Path) -> str:
     if engine == ORACLE:
         return "-"
     stem, room = engine.replace("-", "_"), tree / "runtimes"
-    pieces = [bare(part) for file in [room / f"{stem}.py", *room.glob(f"{stem}/*.py")] for part in _driving(file)]
-    for server in [room / f"_{stem}_server.py", *room.glob(f"{stem}/*server.py")]:
-        if server.exists():
-            pieces.append(bare(ast.parse(server.read_text(encoding="utf-8"))))
+    partly = [room / f"{stem}.py", room / stem / "runtime.py"]
+    wholly = [room / f"_{stem}_server.py", *(file for file in room.glob(f"{stem}/*.py") if file not in partly)]
+    pieces = [bare(part) for file in partly if file.exists() for part in _driving(file)]
+    pieces += [bare(ast.parse(file.read_text(encoding="utf-8"))) for file in wholly if file.exists()]
     return hashlib.sha256("\n".join(sorted(pieces)).encode()).hexdigest()[:DIGITS]
 
 
 def _driving(file: Path) -> list[ast.AST]:
     """The session class of a module, the methods of the runtime that open one, and the constants that these name."""
-    body = ast.parse(file.read_text(encoding="utf-8")).body if file.exists() else []
+    body = ast.parse(file.read_text(encoding="utf-8")).body
     classes = [node for node in body if isinstance(node, ast.ClassDef)]
     parts: list[ast.AST] = [node for node in classes if node.name.endswith("Session")]
     for runtime in (node for node in classes if node.name.endswith("Runtime")):
