@@ -6,7 +6,7 @@ powers of two, so that codes stay and scales keep every significant bit (unless 
 number of its dtype); the rest goes into the embedding and the norms. Dense weights are multiplied in float32 and stay
 float32, so that an exporter rounds once; `with_source_dtypes` brings them back to the size that they had. A quantized
 embedding folds into its scales, which are multiplied in float32 and rounded once to their own dtype: at most half an
-ulp, and a note says so. docs/decisions/0007 tells why.
+ulp, and a note says so. `docs/decisions/0007-folding-by-powers-of-two.md` tells why.
 """
 
 from __future__ import annotations
