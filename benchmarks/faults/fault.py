@@ -1,0 +1,125 @@
+"""What a seeded fault is: a change that makes a wrong artifact of an honest one, and the steps that must catch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+FILES, READING, IDENTITY, NUMBERS, PREDICTIONS, ENGINE = (
+    "files",
+    "reading",
+    "identity",
+    "numbers",
+    "predictions",
+    "engine",
+)
+"""The steps of `verify` in order. READING is the strict reader, which refuses what contradicts itself between 1 and 2."""
+
+
+class NotApplicable(Exception):
+    """The fault makes no sense for this artifact; the message says why."""
+
+
+class Level(Enum):
+    """What `Fault.change` takes and returns.
+
+    SOURCE: the original `Checkpoint`, before it is quantized, to a wrong one.
+    CODES: one `QuantizedTensor` to a wrong one; `Fault.tensor` says which.
+    BYTES: the folder or file of a finished artifact, changed in place; nothing is returned.
+    INPUTS: a `Workbench` and a `Variant`, to the `Inputs` of a `verify` that must not pass.
+    """
+
+    SOURCE = "source"
+    CODES = "codes"
+    BYTES = "bytes"
+    INPUTS = "inputs"
+
+
+class Way(Enum):
+    """How the change gets into the artifact.
+
+    DAMAGED: bytes changed after the artifact was finished; its manifest is as it was.
+    SIGNED: the same, but sizes and SHA-256 in the manifest are made to fit; what else it says stays.
+    WRITTEN: the exporter itself was given the wrong model, and the manifest claims the original as its source.
+    CONVERTED: the wrong model lay on disk, and was quantized and exported as any other.
+    HONEST: the artifact is right, what it is compared with is not.
+    """
+
+    DAMAGED = "damaged"
+    SIGNED = "signed"
+    WRITTEN = "written"
+    CONVERTED = "converted"
+    HONEST = "honest"
+
+
+class Proof(Enum):
+    """What the artifact is compared with: the golden file, the original, or the quantized folder it was exported from."""
+
+    GOLDEN = "golden"
+    ORIGINAL = "original"
+    PARENT = "parent"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What `verify` is given: an artifact, and a golden file or a model to compare it with."""
+
+    path: Path
+    golden: Path | None = None
+    against: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One way in, what the artifact is then compared with, and the steps of which one must catch it."""
+
+    way: Way
+    proof: Proof
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A seeded fault.
+
+    name: what was done. kind: the table's section. change: see `Level`. tensor: which weight CODES changes.
+    containers: "folder", "gguf" or both.
+    """
+
+    name: str
+    kind: str
+    level: Level
+    change: Callable[..., Any]
+    trials: tuple[Trial, ...]
+    tensor: str = ""
+    containers: tuple[str, ...] = ("folder", "gguf")
+
+
+SPEC_TRIALS = (
+    Trial(Way.SIGNED, Proof.GOLDEN, (IDENTITY,)),
+    Trial(Way.WRITTEN, Proof.GOLDEN, (IDENTITY,)),
+    Trial(Way.WRITTEN, Proof.ORIGINAL, (IDENTITY,)),
+)
+"""Whatever a model says about itself: config, tokens, tokenizer, template."""
+
+SUBTLE_WEIGHT_TRIALS = (
+    Trial(Way.SIGNED, Proof.GOLDEN, (NUMBERS,)),
+    Trial(Way.WRITTEN, Proof.ORIGINAL, (NUMBERS,)),
+    Trial(Way.CONVERTED, Proof.GOLDEN, (IDENTITY, NUMBERS)),
+)
+"""Weights that differ by less than rounding to few bits does: without the original, a manifest that lies is believed."""
+
+WEIGHT_TRIALS = (*SUBTLE_WEIGHT_TRIALS, Trial(Way.WRITTEN, Proof.GOLDEN, (NUMBERS, PREDICTIONS)))
+"""Weights that make another model."""
+
+SUBTLE_CODE_TRIALS = (
+    Trial(Way.SIGNED, Proof.GOLDEN, (NUMBERS,)),
+    Trial(Way.WRITTEN, Proof.ORIGINAL, (NUMBERS,)),
+    Trial(Way.WRITTEN, Proof.PARENT, (NUMBERS,)),
+)
+CODE_TRIALS = (*SUBTLE_CODE_TRIALS, Trial(Way.WRITTEN, Proof.GOLDEN, (NUMBERS, PREDICTIONS)))
+
+FILE_TRIALS = (Trial(Way.DAMAGED, Proof.GOLDEN, (FILES,)), Trial(Way.DAMAGED, Proof.ORIGINAL, (FILES,)))

@@ -1,0 +1,95 @@
+"""Running trials: what `verify` says to an artifact, and the cells of the table that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.faults.fault import FILES, PREDICTIONS, READING, Fault, Inputs, NotApplicable, Proof, Trial, Way
+from benchmarks.faults.workbench import Variant, Workbench
+from quantkit.errors import QuantkitError, VerificationFailed
+from quantkit.verification.proof import verify
+
+NO_ENGINE = "reference"
+PASSED = "passed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one trial. step: where `verify` stopped, PASSED, or None where the change changed nothing.
+
+    detail: the line that it said.
+    """
+
+    trial: Trial
+    step: str | None
+    detail: str
+
+    @property
+    def right(self) -> bool:
+        """Whether it was caught in a step that is meant for it, or changed nothing."""
+        return self.step is None or self.step in self.trial.steps
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One fault in one variant; `reason` says why it makes no sense there, and then there are no outcomes."""
+
+    fault: str
+    variant: Variant
+    outcomes: tuple[Outcome, ...]
+    reason: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether every trial was caught as it should."""
+        return all(outcome.right for outcome in self.outcomes)
+
+    def problems(self) -> Iterator[str]:
+        """One line for each trial that went wrong."""
+        for outcome in self.outcomes:
+            if not outcome.right:
+                meant = " or ".join(outcome.trial.steps)
+                yield (
+                    f"{self.variant}: {self.fault}: {outcome.trial.way.value}, against the {outcome.trial.proof.value}: "
+                    f"{outcome.step}, meant for {meant} {outcome.detail}"
+                )
+
+    def __str__(self) -> str:
+        if not self.outcomes:
+            return "-"
+        steps = dict.fromkeys("no change" if outcome.step is None else outcome.step for outcome in self.outcomes)
+        return ("" if self.right else "! ") + ", ".join(steps)
+
+
+def cell(bench: Workbench, fault: Fault, variant: Variant) -> Cell:
+    """Try one fault in one variant."""
+    try:
+        outcomes = tuple(
+            Outcome(trial, None, "") if inputs is None else Outcome(trial, *said(bench, inputs))
+            for trial, inputs in bench.wrong(fault, variant)
+        )
+    except NotApplicable as reason:
+        return Cell(fault.name, variant, (), str(reason))
+    return Cell(fault.name, variant, outcomes)
+
+
+def said(bench: Workbench, inputs: Inputs, engine: str = NO_ENGINE) -> tuple[str, str]:
+    """The step at which `verify` stops, and its line."""
+    golden = bench.golden_of(inputs.golden) if inputs.golden is not None else None
+    try:
+        report = verify(inputs.path, golden=golden, against=inputs.against, engine=engine)
+    except VerificationFailed as error:
+        return FILES, str(error)
+    except QuantkitError as error:
+        return READING, str(error)
+    return (PASSED, "") if report.passed else (PREDICTIONS, report.lines()[-1])
+
+
+def honest_outcomes(bench: Workbench, variant: Variant) -> Iterator[Outcome]:
+    """The honest artifact of a variant, held against everything that it may be held against."""
+    made = bench.honest(variant)
+    for proof in Proof:
+        if proof is not Proof.PARENT or made.parent is not None:
+            inputs = bench.inputs(proof, made.path, made.parent)
+            yield Outcome(Trial(Way.HONEST, proof, (PASSED,)), *said(bench, inputs))
