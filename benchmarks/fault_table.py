@@ -1,7 +1,8 @@
 """Does `verify` catch every kind of wrong artifact, each in the step that is meant for it, and no right one?
 
     python -m benchmarks.fault_table [--model DIR] [--golden FILE] [--kind KIND ...] [--only SUBSTRING ...]
-                                     [--arch native|llama] [--quick] [--honest] [--processes N] [--out FILE.md]
+                                     [--arch native|llama] [--quick] [--processes N] [--out FILE.md]
+    python -m benchmarks.fault_table --honest [--model DIR] [--golden FILE]
 
 One row per seeded fault (`benchmarks/faults/`), one column per kind of weights and container. A cell names the steps of
 `verify` that caught the fault, in every way that it got in: bytes changed and the manifest signed anew, the exporter
@@ -9,7 +10,8 @@ given a wrong model, a wrong model converted honestly. "-" is a fault that makes
 codes), "no change" one that left every byte as it was (equal factors exchanged); neither counts as caught. "!" marks a
 fault that got through, or was caught in a step that is not meant for it.
 
-Without an engine: what this proves are steps 1 to 4. Exits with 1 when a fault got through or an honest artifact failed.
+Without an engine: what this proves are steps 1 to 4. Exits with 1 when a fault got through or an honest artifact
+failed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from pathlib import Path
 
 from benchmarks.faults.catalog import FAULTS
 from benchmarks.faults.fault import Fault
-from benchmarks.faults.trials import PASSED, Cell, Outcome, cell, honest_outcomes
+from benchmarks.faults.honest import everything
+from benchmarks.faults.trials import PASSED, Cell, alarms, cell
 from benchmarks.faults.workbench import Variant, Workbench, variants
 from quantkit.artifacts.publishing import publish
 from quantkit.registry import open_checkpoint
@@ -55,12 +58,22 @@ def golden_file(model: Path, file: Path | None, folder: Path) -> Path:
     return publish(record(checkpoint, prompts), folder / "golden.bin", inputs=checkpoint.inputs).path
 
 
-def column(model: Path, golden: Path, variant: Variant, names: Sequence[str]) -> tuple[list[Outcome], list[Cell]]:
-    """One column of the table: the honest artifact, then every fault (by name, since functions cannot be sent)."""
+def column(model: Path, golden: Path, variant: Variant, names: Sequence[str]) -> tuple[list[str], list[Cell]]:
+    """One column: false alarms about its honest artifact, then every fault (by name: functions cannot be sent)."""
     chosen = [fault for fault in FAULTS if fault.name in set(names)]
     with tempfile.TemporaryDirectory(prefix="quantkit-faults-") as scratch:
         bench = Workbench(model, golden, Path(scratch))
-        return list(honest_outcomes(bench, variant)), [cell(bench, fault, variant) for fault in chosen]
+        honest = bench.against_all(str(variant), bench.honest(variant))
+        raised = [f"{name}: FALSE ALARM: {alarm}" for name, alarm in alarms(bench, honest) if alarm]
+        return raised, [cell(bench, fault, variant) for fault in chosen]
+
+
+def honest_lines(model: Path, golden: Path) -> Iterator[str]:
+    """One line for every right artifact."""
+    with tempfile.TemporaryDirectory(prefix="quantkit-honest-") as scratch:
+        bench = Workbench(model, golden, Path(scratch))
+        for name, alarm in alarms(bench, everything(bench)):
+            yield f"{name}: {f'FALSE ALARM: {alarm}' if alarm else 'verified'}"
 
 
 def table(faults: Sequence[Fault], columns: Sequence[Sequence[Cell]]) -> Iterator[str]:
@@ -72,14 +85,7 @@ def table(faults: Sequence[Fault], columns: Sequence[Sequence[Cell]]) -> Iterato
         yield f"| {fault.kind} | {fault.name} | {meant} | " + " | ".join(str(column[row]) for column in columns) + " |"
 
 
-def false_alarms(variant: Variant, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """One line for each honest artifact that was not verified."""
-    for outcome in outcomes:
-        if not outcome.right:
-            yield f"{variant}: FALSE ALARM against the {outcome.trial.proof.value}: {outcome.step}: {outcome.detail}"
-
-
-def summary(faults: Sequence[Fault], columns: Sequence[Sequence[Cell]], alarms: int) -> str:
+def summary(faults: Sequence[Fault], columns: Sequence[Sequence[Cell]]) -> str:
     """How many of how many."""
     outcomes = [outcome for column in columns for cell_ in column for outcome in cell_.outcomes]
     changed = [outcome for outcome in outcomes if outcome.step is not None]
@@ -87,7 +93,7 @@ def summary(faults: Sequence[Fault], columns: Sequence[Sequence[Cell]], alarms: 
     meant = sum(outcome.right for outcome in changed)
     return (
         f"{len(faults)} faults, {len(changed)} wrong artifacts: {caught} caught, {meant} in a step meant for it; "
-        f"{len(outcomes) - len(changed)} changed nothing; {alarms} false alarms"
+        f"{len(outcomes) - len(changed)} changed nothing"
     )
 
 
@@ -100,40 +106,57 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=(), metavar="SUBSTRING", help="only faults with these names")
     parser.add_argument("--arch", default="native", choices=("native", "llama"))
     parser.add_argument("--quick", action="store_true", help=f"only {' and '.join(QUICK)} weights")
+    parser.add_argument("--honest", action="store_true", help="right artifacts of every kind instead of wrong ones")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     return parser.parse_args()
 
 
-def main() -> int:
-    """Print the table and what went wrong; return the exit code."""
-    options = parsed()
+def wrong_ones(options: argparse.Namespace, golden: Path) -> list[str]:
+    """Print the table; return what went wrong."""
     faults = chosen_faults(options.kind, options.only)
     names = [fault.name for fault in faults]
     chosen = [variant for variant in variants(options.arch) if variant.name in QUICK or not options.quick]
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each process has one core
     columns: list[list[Cell]] = []
     problems: list[str] = []
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="quantkit-golden-") as scratch:
-        golden = golden_file(options.model, options.golden, Path(scratch))
-        pool = ProcessPoolExecutor(options.processes, get_context("spawn"))
-        try:
-            running = [pool.submit(column, options.model, golden, variant, names) for variant in chosen]
-            for variant, future in zip(chosen, running, strict=True):
-                honest, cells = future.result()
-                columns.append(cells)
-                problems += [*false_alarms(variant, honest), *(line for c in cells for line in c.problems())]
-                print(f"{variant}: {sum(not c.right for c in cells)} faults not caught as meant", file=sys.stderr)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    alarms = sum("FALSE ALARM" in line for line in problems)
-    text = "\n".join([*table(faults, columns), "", summary(faults, columns, alarms)])
+    pool = ProcessPoolExecutor(options.processes, get_context("spawn"))
+    try:
+        running = [pool.submit(column, options.model, golden, variant, names) for variant in chosen]
+        for variant, future in zip(chosen, running, strict=True):
+            raised, cells = future.result()
+            columns.append(cells)
+            problems += [*raised, *(line for c in cells for line in c.problems())]
+            print(f"{variant}: {sum(not c.right for c in cells)} faults not caught as meant", file=sys.stderr)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    alarmed = sum("FALSE ALARM" in line for line in problems)
+    text = "\n".join([*table(faults, columns), "", f"{summary(faults, columns)}; {alarmed} false alarms"])
     print(text)
-    print("\n".join(problems))
-    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     if options.out is not None:
         options.out.write_text(text + "\n", encoding="utf-8")
+    return problems
+
+
+def right_ones(options: argparse.Namespace, golden: Path) -> list[str]:
+    """Print a line for every honest artifact; return those that were accused."""
+    problems, count = [], 0
+    for line in honest_lines(options.model, golden):
+        print(line, flush=True)
+        count += 1
+        problems += [line] if "FALSE ALARM" in line else []
+    print(f"{count} proofs of right artifacts, {len(problems)} false alarms")
+    return problems
+
+
+def main() -> int:
+    """Print what is asked for, and at the end what went wrong; return the exit code."""
+    options, start = parsed(), time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="quantkit-golden-") as scratch:
+        golden = golden_file(options.model, options.golden, Path(scratch))
+        problems = (right_ones if options.honest else wrong_ones)(options, golden)
+    print("\n".join(problems))
+    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     return 1 if problems else 0
 
 

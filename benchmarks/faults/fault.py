@@ -16,7 +16,7 @@ FILES, READING, IDENTITY, NUMBERS, PREDICTIONS, ENGINE = (
     "predictions",
     "engine",
 )
-"""The steps of `verify` in order. READING is the strict reader, which refuses what contradicts itself between 1 and 2."""
+"""The steps of `verify` in order. READING is the strict reader, which refuses what contradicts itself."""
 
 
 class NotApplicable(Exception):
@@ -56,7 +56,7 @@ class Way(Enum):
 
 
 class Proof(Enum):
-    """What the artifact is compared with: the golden file, the original, or the quantized folder it was exported from."""
+    """What the artifact is compared with: the golden file, the original, or the quantized folder it was made from."""
 
     GOLDEN = "golden"
     ORIGINAL = "original"
@@ -110,7 +110,7 @@ SUBTLE_WEIGHT_TRIALS = (
     Trial(Way.WRITTEN, Proof.ORIGINAL, (NUMBERS,)),
     Trial(Way.CONVERTED, Proof.GOLDEN, (IDENTITY, NUMBERS)),
 )
-"""Weights that differ by less than rounding to few bits does: without the original, a manifest that lies is believed."""
+"""Weights that differ by less than rounding to few bits: without the original, a manifest that lies is believed."""
 
 WEIGHT_TRIALS = (*SUBTLE_WEIGHT_TRIALS, Trial(Way.WRITTEN, Proof.GOLDEN, (NUMBERS, PREDICTIONS)))
 """Weights that make another model."""

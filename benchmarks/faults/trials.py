@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from benchmarks.faults.fault import FILES, PREDICTIONS, READING, Fault, Inputs, NotApplicable, Proof, Trial, Way
+from benchmarks.faults.fault import FILES, PREDICTIONS, READING, Fault, Inputs, NotApplicable, Trial
 from benchmarks.faults.workbench import Variant, Workbench
 from quantkit.errors import QuantkitError, VerificationFailed
 from quantkit.verification.proof import verify
@@ -49,10 +49,10 @@ class Cell:
         """One line for each trial that went wrong."""
         for outcome in self.outcomes:
             if not outcome.right:
-                meant = " or ".join(outcome.trial.steps)
+                trial = outcome.trial
                 yield (
-                    f"{self.variant}: {self.fault}: {outcome.trial.way.value}, against the {outcome.trial.proof.value}: "
-                    f"{outcome.step}, meant for {meant} {outcome.detail}"
+                    f"{self.variant}: {self.fault}: {trial.way.value}, against the {trial.proof.value}: "
+                    f"{outcome.step}, meant for {' or '.join(trial.steps)}  {outcome.detail}"
                 )
 
     def __str__(self) -> str:
@@ -86,10 +86,10 @@ def said(bench: Workbench, inputs: Inputs, engine: str = NO_ENGINE) -> tuple[str
     return (PASSED, "") if report.passed else (PREDICTIONS, report.lines()[-1])
 
 
-def honest_outcomes(bench: Workbench, variant: Variant) -> Iterator[Outcome]:
-    """The honest artifact of a variant, held against everything that it may be held against."""
-    made = bench.honest(variant)
-    for proof in Proof:
-        if proof is not Proof.PARENT or made.parent is not None:
-            inputs = bench.inputs(proof, made.path, made.parent)
-            yield Outcome(Trial(Way.HONEST, proof, (PASSED,)), *said(bench, inputs))
+def alarms(
+    bench: Workbench, honest: Iterable[tuple[str, Inputs]], engine: str = NO_ENGINE
+) -> Iterator[tuple[str, str]]:
+    """Each honest artifact that is tried, with what was said against it; nothing when it was verified."""
+    for name, inputs in honest:
+        step, detail = said(bench, inputs, engine)
+        yield name, "" if step == PASSED else f"{step}: {detail}"

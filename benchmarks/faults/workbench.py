@@ -10,13 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.faults.fault import Fault, Inputs, Level, NotApplicable, Proof, Trial, Way
 from quantkit import registry
 from quantkit.artifacts.manifest import MANIFEST_NAME, manifest_path
 from quantkit.artifacts.publishing import publish, source_digest
-from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture, with_source_dtypes
 from quantkit.pipeline.quantization import quantized
@@ -134,6 +131,12 @@ class Workbench:
                 continue
             yield trial, None if path is None else self.inputs(trial.proof, path, honest.parent)
         shutil.rmtree(folder)
+
+    def against_all(self, name: str, made: Made) -> Iterator[tuple[str, Inputs]]:
+        """An artifact with everything that it may be compared with."""
+        for proof in Proof:
+            if proof is not Proof.PARENT or made.parent is not None:
+                yield f"{name}, against the {proof.value}", self.inputs(proof, made.path, made.parent)
 
     def inputs(self, proof: Proof, path: Path, parent: Path | None) -> Inputs:
         """What an artifact is compared with."""
