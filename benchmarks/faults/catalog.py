@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.faults import codes, containers, files, provenance, scalars, tokenizer, tokens, weights
+from benchmarks.faults import codes, containers, engine, files, provenance, scalars, tokenizer, tokens, weights
 from benchmarks.faults.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -14,4 +14,5 @@ FAULTS: tuple[Fault, ...] = (
     *containers.FAULTS,
     *weights.FAULTS,
     *codes.FAULTS,
+    *engine.FAULTS,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.faults.fault import IDENTITY, NUMBERS, READING, Fault, Level, NotApplicable, Proof, Trial, Way
+from benchmarks.faults.fault import IDENTITY, NUMBERS, Fault, Level, NotApplicable, Proof, Trial, Way
 from benchmarks.faults.gguf_bytes import RawGGUF, edit, read_raw
 from quantkit.exporters.gguf.types import ValueType
 
@@ -178,8 +178,8 @@ def _faults(
 
 
 FAULTS = (
-    *_faults(CONTRADICTING, ("gguf",), (READING, IDENTITY)),
-    *_faults(CODES, ("gguf",), (READING, NUMBERS)),
-    *_faults(TOKENIZER, ("gguf",), (READING, IDENTITY)),
-    *_faults(CONFIG, ("folder", "gguf"), (READING, IDENTITY)),
+    *_faults(CONTRADICTING, ("gguf",), (IDENTITY,)),
+    *_faults(CODES, ("gguf",), (NUMBERS,)),
+    *_faults(TOKENIZER, ("gguf",), (IDENTITY,)),
+    *_faults(CONFIG, ("folder", "gguf"), (IDENTITY,)),
 )

@@ -8,15 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-FILES, READING, IDENTITY, NUMBERS, PREDICTIONS, ENGINE = (
-    "files",
-    "reading",
-    "identity",
-    "numbers",
-    "predictions",
-    "engine",
-)
-"""The steps of `verify` in order. READING is the strict reader, which refuses what contradicts itself."""
+FILES, IDENTITY, NUMBERS, PREDICTIONS, ENGINE = "files", "identity", "numbers", "predictions", "engine"
+"""The steps of `verify` in order. What readers refuse fails in IDENTITY, or in NUMBERS where they find it late."""
 
 
 class NotApplicable(Exception):
@@ -29,12 +22,14 @@ class Level(Enum):
     SOURCE: the original `Checkpoint`, before it is quantized, to a wrong one.
     CODES: one `QuantizedTensor` to a wrong one; `Fault.tensor` says which.
     BYTES: the folder or file of a finished artifact, changed in place; nothing is returned.
+    ENGINE: as SOURCE, but the artifact is right: the engine alone reads the wrong one.
     INPUTS: a `Workbench` and a `Variant`, to the `Inputs` of a `verify` that must not pass.
     """
 
     SOURCE = "source"
     CODES = "codes"
     BYTES = "bytes"
+    ENGINE = "engine"
     INPUTS = "inputs"
 
 
@@ -65,11 +60,15 @@ class Proof(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What `verify` is given: an artifact, and a golden file or a model to compare it with."""
+    """What `verify` is given: an artifact, and a golden file or a model to compare it with.
+
+    engine_reads: the file that the engine is made to read in place of the artifact; None = no engine is asked.
+    """
 
     path: Path
     golden: Path | None = None
     against: Path | None = None
+    engine_reads: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

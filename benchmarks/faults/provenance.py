@@ -49,6 +49,28 @@ def against_own_parent_golden(bench: Workbench, variant: Variant) -> Inputs:
     return Inputs(made.path, golden=bench.record(made.parent, f"parent {variant.name}"))
 
 
+def against_own_values(bench: Workbench, variant: Variant) -> Inputs:
+    """The artifact's weights, written as a dense model, as its original."""
+    return Inputs(bench.honest(variant).path, against=dequantized(bench, variant))
+
+
+def against_golden_of_own_values(bench: Workbench, variant: Variant) -> Inputs:
+    """A golden file recorded from the artifact's weights, written as a dense model."""
+    dense = dequantized(bench, variant)
+    return Inputs(bench.honest(variant).path, golden=bench.record(dense, f"values {variant.name} {variant.container}"))
+
+
+def dequantized(bench: Workbench, variant: Variant) -> Path:
+    """The weights of the honest artifact as a dense folder without a manifest."""
+    if variant.grid is None:
+        raise NotApplicable("dense already")
+    path, folder = bench.honest(variant).path, bench.fresh_folder() / "dense"
+    checkpoint = registry.open_checkpoint(path)
+    publish(registry.exporter("hf").prepare(checkpoint, ExportOptions(type="f32")), folder, inputs=checkpoint.inputs)
+    manifest_path(folder).unlink()
+    return folder
+
+
 def against_strangers_golden(bench: Workbench, variant: Variant) -> Inputs:
     """The golden file of another model of the same shape."""
     return Inputs(bench.honest(variant).path, golden=bench.record(stranger(bench), "stranger"))
@@ -102,6 +124,8 @@ CHANGES: Mapping[str, Callable[[Workbench, Variant], Inputs]] = {
     "golden file of the artifact itself": against_own_golden,
     "--against the artifact itself": against_itself,
     "golden file of the quantized parent": against_own_parent_golden,
+    "golden file of its own weights made dense": against_golden_of_own_values,
+    "--against its own weights made dense": against_own_values,
     "golden file of another model": against_strangers_golden,
     "--against another model": against_stranger,
     "artifact of another model": strangers_artifact,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from unittest.mock import patch
 
-from benchmarks.faults.fault import FILES, PREDICTIONS, READING, Fault, Inputs, NotApplicable, Trial
+from benchmarks.faults.engine import Misled
+from benchmarks.faults.fault import Fault, Inputs, NotApplicable, Trial
 from benchmarks.faults.workbench import Variant, Workbench
-from quantkit.errors import QuantkitError, VerificationFailed
+from quantkit.registry import runtime
+from quantkit.verification import proof
 from quantkit.verification.proof import verify
+from quantkit.verification.report import FAILED
 
-NO_ENGINE = "reference"
+NO_ENGINE, MISLED = "reference", "llama-cpp"
 PASSED = "passed"
 
 
@@ -77,13 +81,14 @@ def cell(bench: Workbench, fault: Fault, variant: Variant) -> Cell:
 def said(bench: Workbench, inputs: Inputs, engine: str = NO_ENGINE) -> tuple[str, str]:
     """The step at which `verify` stops, and its line."""
     golden = bench.golden_of(inputs.golden) if inputs.golden is not None else None
-    try:
+    if inputs.engine_reads is None:
         report = verify(inputs.path, golden=golden, against=inputs.against, engine=engine)
-    except VerificationFailed as error:
-        return FILES, str(error)
-    except QuantkitError as error:
-        return READING, str(error)
-    return (PASSED, "") if report.passed else (PREDICTIONS, report.lines()[-1])
+    else:
+        misled = Misled(runtime(MISLED), inputs.engine_reads)
+        with patch.object(proof, "engine_of", lambda name, checkpoint: misled):
+            report = verify(inputs.path, golden=golden, against=inputs.against, engine=MISLED)
+    failed = next((step for step in report.steps if step.status == FAILED), None)
+    return (failed.name, failed.says) if failed is not None else (PASSED, "")
 
 
 def alarms(

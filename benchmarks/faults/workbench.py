@@ -21,7 +21,8 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView
-from quantkit.verification.golden import Golden, read_golden, record
+from quantkit.verification.golden import Golden, read_golden
+from quantkit.verification.recording import record
 
 CodeChange = Callable[[QuantizedTensor], QuantizedTensor]
 
@@ -119,6 +120,10 @@ class Workbench:
             yield from ((trial, fault.change(self, variant)) for trial in fault.trials)
             return
         honest, folder = self.honest(variant), self.fresh_folder()
+        if fault.level is Level.ENGINE:
+            wrong = make(fault.change(self.source()), variant, folder).path
+            yield from ((t, Inputs(honest.path, golden=self.golden, engine_reads=wrong)) for t in fault.trials)
+            return
         made: dict[Way, Path | None] = {}
         for trial in fault.trials:
             if trial.way not in made:
