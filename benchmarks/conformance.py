@@ -43,9 +43,10 @@ from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView, Weight
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.verification.engines import ORACLE, runs
-from quantkit.verification.golden import Golden, read_golden, record
+from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.prompts import default_prompts
 from quantkit.verification.proof import verify
+from quantkit.verification.recording import record
 from quantkit.verification.report import Check, Comparison
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantkit.errors import BadOption, IncompleteCheckpoint, InconsistentCheckpoint, QuantkitError, UnsupportedSpec
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
+from quantkit.exporters._recorded import measured
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, blob
 from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
@@ -172,6 +174,7 @@ def plan_folder(
     quantization: Mapping[str, Any],
     *,
     container: str,
+    read: Callable[[Path], Checkpoint],
     options: Mapping[str, Any],
     files: Iterable[PlannedFile] = (),
     notes: Iterable[str] = (),
@@ -183,6 +186,7 @@ def plan_folder(
         layout: how quantized weights lie; dense ones keep their dtype.
         quantization: the `quantization_config` of config.json.
         container: the exporter's name.
+        read: the exporter's reader.
         options: what the manifest records.
         files: whatever else the container wants in the folder.
         notes: what the user should know, besides the model's own notes.
@@ -203,6 +207,7 @@ def plan_folder(
         tensors=tuple(_planned_tensor(weight, layout) for weight in model.weights.values()),
         options=options,
         notes=(*model.notes, *_notes(model, layout, container), *notes),
+        measure=measured(model, read),
     )
 
 

@@ -109,6 +109,7 @@ class AWQ:
             Layout(_shapes, _buffers, linears_only=True),
             _quantization_config(model, quantized[0].spec.group_size),
             container=METHOD,
+            read=self.read,
             options={"type": FORMAT, "arch": options.arch},
         )
 

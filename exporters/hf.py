@@ -18,6 +18,7 @@ import numpy as np
 
 from quantkit.errors import BadOption, QuantkitError, UnsupportedModel
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
+from quantkit.exporters._recorded import measured
 from quantkit.files.json_file import read_json
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedTensor, blob
 from quantkit.files.safetensors_header import TensorEntry
@@ -94,6 +95,7 @@ class HuggingFace:
             tensors=tuple(PlannedTensor(e.name, _type_name(e.dtype), e.shape, e.nbytes) for e in entries),
             options={"type": type_name or _common_type(entries), "arch": options.arch},
             notes=model.notes,
+            measure=measured(model, self.read),
         )
 
     def read(self, path: Path) -> Checkpoint:

@@ -7,7 +7,7 @@ laws that every one of them must pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -157,8 +157,36 @@ class Session(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What the reference runtime predicts on one prompt of T tokens.
+
+    exact: float32 logits [T, vocab], row t predicts token t + 1.
+    rounded: the same with every matrix's input rounded to int8, which is what correct integer kernels may lose;
+    None where it was not asked for.
+    """
+
+    exact: np.ndarray
+    rounded: np.ndarray | None
+
+
 class OracleSession(Session, Protocol):
     """What the reference runtime's sessions can do beyond `Session`."""
+
+    def predictions(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        rounded: bool,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Iterator[Predictions]:
+        """Yield the predictions on each of the prompts' token ids, in order.
+
+        All prompts run through a block before the next one is read, so every weight is read once. Only the logits
+        that are being yielded are held. `progress` is told what is being done ("block 3 of 24"), steps done, and steps
+        in all, at least every few seconds.
+        """
+        ...
 
     def rounded_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """As `logits`, with every matrix's input rounded to int8: what correct integer kernels may lose."""
@@ -181,6 +209,14 @@ class Runtime(Protocol):
 
     def missing(self) -> str | None:
         """None when the engine can run here, else one line that says what to install."""
+        ...
+
+    def arithmetic(self, checkpoint: Checkpoint) -> str:
+        """How the engine multiplies this artifact's weights: what a correct one may lose on them.
+
+        "float32": everything in float32. "float16 inputs", "bfloat16 inputs", "int8 inputs": one factor of each product
+        is rounded to that first, the rest is float32. "float16": everything is rounded to float16 but sums.
+        """
         ...
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:

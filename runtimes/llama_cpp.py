@@ -34,6 +34,7 @@ import numpy as np
 from quantkit import registry
 from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.precision import QUANTIZED, precision_of
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._engine_process import EngineProcess
 
@@ -161,6 +162,12 @@ class LlamaCppRuntime:
     def missing(self) -> str | None:
         """None when xllamacpp is installed."""
         return None if importlib.util.find_spec("xllamacpp") else "pip install 'quantkit[llama-cpp]'"
+
+    def arithmetic(self, checkpoint: Checkpoint) -> str:
+        """ggml rounds the inputs of a product to the type that its kernel for the weights takes."""
+        precision = precision_of(checkpoint)
+        inputs = {QUANTIZED: "int8 inputs", "float16": "float16 inputs", "bfloat16": "bfloat16 inputs"}
+        return inputs.get(precision, "float32")
 
     def refuses(self, checkpoint: Checkpoint) -> None:
         """Always None: a GGUF that was read strictly is one that it loads."""

@@ -14,7 +14,7 @@ its rescaled frequencies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from quantkit import registry
 from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import RopeSpec
+from quantkit.protocols import Predictions
 from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
@@ -191,6 +192,19 @@ class ReferenceSession:
         row: np.ndarray = self._head(self._final_norm(token_ids, past)[-1:])[0]
         return row
 
+    def predictions(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        rounded: bool,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Iterator[Predictions]:
+        """Yield the predictions on each of the prompts' token ids, in order."""
+        for index, prompt in enumerate(prompts):
+            if progress is not None:
+                progress(f"prompt {index + 1} of {len(prompts)}", index, len(prompts))
+            yield Predictions(self.logits(prompt), self.rounded_logits(prompt) if rounded else None)
+
     def rounded_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """`logits` with every matrix's input rounded to int8: the coarsest arithmetic that an engine may use."""
         twin = copy(self)
@@ -293,6 +307,10 @@ class ReferenceRuntime:
     def missing(self) -> str | None:
         """Always None: numpy is all it needs."""
         return None
+
+    def arithmetic(self, checkpoint: Checkpoint) -> str:
+        """Everything in float32."""
+        return "float32"
 
     def refuses(self, checkpoint: Checkpoint) -> None:
         """Always None: what was read can be run."""

@@ -107,6 +107,13 @@ class TransformersRuntime:
         found = importlib.util.find_spec("transformers") and importlib.util.find_spec("torch")
         return None if found else "pip install 'quantkit[transformers]'"
 
+    def arithmetic(self, checkpoint: Checkpoint) -> str:
+        """Float32; weights that it dequantizes while loading are rounded to the dtype of their scales first."""
+        if not _must_dequantize(checkpoint):
+            return "float32"
+        dtypes = {view.spec.scale_dtype for view in checkpoint.weights.values() if isinstance(view, QuantizedView)}
+        return "bfloat16 inputs" if "bfloat16" in dtypes else "float16 inputs" if "float16" in dtypes else "float32"
+
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why transformers cannot load this folder, or None."""
         if checkpoint.spec.architecture != "llama":

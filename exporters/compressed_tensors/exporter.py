@@ -99,6 +99,7 @@ class CompressedTensors:
             Layout(lambda view: _layout(view.shape, view.spec, view.name), lambda name, tensor: _buffers(tensor)),
             quantization_config(specs),
             container=METHOD,
+            read=self.read,
             options={"type": FORMAT, "arch": options.arch},
             notes=_notes(specs),
         )

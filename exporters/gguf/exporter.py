@@ -35,6 +35,7 @@ from quantkit.errors import (
     UnsupportedModel,
     UnsupportedSpec,
 )
+from quantkit.exporters._recorded import measured
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.file import MAGIC, GGUFFile, read_gguf
@@ -137,6 +138,7 @@ class GGUF:
             tensors=tuple(PlannedTensor(n, b.name.lower(), s, tensor_bytes(b, s)) for n, b, s in infos),
             options={"type": main.name.lower(), "arch": options.arch},
             notes=(*model.notes, *_notes(model, chosen, main, vocabulary)),
+            measure=measured(model, self.read, as_blocks=_minimums(model, chosen)),
         )
 
     def read(self, path: Path) -> Checkpoint:
@@ -223,6 +225,12 @@ def _reason(spec: QuantSpec, cols: int) -> str:
     if width % blocks.BLOCK:
         return f"groups of {width} are not whole blocks of {blocks.BLOCK}"
     return "no block holds these codes"
+
+
+def _minimums(model: Checkpoint, chosen: Mapping[Place, BlockType]) -> list[str]:
+    """Dense weights that become blocks with a minimum, which are read back as dense values."""
+    names = (place.slot.name for place, block in chosen.items() if block.has_minimum)
+    return [name for name in names if isinstance(model.weights[name], TensorView)]
 
 
 def _main_type(chosen: Mapping[Place, BlockType]) -> BlockType:

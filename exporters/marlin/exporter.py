@@ -32,6 +32,7 @@ import numpy as np
 from quantkit.errors import BadOption, IncompleteCheckpoint, QuantkitError
 from quantkit.exporters._hf_config import config_files, with_dtype
 from quantkit.exporters._hf_folder import architecture_of, check_fused, read_checkpoint
+from quantkit.exporters._recorded import measured
 from quantkit.exporters.marlin.matrices import (
     Matrix,
     buffers,
@@ -129,6 +130,7 @@ class Marlin:
             tensors=tuple(_planned(item, spec) for item in parts),
             options={"arch": options.arch, "target": target.name},
             notes=(*model.notes, *notes_on(model.spec, target)),
+            measure=measured(model, self.read),
             name_keywords=NAME_KEYWORDS if target is CPM_CU else (),
         )
 

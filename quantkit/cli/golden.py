@@ -14,21 +14,33 @@ from quantkit.cli.output import Output, human_size, table
 def golden(
     model: Annotated[Path, typer.Argument(help="The original model.")],
     out: Out,
+    quantized: Annotated[
+        bool,
+        typer.Option("--quantized", help="Record a quantized model all the same; no artifact is verified by it."),
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Record the float32 logits of the original model on the bundled prompts, for `verify --golden`."""
+    """Record what the original model is and predicts, for `verify --golden`: its scalars, tokenizer, digests and
+    sketches of its weights, float32 logits of the bundled prompts, and what rounding costs it.
+    """
     from quantkit.artifacts.publishing import publish
+    from quantkit.errors import BadOption
     from quantkit.registry import open_checkpoint
     from quantkit.text.tokenizer import open_tokenizer
-    from quantkit.verification.golden import record
     from quantkit.verification.prompts import default_prompts
+    from quantkit.verification.recording import is_quantized, record
 
     output = Output(as_json=as_json)
     checkpoint = open_checkpoint(model)
+    if is_quantized(checkpoint) and not quantized:
+        raise BadOption(
+            f"{model} is quantized: golden files are recorded from the original, dense model",
+            hint="give the model that it was made from; --quantized records it all the same, and proves nothing",
+        )
     prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
-    planned = record(checkpoint, prompts)
     with output.bars() as bars:
+        planned = record(checkpoint, prompts, progress=bars.steps())
         progress = bars.counter(f"recording {out.name}", planned.size)
         done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
     rows = table("prompt", "tokens", right=("tokens",))
@@ -37,5 +49,5 @@ def golden(
     output.result(
         {"path": str(out), "size": done.size, "prompts": {p.name: len(p.token_ids) for p in prompts}},
         rows,
-        lines=[f"{out}: {human_size(done.size)}, logits of {model.name} on {len(prompts)} prompts"],
+        lines=[f"{out}: {human_size(done.size)}, {model.name} on {len(prompts)} prompts"],
     )

@@ -42,10 +42,11 @@ class BlockStream:
     """Holds the hidden states in front of the next block, and the quantized weights of the current one.
 
     layer: the current block, -1 before the first. tensors: its quantized weights by name. norms: its norms that
-    smoothing has changed, in their own dtypes, by name. wanted: grid and method of every weight that is quantized, by
-    name; the others stay as they are. smooth: see `quantkit.solver.smoothing.smoothable`. fisher: whether errors of
-    outputs count by what they do to the predictions (`quantkit.calibration.fisher`). device: where blocks are computed.
-    bfloat16: whether their layers compute in it (`quantkit.calibration.autocast`).
+    smoothing has changed, in their own dtypes, by name. scales: what its outputs were divided by. wanted: grid and
+    method of every weight that is quantized, by name; the others stay as they are. smooth: see
+    `quantkit.solver.smoothing.smoothable`. fisher: whether errors of outputs count by what they do to the predictions
+    (`quantkit.calibration.fisher`). device: where blocks are computed. bfloat16: whether their layers compute in it
+    (`quantkit.calibration.autocast`).
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class BlockStream:
         self.layer = -1
         self.tensors: dict[str, QuantizedTensor] = {}
         self.norms: dict[str, np.ndarray] = {}
+        self.scales: Mapping[Role, np.ndarray] = {}
         self._smooth = smooth
         self._source = source
         self._wanted = wanted
@@ -142,6 +144,7 @@ class BlockStream:
         """Smooth `original`, which stays the same function, and return a copy of it to quantize."""
         norms = smooth(original, scales, {role: self._dtype(role) for role in scales})
         self.norms = {weight_name(self.layer, role): weight for role, weight in norms.items()}
+        self.scales = scales
         return deepcopy(original)
 
     def _dtype(self, role: Role) -> np.dtype:

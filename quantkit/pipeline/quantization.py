@@ -26,6 +26,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.recipe import Recipe
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
+from quantkit.pipeline.weight_errors import WeightErrors
 from quantkit.protocols import Method, TensorReport
 from quantkit.solver.smoothing import smoothable, weight_name
 from quantkit.tensors.quant_spec import QuantSpec
@@ -155,6 +156,7 @@ class Quantization:
         self._bfloat16 = bfloat16
         self._progress = progress
         self._reports: dict[str, TensorReport] = {}
+        self._weight_errors = WeightErrors(source)
         self._stream: BlockStream | None = None
         self._journal: Journal | None = None
         self.checkpoint = self._with_readers(plan)
@@ -215,6 +217,7 @@ class Quantization:
             "bfloat16": self._calibrated and self._in_bfloat16(),
             "calibration": coverage,
             "tensors": {name: asdict(report) for name, report in self._reports.items()},
+            "weights": self._weight_errors.to_json(),
         }
 
     def _with_readers(self, plan: Checkpoint) -> Checkpoint:
@@ -231,8 +234,8 @@ class Quantization:
     def _reader(self, view: QuantizedView, layer: int | None) -> Callable[[], QuantizedTensor]:
         """Once one weight is calibrated, all those of the blocks come from the stream: later ones see their errors."""
         if self._calibrated and layer is not None:
-            return lambda: self._at_block(view.name, layer).tensors[view.name]
-        return lambda: self._alone(view)
+            return lambda: self._weight_errors.measured(view.name, self._at_block(view.name, layer).tensors[view.name])
+        return lambda: self._weight_errors.measured(view.name, self._alone(view))
 
     def _norm_fetch(self, view: TensorView, layer: int) -> Callable[[int, int], np.ndarray]:
         """A norm that smoothing may change when its block is quantized."""
@@ -264,6 +267,7 @@ class Quantization:
         stream = self._stream = self._stream or self._open_stream()
         while stream.layer < layer:
             self._reports |= stream.advance()
+            self._weight_errors.smoothed(stream.layer, stream.scales, stream.norms)
         if stream.layer > layer:
             raise RuntimeError(f"{name} was read after block {stream.layer}; blocks are computed once, in order")
         return stream

@@ -1,4 +1,4 @@
-"""How far two models' predictions lie apart: small pure functions on logits [T, V], computed in float64.
+"""How far two models' predictions lie apart: pure functions on logits [T, V], computed in float64.
 
 P is the model that is trusted, Q the one under test; p = log_softmax(P), q = log_softmax(Q), natural logarithms. An
 additive constant per row changes nothing, so engines that give log-probabilities compare with those that give logits.
@@ -6,13 +6,83 @@ additive constant per row changes nothing, so engines that give log-probabilitie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 LOG_PROB_FLOOR = -80.0
 """Log-probabilities below it count as equal to it. Engines that report probabilities in float32 cannot tell anything
 below about -87 from zero, and e^-80 is no probability that a model could be held to."""
+
+CHUNK_ELEMENTS = 1 << 17
+"""Logits compared at a time: their float64 arrays stay in a core's cache, and memory does not grow with the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far Q lies from P on one prompt. A row of which P or Q has NaN agrees in nothing, and its figures are NaN.
+
+    kl: mean over positions of KL(P || Q) = sum_v e^p_v (p_v - q_v), in nats; 0 for equal models, never below.
+    top1: share of positions whose most likely token is the same, 0 to 1.
+    max_abs_log_prob_difference: max |p - q| over all positions and tokens, the strictest of the measures.
+    lost_lead: how clear what P chose was where Q chooses otherwise: the largest p[best of P] - p[best of Q], 0 if
+    nowhere. Two tokens that P finds nearly as likely change places by rounding alone; then it is as small as that.
+    same_next_token: whether the most likely token after the last position is the same.
+    """
+
+    kl: float
+    top1: float
+    max_abs_log_prob_difference: float
+    lost_lead: float
+    same_next_token: bool
+
+
+def compared(trusted: np.ndarray, *tested: np.ndarray) -> tuple[Agreement, ...]:
+    """How far each of `tested` lies from `trusted`, all logits [T, V] with T at least 1.
+
+    The log-softmax of each is computed once, a few positions at a time.
+    """
+    rows = [_Rows(len(trusted)) for _ in tested]
+    for part in _chunks(trusted):
+        p, best_p = log_softmax(trusted[part]), trusted[part].argmax(axis=-1)
+        floored = np.maximum(p, LOG_PROB_FLOOR)
+        shares = np.exp(floored)
+        for logits, row in zip(tested, rows, strict=True):
+            q, best_q = log_softmax(logits[part]), logits[part].argmax(axis=-1)
+            difference = np.subtract(floored, np.maximum(q, LOG_PROB_FLOOR, out=q), out=q)
+            position = np.arange(len(p))
+            row.kl[part] = np.einsum("tv,tv->t", shares, difference)
+            undefined = np.isnan(row.kl[part])  # no share is zero, so a single NaN is enough
+            row.largest[part] = np.abs(difference, out=difference).max(axis=-1)
+            row.lost[part] = np.where(undefined, np.nan, p[position, best_p] - p[position, best_q])
+            row.same[part] = (best_p == best_q) & ~undefined
+    return tuple(row.agreement() for row in rows)
+
+
+class _Rows:
+    """The figures of each position."""
+
+    def __init__(self, positions: int) -> None:
+        self.kl, self.largest, self.lost = (np.empty(positions) for _ in range(3))
+        self.same = np.empty(positions, bool)
+
+    def agreement(self) -> Agreement:
+        """The prompt's figures; the largest of numbers among which there is NaN is NaN."""
+        return Agreement(
+            # The floor makes shares sum to a little more than 1, which could push a tiny KL below zero.
+            kl=float(np.maximum(self.kl.mean(), 0.0)),
+            top1=float(self.same.mean()),
+            max_abs_log_prob_difference=float(self.largest.max()),
+            lost_lead=float(self.lost.max()),
+            same_next_token=bool(self.same[-1]),
+        )
+
+
+def _chunks(logits: np.ndarray) -> Iterator[slice]:
+    positions, vocabulary = logits.shape
+    step = max(1, CHUNK_ELEMENTS // vocabulary)
+    return (slice(start, start + step) for start in range(0, positions, step))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -23,34 +93,18 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def kl_divergence(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
-    """Mean over positions of KL(P || Q) = sum_v e^p_v (p_v - q_v), in nats; 0 for equal models, never below."""
-    p, q = _floored(p_logits), _floored(q_logits)
-    # The floor makes the rows sum to a little more than 1, which could push a tiny KL below zero. NaN stays NaN.
-    return float(np.maximum((np.exp(p) * (p - q)).sum(axis=-1).mean(), 0.0))
+    """`Agreement.kl` of two models alone."""
+    return compared(p_logits, q_logits)[0].kl
 
 
 def max_abs_log_prob_difference(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
-    """max |p - q| over all positions and tokens: the strictest of the measures. NaN anywhere gives NaN."""
-    return float(np.abs(_floored(p_logits) - _floored(q_logits)).max())
+    """`Agreement.max_abs_log_prob_difference` of two models alone."""
+    return compared(p_logits, q_logits)[0].max_abs_log_prob_difference
 
 
 def top1_agreement(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
-    """Share of positions whose most likely token is the same, 0 to 1."""
-    return float((p_logits.argmax(axis=-1) == q_logits.argmax(axis=-1)).mean())
-
-
-def same_next_token(p_logits: np.ndarray, q_logits: np.ndarray) -> bool:
-    """Whether the most likely token after the last position is the same."""
-    return bool(p_logits[-1].argmax() == q_logits[-1].argmax())
-
-
-def lost_lead(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
-    """How clear what P chose was where Q chooses otherwise: the largest p[best of P] - p[best of Q], 0 if nowhere.
-
-    Two tokens that P finds nearly as likely change places by rounding alone, and then it is as small as that.
-    """
-    p, position = log_softmax(p_logits), np.arange(len(p_logits))
-    return float((p[position, p_logits.argmax(axis=-1)] - p[position, q_logits.argmax(axis=-1)]).max())
+    """`Agreement.top1` of two models alone."""
+    return compared(p_logits, q_logits)[0].top1
 
 
 def perplexity(logits: np.ndarray, token_ids: Sequence[int]) -> float:
@@ -58,8 +112,3 @@ def perplexity(logits: np.ndarray, token_ids: Sequence[int]) -> float:
     following = np.asarray(token_ids[1:])
     came = log_softmax(logits[:-1])[np.arange(len(following)), following]
     return float(np.exp(-came.mean()))
-
-
-def _floored(logits: np.ndarray) -> np.ndarray:
-    floored: np.ndarray = np.maximum(log_softmax(logits), LOG_PROB_FLOOR)
-    return floored

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from quantkit.verification.metrics import (
+    CHUNK_ELEMENTS,
+    Agreement,
+    compared,
     kl_divergence,
     log_softmax,
-    lost_lead,
     max_abs_log_prob_difference,
     perplexity,
-    same_next_token,
     top1_agreement,
 )
 
@@ -57,15 +58,14 @@ def test_the_largest_log_prob_difference_is_found_wherever_it_is():
 
 def test_another_choice_weighs_as_much_as_the_lead_it_overturns():
     p = np.log(np.array([[0.5, 0.3, 0.2], [0.4, 0.2, 0.4], [0.1, 0.1, 0.8]]))
-    assert lost_lead(p, p) == 0
-    assert same_next_token(p, p)
-    other = p.copy()
-    other[0] = [0, 9, 0]
-    assert lost_lead(p + 7, other) == pytest.approx(np.log(5 / 3))
-    assert same_next_token(p, other)
-    other[2] = [9, 0, 0]
-    assert lost_lead(p, other) == pytest.approx(np.log(8))
-    assert not same_next_token(p, other)
+    first = p.copy()
+    first[0] = [0, 9, 0]
+    last = first.copy()
+    last[2] = [9, 0, 0]
+    same, other, worst = compared(p + 7, p, first, last)
+    assert (same.lost_lead, same.same_next_token, same.top1) == (0, True, 1)
+    assert (other.lost_lead, other.same_next_token) == (pytest.approx(np.log(5 / 3)), True)
+    assert (worst.lost_lead, worst.same_next_token) == (pytest.approx(np.log(8)), False)
 
 
 def test_top1_is_the_share_of_positions_with_the_same_favourite():
@@ -88,9 +88,61 @@ def test_perplexity_is_the_inverse_geometric_mean_of_the_shares_of_what_came():
     assert perplexity(three, [1, 0, 2]) == pytest.approx(2.0, rel=1e-6)
 
 
-def test_nan_is_never_agreement():
-    logits = np.zeros((2, 3), np.float32)
-    broken = logits.copy()
-    broken[1, 2] = np.nan
-    assert math.isnan(kl_divergence(logits, broken))
-    assert math.isnan(max_abs_log_prob_difference(logits, broken))
+@pytest.mark.parametrize("broken", ["trusted", "tested", "both"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_position_that_is_no_distribution_agrees_in_nothing(broken, value):
+    trusted, tested = np.zeros((2, 2, 3), np.float32)
+    for name, logits in (("trusted", trusted), ("tested", tested)):
+        if broken in (name, "both"):
+            logits[1] = value
+    with np.errstate(invalid="ignore"):
+        (agreement,) = compared(trusted, tested)
+    assert math.isnan(agreement.kl)
+    assert math.isnan(agreement.max_abs_log_prob_difference)
+    assert math.isnan(agreement.lost_lead)
+    assert agreement.top1 == 0.5
+    assert not agreement.same_next_token
+
+
+def test_a_single_nan_in_a_long_prompt_is_not_lost_between_the_chunks():
+    logits = np.zeros((3 * (CHUNK_ELEMENTS // 64) + 5, 64), np.float32)
+    for position in (0, CHUNK_ELEMENTS // 64, len(logits) - 1):
+        broken = logits.copy()
+        broken[position, 63] = np.nan
+        (agreement,) = compared(logits, broken)
+        assert math.isnan(agreement.kl)
+        assert math.isnan(agreement.max_abs_log_prob_difference)
+        assert agreement.top1 < 1
+
+
+def direct(p_logits: np.ndarray, q_logits: np.ndarray) -> Agreement:
+    """The definitions word by word, everything at once, in extended precision where the machine has it."""
+    p, q = (np.asarray(logits, np.longdouble) for logits in (p_logits, q_logits))
+    p, q = (x - np.log(np.exp(x).sum(axis=-1, keepdims=True)) for x in (p, q))
+    best_p, best_q, rows = p_logits.argmax(axis=-1), q_logits.argmax(axis=-1), np.arange(len(p))
+    return Agreement(
+        kl=float((np.exp(p) * (p - q)).sum(axis=-1).mean()),
+        top1=float((best_p == best_q).mean()),
+        max_abs_log_prob_difference=float(np.abs(p - q).max()),
+        lost_lead=float((p[rows, best_p] - p[rows, best_q]).max()),
+        same_next_token=bool(best_p[-1] == best_q[-1]),
+    )
+
+
+def test_several_models_compared_at_once_have_the_figures_of_the_definitions():
+    rng = np.random.default_rng(3)
+    trusted = 3 * rng.standard_normal((41, 20_000)).astype(np.float32)  # several chunks, the last one shorter
+    assert len(trusted) > 2 * (CHUNK_ELEMENTS // 20_000)
+    assert len(trusted) % (CHUNK_ELEMENTS // 20_000)
+    tested = [trusted + scale * rng.standard_normal(trusted.shape).astype(np.float32) for scale in (1e-5, 0.05, 1)]
+    for agreement, logits in zip(compared(trusted, *tested), tested, strict=True):
+        expected = direct(trusted, logits)
+        # Float64 sums of 20 000 terms of order one over 20 000: errors of about 1e-16 times the log-probability.
+        assert agreement.kl == pytest.approx(expected.kl, abs=1e-13)
+        assert agreement.max_abs_log_prob_difference == pytest.approx(expected.max_abs_log_prob_difference, abs=1e-13)
+        assert agreement.lost_lead == pytest.approx(expected.lost_lead, abs=1e-13)
+        assert (agreement.top1, agreement.same_next_token) == (expected.top1, expected.same_next_token)
+
+
+def test_a_model_compared_with_nothing_says_nothing():
+    assert compared(np.zeros((1, 2), np.float32)) == ()

@@ -1,0 +1,96 @@
+"""What an artifact's manifest records of the numbers in it, read back from the files that were just written.
+
+    tensors.NAME.digest   of a quantized tensor: `QuantizedTensor.numbers_digest`, the same in every container
+    tensors.NAME.values   of a dense tensor that was quantized once: `quantkit.tensors.digests.values_digest`
+    tensors.NAME.error    ||W - Q||^2 / ||W||^2, from the dense weights that it was made of (smoothing undone)
+    norms, divided        what a run smoothed the model by, see `quantkit.pipeline.weight_errors`
+
+Errors and smoothing are handed on from the manifest of a quantized source; the digests are of what was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit.artifacts.manifest import read_manifest
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.tensors.digests import values_digest
+from quantkit.tensors.views import QuantizedView, TensorView, Weight
+
+
+def measured(
+    model: Checkpoint, read: Callable[[Path], Checkpoint], *, as_blocks: Collection[str] = ()
+) -> Callable[[Path], Mapping[str, Any]]:
+    """`PlannedArtifact.measure` for the artifact that `model` becomes.
+
+    Args:
+        model: what is written, in the architecture that it is written in.
+        read: the exporter's own reader.
+        as_blocks: weights that the container rounds, although its reader gives them as dense values.
+    """
+
+    def measure(path: Path) -> Mapping[str, Any]:
+        written = read(path)
+        known = _handed_on(model)
+        tensors: dict[str, Mapping[str, Any]] = {}
+        for name, view in written.weights.items():
+            source = model.weights[name]
+            entry = _entry(view, source, rounded=name in as_blocks)
+            if entry and isinstance(source, QuantizedView) and name in known["errors"]:
+                entry["error"] = known["errors"][name]
+            if entry:
+                tensors[name] = entry
+        return {"tensors": tensors, "norms": known["norms"], "divided": known["divided"]}
+
+    return measure
+
+
+def _entry(view: Weight, source: Weight, *, rounded: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    if isinstance(view, QuantizedView):
+        tensor = view.read()
+        entry["digest"] = tensor.numbers_digest()
+        if isinstance(source, TensorView):
+            entry["error"] = _error(source, TensorView(view.name, np.dtype("<f4"), view.shape, _rows_of(tensor)))
+    elif isinstance(source, QuantizedView) or rounded:
+        entry["values"] = values_digest(view.chunks())
+        if isinstance(source, TensorView):
+            entry["error"] = _error(source, view)
+    return entry
+
+
+def _rows_of(tensor: Any) -> Callable[[int, int], np.ndarray]:  # noqa: ANN401 - a quantized tensor of any scheme
+    return lambda start, stop: tensor.part(slice(start, stop)).dequantized()
+
+
+def _error(source: TensorView, written: TensorView) -> float:
+    damage = power = 0.0
+    for weight, values in zip(source.chunks(), written.chunks(), strict=True):
+        wide = weight.astype(np.float32)
+        damage += float(np.square(np.subtract(wide, values, dtype=np.float32), dtype=np.float64).sum())
+        power += float(np.square(wide, dtype=np.float64).sum())
+    return damage / power if power else 0.0
+
+
+def _handed_on(model: Checkpoint) -> dict[str, Any]:
+    """What the manifest of a quantized source says: errors by tensor, and what smoothing did."""
+    known: dict[str, Any] = {"errors": {}, "norms": {}, "divided": {}}
+    if not any(isinstance(view, QuantizedView) for view in model.weights.values()):
+        return known
+    manifest = read_manifest(model.path) or {}
+    report, weights = manifest.get("report"), manifest.get("weights")
+    run = report.get("weights") if isinstance(report, Mapping) else None
+    for part in (run, weights):
+        if not isinstance(part, Mapping):
+            continue
+        for key in known:
+            if isinstance(part.get(key), Mapping):
+                known[key] |= part[key]
+        entries = part.get("tensors")
+        if isinstance(entries, Mapping):
+            known["errors"] |= {n: e["error"] for n, e in entries.items() if isinstance(e, Mapping) and "error" in e}
+    return known
