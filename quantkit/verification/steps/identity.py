@@ -34,8 +34,8 @@ class TextFacts:
     """A tokenizer as `quantkit.text.vocabulary` sees it.
 
     vocabulary: SHA-256 over text, score (float32) and kind of every token by id. template: SHA-256 of the chat
-    template, line ends and outer whitespace aside; None = there is none. rules: special tokens and what encoding adds.
-    files: SHA-256 of every other file that travels with the model, JSON in canonical form.
+    template, the kind of its line ends and a last one aside; None = there is none. rules: special tokens and what
+    encoding adds. files: SHA-256 of every other file that travels with the model, JSON in canonical form.
     """
 
     vocabulary: str | None
@@ -69,7 +69,7 @@ def text_facts(checkpoint: Checkpoint) -> TextFacts:
 
 
 def _text_digest(text: str) -> str:
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")  # as Jinja reads it
     return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
 
 
