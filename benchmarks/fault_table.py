@@ -34,8 +34,8 @@ from benchmarks.faults.workbench import Variant, Workbench, variants
 from quantkit.artifacts.publishing import publish
 from quantkit.registry import open_checkpoint
 from quantkit.text.tokenizer import open_tokenizer
-from quantkit.verification.recording import record
 from quantkit.verification.prompts import default_prompts
+from quantkit.verification.recording import record
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ("f16", "int4")

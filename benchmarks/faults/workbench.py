@@ -124,17 +124,14 @@ class Workbench:
             wrong = make(fault.change(self.source()), variant, folder).path
             yield from ((t, Inputs(honest.path, golden=self.golden, engine_reads=wrong)) for t in fault.trials)
             return
-        made: dict[Way, Path | None] = {}
-        for trial in fault.trials:
+        made: dict[Way, Path] = {}
+        for trial in sorted(fault.trials, key=lambda trial: trial.way is Way.SIGNED):
             if trial.way not in made:
-                inside = folder / trial.way.value
-                inside.mkdir()
-                found = self._in_way(fault, variant, trial.way, inside)
-                made[trial.way] = None if unchanged(fault, found, honest.path) else found
+                made[trial.way] = self._in_way(fault, variant, trial.way, folder, made.get(Way.WRITTEN))
             path = made[trial.way]
-            if trial.proof is Proof.PARENT and honest.parent is None:
-                continue
-            yield trial, None if path is None else self.inputs(trial.proof, path, honest.parent)
+            if trial.proof is not Proof.PARENT or honest.parent is not None:
+                same = unchanged(fault, path, honest.path)
+                yield trial, None if same else self.inputs(trial.proof, path, honest.parent)
         shutil.rmtree(folder)
 
     def against_all(self, name: str, made: Made) -> Iterator[tuple[str, Inputs]]:
@@ -149,29 +146,23 @@ class Workbench:
             return Inputs(path, golden=self.golden)
         return Inputs(path, against=self.model if proof is Proof.ORIGINAL else parent)
 
-    def _in_way(self, fault: Fault, variant: Variant, way: Way, folder: Path) -> Path:
-        honest = self.honest(variant)
-        if fault.level is Level.BYTES:
-            copied = copy(honest.path, folder / honest.path.name)
-            fault.change(copied)
+    def _in_way(self, fault: Fault, variant: Variant, way: Way, folder: Path, written: Path | None) -> Path:
+        """The wrong artifact; SIGNED takes the files that a wrong writer has `written`, where there are any."""
+        honest, inside = self.honest(variant), folder / way.value
+        inside.mkdir()
+        if way is Way.SIGNED or fault.level is Level.BYTES:
+            path = copy(written or honest.path, inside / honest.path.name)
+            if written is None:
+                fault.change(path)
             if way is Way.SIGNED:
-                sign(copied, honest.path)
-            return copied
+                sign(path, honest.path)
+            return path
         if fault.level is Level.CODES:
-            made = self._with_codes(fault, variant, folder)
-        else:
-            wrong = fault.change(self.source())
-            if way is Way.CONVERTED:
-                wrong = self._on_disk(wrong, folder / "source")
-            made = make(wrong, variant, folder)
-        if way is Way.SIGNED:
-            sign(made.path, honest.path)
-        return made.path
-
-    def _with_codes(self, fault: Fault, variant: Variant, folder: Path) -> Made:
-        if variant.grid is None:
-            raise NotApplicable("no codes")
-        return make(self.source(), variant, folder, codes={fault.tensor: fault.change})
+            if variant.grid is None:
+                raise NotApplicable("no codes")
+            return make(self.source(), variant, inside, codes={fault.tensor: fault.change}).path
+        wrong = fault.change(self.source())
+        return make(self._on_disk(wrong, folder / "source") if way is Way.CONVERTED else wrong, variant, inside).path
 
     def _on_disk(self, wrong: Checkpoint, folder: Path) -> Checkpoint:
         """The wrong model as a Hugging Face folder without any manifest, opened."""
