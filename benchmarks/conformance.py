@@ -34,12 +34,11 @@ from quantkit.calibration.samples import CalibrationOptions
 from quantkit.errors import EngineFailed, UnsupportedSpec
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.pipeline.quantization import quantized
 from quantkit.protocols import Exporter, ExportOptions
 from quantkit.runtimes.vllm import RUNTIME as VLLM
 from quantkit.tensors.cast import FLOATS
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, Weight
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.verification.engines import ORACLE, runs
@@ -48,9 +47,13 @@ from quantkit.verification.prompts import default_prompts
 from quantkit.verification.proof import verify
 from quantkit.verification.recording import record
 from quantkit.verification.report import Check, Comparison
+from tests.support.runs import quantized
 
 ROOT = Path(__file__).resolve().parent.parent
-GRIDS = {"int4 sym": QuantSpec(bits=4, group_size=128), "int4 asym": QuantSpec(bits=4, group_size=128, symmetric=False)}
+GRIDS = {
+    "int4 sym": AffineGroups(bits=4, group_size=128),
+    "int4 asym": AffineGroups(bits=4, group_size=128, symmetric=False),
+}
 NEGATIVE = ", negative scales"
 ARCHITECTURES = ("native", "llama")
 WIDER = (*FLOATS, "q8_0", "q5_0", "q5_1")
@@ -78,7 +81,7 @@ def in_memory(model: Checkpoint) -> Checkpoint:
 
 def view_of(name: str, tensor: QuantizedTensor) -> QuantizedView:
     """A view of a tensor that is in memory."""
-    return QuantizedView(name, tensor.shape, tensor.spec, lambda: tensor)
+    return QuantizedView(name, tensor.shape, tensor.scheme, lambda: tensor)
 
 
 def mirrored(model: Checkpoint) -> Checkpoint:
@@ -92,17 +95,19 @@ def mirrored(model: Checkpoint) -> Checkpoint:
 
 def mirrored_tensor(tensor: QuantizedTensor) -> QuantizedTensor:
     """q' = 2 z - q where the zero point z is fixed, which code 0 has no room for; else q' = 15 - q, z' = 15 - z."""
-    spec, (rows, groups) = tensor.spec, tensor.scale.shape
+    spec, (rows, groups) = tensor.scheme, tensor.scale.shape
     codes, zero = tensor.codes.reshape(rows, groups, -1), tensor.zero[:, :, None]
     top = 2 * spec.midpoint if spec.symmetric else spec.levels - 1
     chosen = np.add.outer(np.arange(rows), np.arange(groups))[:, :, None] % 2 == 1
     if spec.symmetric:
         chosen &= codes.min(axis=-1, keepdims=True) > 0
     turned = QuantizedTensor(
-        spec=spec,
-        codes=np.where(chosen, top - codes.astype(int), codes).astype(np.uint8).reshape(tensor.codes.shape),
-        scale=np.where(chosen[:, :, 0], -tensor.scale, tensor.scale),
-        zero=np.where(chosen, top - zero.astype(int), zero).astype(np.uint8)[:, :, 0],
+        spec,
+        np.where(chosen, top - codes.astype(int), codes).astype(np.uint8).reshape(tensor.codes.shape),
+        {
+            "scale": np.where(chosen[:, :, 0], -tensor.scale, tensor.scale),
+            "zero": np.where(chosen, top - zero.astype(int), zero).astype(np.uint8)[:, :, 0],
+        },
     )
     assert (turned.scale < 0).any()
     assert np.array_equal(turned.dequantized(), tensor.dequantized())
@@ -135,7 +140,7 @@ def planned(exporter: Exporter, model: Checkpoint, artifact: Artifact) -> Planne
     try:
         for weight in model.weights.values():
             if isinstance(weight, QuantizedView):
-                exporter.accepts(weight.spec, artifact.options)
+                exporter.accepts(weight.scheme, artifact.options)
         return exporter.prepare(model, artifact.options)
     except UnsupportedSpec:
         return None

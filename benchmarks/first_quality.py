@@ -34,19 +34,22 @@ import numpy as np
 import torch
 
 from golden.corpus import Document, read_corpus, split_corpus
+from quantkit.calibration.compute import Compute
 from quantkit.calibration.samples import CalibrationOptions, Samples
 from quantkit.calibration.sources import calibration_samples
 from quantkit.methods.gptq import Gptq
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import load_model, read_float32
 from quantkit.models.torch_model import MiniCPM
-from quantkit.pipeline.quantization import Quantization, quantized
+from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.quantization import Quantization
 from quantkit.registry import open_checkpoint
 from quantkit.solver.stages import Stages
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.threads import single_threaded_torch
 from quantkit.verification.metrics import kl_divergence
+from tests.support.runs import quantized
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "model"
 GROUP = 128
@@ -182,24 +185,25 @@ def main() -> int:
     kl: dict[tuple[int, str], float] = {}
     print(f"{'bits':<6}{'method':<22}{'KL':>10}{'x rtn':>8}{'seconds':>9}")
     for bits in arguments.bits:
-        spec = QuantSpec(bits=bits, group_size=GROUP)
+        spec = AffineGroups(bits=bits, group_size=GROUP)
 
-        def plain(spec: QuantSpec = spec) -> MiniCPM:
+        def plain(spec: AffineGroups = spec) -> MiniCPM:
             paper = Gptq(Stages(search=False, act_order=False, rounds=0, damping=0.01))
             run = Quantization(
                 checkpoint,
-                spec,
-                paper,
-                calibration=generated,
-                skip_positions=0,
-                propagate=False,
-                fisher=False,
-                bfloat16=False,
-                threads=arguments.threads,
+                QuantizeOptions(
+                    method=paper,
+                    scheme=spec,
+                    calibration=CalibrationOptions(skip_positions=0),
+                    propagate=False,
+                    fisher=False,
+                ),
+                compute=Compute(threads=arguments.threads, bfloat16=False),
+                samples=generated,
             )
             return ours(checkpoint, run)
 
-        def default(method: str, samples: Samples | None, spec: QuantSpec = spec) -> MiniCPM:
+        def default(method: str, samples: Samples | None, spec: AffineGroups = spec) -> MiniCPM:
             return ours(checkpoint, quantized(checkpoint, spec, method, calibration=samples, threads=arguments.threads))
 
         makers: dict[str, Callable[[], MiniCPM]] = {

@@ -36,7 +36,7 @@ from golden.corpus import read_modules
 from quantkit.calibration.samples import CalibrationOptions, file_samples
 from quantkit.pipeline.plan import Plan, plan
 from quantkit.registry import open_checkpoint
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.text.tokenizer import open_tokenizer
 
 SEQUENCES, LENGTH = 16, 512
@@ -103,7 +103,7 @@ def commands(inputs: Inputs, folder: Path, python: Path, threads: int) -> dict[s
 
 def planned(inputs: Inputs) -> Plan:
     """What `quantkit plan` says about our run."""
-    grid = QuantSpec(bits=BITS, group_size=GROUP)
+    grid = AffineGroups(bits=BITS, group_size=GROUP)
     return plan(open_checkpoint(inputs.model), [], method="gptq", spec=grid, calibration_tokens=inputs.count)
 
 

@@ -63,10 +63,10 @@ def write_folders(model: Path, folder: Path) -> list[str]:
 
     from quantkit.artifacts.publishing import publish  # noqa: PLC0415
     from quantkit.models.spec import Role  # noqa: PLC0415
-    from quantkit.pipeline.quantization import quantized  # noqa: PLC0415
     from quantkit.protocols import ExportOptions  # noqa: PLC0415
     from quantkit.registry import exporter, open_checkpoint  # noqa: PLC0415
-    from quantkit.tensors.quant_spec import QuantSpec  # noqa: PLC0415
+    from quantkit.tensors.schemes.affine_groups import AffineGroups  # noqa: PLC0415
+    from tests.support.runs import quantized  # noqa: PLC0415
 
     source = open_checkpoint(model)
 
@@ -77,7 +77,7 @@ def write_folders(model: Path, folder: Path) -> list[str]:
         return name
 
     write("dense", source, "hf", "f16")
-    four, eight = QuantSpec(bits=4, group_size=128), QuantSpec(bits=8, group_size=-1)
+    four, eight = AffineGroups(bits=4, group_size=128), AffineGroups(bits=8, group_size=-1)
     names = []
     for bits in (2, 3, 4, 8):
         run = quantized(source, replace(four, bits=bits), "rtn").checkpoint

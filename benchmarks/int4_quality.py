@@ -41,15 +41,17 @@ from benchmarks.first_quality import GOLDEN, GROUP, LENGTH, divergence, held_out
 from benchmarks.int4_results import Results, inputs_of
 from golden.corpus import read_corpus, read_text, split_corpus
 from quantkit import registry
+from quantkit.calibration.compute import Compute
 from quantkit.calibration.samples import CalibrationOptions, Samples
 from quantkit.methods.gptq import Gptq
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import load_model
 from quantkit.models.torch_model import MiniCPM
-from quantkit.pipeline.quantization import SKIP_POSITIONS, Quantization
+from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.quantization import Quantization
 from quantkit.protocols import Method
 from quantkit.solver.stages import Stages
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class Stage:
 
     name: str
     method: Method
-    skip_positions: int = SKIP_POSITIONS
+    skip_positions: int = CalibrationOptions().skip_positions
     propagate: bool = True
     fisher: bool = False
     smooth: bool | None = None
@@ -130,14 +132,16 @@ def by_stage(setting: Setting, bits: int, stage: Stage) -> Made:
     """The model by our code."""
     run = Quantization(
         setting.checkpoint,
-        QuantSpec(bits=bits, group_size=setting.group_size),
-        stage.method,
-        calibration=setting.samples,
-        skip_positions=stage.skip_positions,
-        propagate=stage.propagate,
-        fisher=stage.fisher,
-        smooth=stage.smooth,
-        threads=setting.threads,
+        QuantizeOptions(
+            method=stage.method,
+            scheme=AffineGroups(bits=bits, group_size=setting.group_size),
+            calibration=CalibrationOptions(skip_positions=stage.skip_positions),
+            propagate=stage.propagate,
+            fisher=stage.fisher,
+            smooth=stage.smooth,
+        ),
+        compute=Compute(threads=setting.threads),
+        samples=setting.samples,
     )
     model = ours(setting.checkpoint, run)
     fallbacks = [name for name, tensor in run.report()["tensors"].items() if tensor["fallback"]]

@@ -42,9 +42,8 @@ def accumulate(model: Path, sequences: int, length: int, threads: int) -> Usage:
     import numpy as np  # noqa: PLC0415 - as below: memory of the caller would count as that of its children
 
     from quantkit.calibration.activations import HiddenStates, Stage  # noqa: PLC0415
-    from quantkit.calibration.samples import make_samples  # noqa: PLC0415
+    from quantkit.calibration.samples import CalibrationOptions, make_samples  # noqa: PLC0415
     from quantkit.models.loading import load_block  # noqa: PLC0415
-    from quantkit.pipeline.quantization import SKIP_POSITIONS  # noqa: PLC0415
     from quantkit.registry import open_checkpoint  # noqa: PLC0415
 
     def held(stage: Stage) -> int:
@@ -55,7 +54,7 @@ def accumulate(model: Path, sequences: int, length: int, threads: int) -> Usage:
     random = np.random.default_rng(0)
     tokens = random.integers(3, checkpoint.spec.vocab_size, (sequences, length))
     samples = make_samples(list(tokens), source="random", digest="")
-    hidden = HiddenStates(checkpoint, samples, skip_positions=SKIP_POSITIONS, threads=threads)
+    hidden = HiddenStates(checkpoint, samples, skip_positions=CalibrationOptions().skip_positions, threads=threads)
     original = load_block(checkpoint, 0)
     statistics = max(map(held, hidden.stages(deepcopy(original), original)))
     streams = sum(rows.nbytes for rows in (*hidden.states, *hidden.original))

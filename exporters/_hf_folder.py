@@ -25,8 +25,9 @@ from quantkit.models.folding import with_architecture, with_source_dtypes
 from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, ModelSpec, Role
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT32, check_range
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import Scheme
+from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 if TYPE_CHECKING:
@@ -131,10 +132,10 @@ def checked_type(wanted: str | None, types: Sequence[str], *, container: str) ->
     return wanted
 
 
-def module_specs(checkpoint: Checkpoint) -> dict[str, QuantSpec | None]:
-    """Module to spec, None where it is dense, for everything but norms."""
+def module_schemes(checkpoint: Checkpoint, *, container: str) -> dict[str, AffineGroups | None]:
+    """Module to scheme, None where it is dense, for everything but norms; raises as `affine`."""
     return {
-        module_name(slot.name): weight.spec
+        module_name(slot.name): affine(slot.name, weight.scheme, container=container)
         if isinstance(weight := checkpoint.weights[slot.name], QuantizedView)
         else None
         for slot in checkpoint.spec.slots()
@@ -156,12 +157,9 @@ def check_fused(checkpoint: Checkpoint, *, container: str) -> None:
                     )
 
 
-def grid(weight: Weight) -> QuantSpec | None:
-    """The spec of a quantized weight, whatever its scales are stored in; None when it is dense."""
-    if isinstance(weight, TensorView):
-        return None
-    spec = weight.spec
-    return QuantSpec(bits=spec.bits, group_size=spec.group_size, symmetric=spec.symmetric)
+def grid(weight: Weight) -> Scheme | None:
+    """The scheme of a quantized weight, whatever its scales are stored in; None when it is dense."""
+    return None if isinstance(weight, TensorView) else weight.scheme.with_settings(scale_dtype="float16")
 
 
 def _layer_weight(checkpoint: Checkpoint, layer: int, role: Role) -> Weight:
@@ -256,14 +254,14 @@ def dense_chunks(weight: Weight) -> Iterator[Buffer]:
 
 def _planned_tensor(weight: Weight, layout: Layout) -> PlannedTensor:
     entries = _entries(weight, layout)
-    kind = str(weight.spec) if layout.packs(weight) else str(entries[0].dtype)
+    kind = str(weight.scheme) if layout.packs(weight) else str(entries[0].dtype)
     return PlannedTensor(weight.name, kind, weight.shape, sum(entry.nbytes for entry in entries))
 
 
 def _notes(model: Checkpoint, layout: Layout, container: str) -> Iterator[str]:
     for weight in model.weights.values():
         if isinstance(weight, QuantizedView) and not layout.packs(weight):
-            yield f"{weight.name} ({weight.spec}) becomes float32 values: {container} keeps embedding and head dense"
+            yield f"{weight.name} ({weight.scheme}) becomes float32 values: {container} keeps embedding and head dense"
 
 
 def taken_parts(
@@ -295,10 +293,12 @@ def drop_zero_bias(tensors: dict[str, TensorView], module: str, where: str) -> N
         raise UnsupportedSpec(f"{where}: {bias.name} is not zero; models of this family have no biases")
 
 
-def named_tensor(name: str, spec: QuantSpec, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> QuantizedTensor:
+def named_tensor(
+    name: str, spec: AffineGroups, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray
+) -> QuantizedTensor:
     """A `QuantizedTensor` whose refusals begin with the weight's name."""
     try:
-        return QuantizedTensor(spec=spec, codes=codes, scale=scale, zero=zero)
+        return QuantizedTensor(spec, codes, {"scale": scale, "zero": zero})
     except QuantkitError as error:
         raise type(error)(f"{name}: {error}", hint=error.hint) from None
 

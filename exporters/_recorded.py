@@ -10,7 +10,7 @@ Errors and smoothing are handed on from the manifest of a quantized source; the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,16 @@ import numpy as np
 from quantkit.artifacts.manifest import read_manifest
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.tensors.digests import values_digest
+from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 
-def measured(
-    model: Checkpoint, read: Callable[[Path], Checkpoint], *, as_blocks: Collection[str] = ()
-) -> Callable[[Path], Mapping[str, Any]]:
+def measured(model: Checkpoint, read: Callable[[Path], Checkpoint]) -> Callable[[Path], Mapping[str, Any]]:
     """`PlannedArtifact.measure` for the artifact that `model` becomes.
 
     Args:
         model: what is written, in the architecture that it is written in.
         read: the exporter's own reader.
-        as_blocks: weights that the container rounds, although its reader gives them as dense values.
     """
 
     def measure(path: Path) -> Mapping[str, Any]:
@@ -39,7 +37,7 @@ def measured(
         tensors: dict[str, Mapping[str, Any]] = {}
         for name, view in written.weights.items():
             source = model.weights[name]
-            entry = _entry(view, source, rounded=name in as_blocks)
+            entry = _entry(view, source)
             if entry and isinstance(source, QuantizedView) and name in known["errors"]:
                 entry["error"] = known["errors"][name]
             if entry:
@@ -49,21 +47,19 @@ def measured(
     return measure
 
 
-def _entry(view: Weight, source: Weight, *, rounded: bool) -> dict[str, Any]:
+def _entry(view: Weight, source: Weight) -> dict[str, Any]:
     entry: dict[str, Any] = {}
     if isinstance(view, QuantizedView):
         tensor = view.read()
         entry["digest"] = tensor.numbers_digest()
         if isinstance(source, TensorView):
             entry["error"] = _error(source, TensorView(view.name, np.dtype("<f4"), view.shape, _rows_of(tensor)))
-    elif isinstance(source, QuantizedView) or rounded:
+    elif isinstance(source, QuantizedView):
         entry["values"] = values_digest(view.chunks())
-        if isinstance(source, TensorView):
-            entry["error"] = _error(source, view)
     return entry
 
 
-def _rows_of(tensor: Any) -> Callable[[int, int], np.ndarray]:  # noqa: ANN401 - a quantized tensor of any scheme
+def _rows_of(tensor: QuantizedTensor) -> Callable[[int, int], np.ndarray]:
     return lambda start, stop: tensor.part(slice(start, stop)).dequantized()
 
 

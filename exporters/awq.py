@@ -37,7 +37,7 @@ from quantkit.exporters._hf_folder import (
     drop_zero_bias,
     float16_scales,
     module_name,
-    module_specs,
+    module_schemes,
     named_tensor,
     plan_folder,
     quantized_views,
@@ -51,8 +51,9 @@ from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
 from quantkit.models.spec import Role, TensorSlot, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
-from quantkit.tensors.quant_spec import PER_ROW, SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import PER_ROW, SCALE_DTYPES
+from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 METHOD, FORMAT = "awq", "gemm"
@@ -85,10 +86,6 @@ class AWQ:
         except QuantkitError:
             return False
 
-    def accepts(self, spec: QuantSpec, options: ExportOptions) -> None:
-        """Return for 4 bits in usual groups with 16-bit scales, symmetric or not."""
-        _check_spec("a weight", spec)
-
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the folder: one unit per block, dense weights in the dtype that the source has them in.
 
@@ -101,13 +98,13 @@ class AWQ:
         model = architecture_of(checkpoint, options, container=METHOD, linears_only=True)
         quantized = quantized_views(model, linears_only=True)
         for weight in quantized:
-            _check_spec(weight.name, weight.spec)
+            _check_scheme(weight.name, affine(weight.name, weight.scheme, container=METHOD))
             _check_shape(weight, quantized[0])
         check_fused(model, container=METHOD)
         return plan_folder(
             model,
             Layout(_shapes, _buffers, linears_only=True),
-            _quantization_config(model, quantized[0].spec.group_size),
+            _quantization_config(model, quantized[0].scheme.group_size),
             container=METHOD,
             read=self.read,
             options={"type": FORMAT, "arch": options.arch},
@@ -137,7 +134,7 @@ class AWQ:
         return read_checkpoint(folder, spec, {**tensors, **weights}, container=self.name)
 
 
-def _check_spec(name: str, spec: QuantSpec) -> None:
+def _check_scheme(name: str, spec: AffineGroups) -> None:
     problem = ""
     if spec.bits != BITS:
         problem = f"{METHOD} holds {BITS} bits only"
@@ -158,17 +155,17 @@ def _check_shape(weight: QuantizedView, first: QuantizedView) -> None:
             f"{weight.name} has {rows} rows; {METHOD} packers take multiples of {STEP}",
             hint="keep this tensor dense, or choose compressed-tensors or gguf",
         )
-    if weight.spec.group_size != first.spec.group_size:
+    if weight.scheme.group_size != first.scheme.group_size:
         raise UnsupportedSpec(
-            f"{weight.name} is {weight.spec} and {first.name} {first.spec}; {METHOD} has one group size for all",
+            f"{weight.name} is {weight.scheme} and {first.name} {first.scheme}; {METHOD} has one group size for all",
             hint="compressed-tensors and gptq take several",
         )
-    weight.spec.groups(cols, name=weight.name)
+    weight.scheme.groups(cols, name=weight.name)
 
 
 def _quantization_config(model: Checkpoint, group_size: int) -> dict[str, Any]:
     """With layers to leave alone only where some are dense besides embedding and head, which loaders know of."""
-    specs = module_specs(model)
+    specs = module_schemes(model, container=METHOD)
     dense = [module for module, spec in specs.items() if spec is None and module.startswith("model.layers.")]
     return {
         "bits": BITS,
@@ -182,7 +179,7 @@ def _quantization_config(model: Checkpoint, group_size: int) -> dict[str, Any]:
 
 def _shapes(view: QuantizedView) -> Shapes:
     rows, cols = view.shape
-    return _parts(rows, cols, view.spec.groups(cols, name=view.name), np.dtype("<f2"))
+    return _parts(rows, cols, view.scheme.groups(cols, name=view.name), np.dtype("<f2"))
 
 
 def _parts(rows: int, cols: int, groups: int, scale_dtype: np.dtype) -> Shapes:
@@ -256,17 +253,17 @@ def _taken(slot: TensorSlot, group_size: int, tensors: dict[str, TensorView], wh
     names = {dtype: name for name, dtype in SCALE_DTYPES.items()}
     scales = tensors.get(f"{module}.{SCALES}")
     scale_dtype = scales.dtype if scales is not None and scales.dtype in names else np.dtype("<f2")
-    spec = QuantSpec(bits=BITS, group_size=group_size, scale_dtype=names[scale_dtype])
+    spec = AffineGroups(bits=BITS, group_size=group_size, scale_dtype=names[scale_dtype])
     rows, cols = slot.shape
     shapes = _parts(rows, cols, spec.groups(cols, name=f"{where}: {slot.name}"), scale_dtype)
     parts = taken_parts(tensors, module, shapes, where=where, grid_name=f"{spec} of {rows} x {cols}")
     drop_zero_bias(tensors, module, where)
     symmetric = bool((_unpacked(parts[QZEROS].read()) == spec.midpoint).all())
-    spec = QuantSpec(bits=BITS, group_size=group_size, symmetric=symmetric, scale_dtype=spec.scale_dtype)
+    spec = AffineGroups(bits=BITS, group_size=group_size, symmetric=symmetric, scale_dtype=spec.scale_dtype)
     return QuantizedView(slot.name, (rows, cols), spec, lambda: _tensor(slot.name, spec, parts))
 
 
-def _tensor(name: str, spec: QuantSpec, parts: Mapping[str, TensorView]) -> QuantizedTensor:
+def _tensor(name: str, spec: AffineGroups, parts: Mapping[str, TensorView]) -> QuantizedTensor:
     scale = np.ascontiguousarray(parts[SCALES].read().T)
     return named_tensor(name, spec, _unpacked(parts[QWEIGHT].read()), scale, _unpacked(parts[QZEROS].read()))
 

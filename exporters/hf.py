@@ -29,7 +29,7 @@ from quantkit.models.folding import EMBEDDING, with_architecture, with_source_dt
 from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 
@@ -60,8 +60,8 @@ class HuggingFace:
             return True
         return not config.get("quantization_config")
 
-    def accepts(self, spec: QuantSpec, options: ExportOptions) -> None:
-        """Every `QuantSpec` can be written as dense weights."""
+    def accepts(self, spec: AffineGroups, options: ExportOptions) -> None:
+        """Every `AffineGroups` can be written as dense weights."""
 
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the folder: one unit per tensor.

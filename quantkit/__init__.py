@@ -1,11 +1,84 @@
-"""quantkit: MiniCPM models in every form that a device can run, each proved to still be the model."""
+"""quantkit: MiniCPM models in every form that a device can run, each proved to still be the model.
+
+What stands in `__all__` is the public interface, and all that the command line calls. It is imported when it is used:
+`import quantkit` alone reads no other module.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quantkit.artifacts.publishing import Published as Published
+    from quantkit.calibration.compute import Compute as Compute
+    from quantkit.calibration.samples import CalibrationOptions as CalibrationOptions
+    from quantkit.errors import QuantkitError as QuantkitError
+    from quantkit.models.checkpoint import Checkpoint as Checkpoint
+    from quantkit.models.inspection import inspection as inspection
+    from quantkit.pipeline.options import QuantizeOptions as QuantizeOptions
+    from quantkit.pipeline.plan import parse_target as parse_target
+    from quantkit.pipeline.plan import plan as plan
+    from quantkit.pipeline.recipe import Recipe as Recipe
+    from quantkit.pipeline.runs import export as export
+    from quantkit.pipeline.runs import quantize as quantize
+    from quantkit.protocols import ExportOptions as ExportOptions
+    from quantkit.registry import open_checkpoint as open_checkpoint
+    from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
+    from quantkit.tensors.schemes.offset_groups import OffsetGroups as OffsetGroups
 
 __version__ = "0.1.0"
 
 # In a bare checkout `exporters/` and `runtimes/` lie beside this folder; installed, they lie inside it.
 if (Path(__file__).parent.parent / "pyproject.toml").is_file():
     __path__.append(str(Path(__file__).parent.parent))
+
+_HOMES = {
+    "AffineGroups": "tensors.schemes.affine_groups",
+    "CalibrationOptions": "calibration.samples",
+    "Checkpoint": "models.checkpoint",
+    "Compute": "calibration.compute",
+    "ExportOptions": "protocols",
+    "OffsetGroups": "tensors.schemes.offset_groups",
+    "Published": "artifacts.publishing",
+    "QuantizeOptions": "pipeline.options",
+    "QuantkitError": "errors",
+    "Recipe": "pipeline.recipe",
+    "export": "pipeline.runs",
+    "inspection": "models.inspection",
+    "open_checkpoint": "registry",
+    "parse_target": "pipeline.plan",
+    "plan": "pipeline.plan",
+    "quantize": "pipeline.runs",
+}
+"""Public name to the module that it lives in."""
+
+__all__ = [
+    "AffineGroups",
+    "CalibrationOptions",
+    "Checkpoint",
+    "Compute",
+    "ExportOptions",
+    "OffsetGroups",
+    "Published",
+    "QuantizeOptions",
+    "QuantkitError",
+    "Recipe",
+    "export",
+    "inspection",
+    "open_checkpoint",
+    "parse_target",
+    "plan",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
+    return getattr(import_module(f"quantkit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

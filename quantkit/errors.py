@@ -7,6 +7,9 @@ Every error that a user can cause is a `QuantkitError`. Its message is one line 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class QuantkitError(Exception):
     """Base of all errors that have a cause outside quantkit.
@@ -26,6 +29,15 @@ class QuantkitError(Exception):
 def escaped(text: str) -> str:
     """Return `text` on one line with control characters shown, so that a hostile name cannot drive a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Put `name` in front of the message of a `QuantkitError` that is raised within."""
+    try:
+        yield
+    except QuantkitError as error:
+        raise type(error)(f"{name}: {error}", hint=error.hint) from None
 
 
 class BadOption(QuantkitError):

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typing_extensions import Self
 
     from quantkit.calibration.statistics import LayerStatistics
     from quantkit.files.planned_files import PlannedArtifact
     from quantkit.models.checkpoint import Checkpoint
-    from quantkit.tensors.quant_spec import QuantSpec
     from quantkit.tensors.quantized_tensor import QuantizedTensor
+    from quantkit.tensors.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,7 @@ class TensorReport:
     strength: how far the weights were moved to make up for earlier layers, 0 to 1; None when that was not tried.
     fallback: None, or why the method's result was given up for round-to-nearest.
     smoothing: exponent of the input scales (`quantkit.solver.smoothing_search`), 0 where none did better; None when
-    that was
-        not tried.
+        that was not tried.
     """
 
     error: float
@@ -59,8 +59,49 @@ class TensorReport:
     smoothing: float | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A linear layer to quantize.
+
+    name: of its weight, for messages. weight: float32 (rows, cols). scheme: how its codes become weights.
+    sensitivity: the G of `quantkit.calibration.fisher`, float32 [rows, rows]; None = all outputs are alike.
+    """
+
+    name: str
+    weight: np.ndarray
+    scheme: Scheme
+    sensitivity: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Readers:
+    """Layers that read the same inputs, with these inputs and with what comes before them and can be divided.
+
+    layers: all that read them. fitted, held_out: what they read, float32 [tokens, cols] of every fitting and every
+    held-out sequence. feeding: the weight of what comes before, float32; of a norm [size], of a matrix [rows, cols] on
+    `feeding_scheme`, which is None for a norm. feeding_dtype: that of the weight in the checkpoint. head_dim: channels
+    of a head; query heads that share a key-value head share their scales.
+    """
+
+    layers: tuple[Layer, ...]
+    fitted: Sequence[Tensor]
+    held_out: Sequence[Tensor]
+    feeding: Tensor
+    feeding_scheme: Scheme | None
+    feeding_dtype: np.dtype
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InputScales:
+    """The exponent that was chosen, and float32 scales, one for each output of what comes before; None = no scaling."""
+
+    exponent: float
+    scale: np.ndarray | None
+
+
 class Method(Protocol):
-    """Chooses codes and scales for one weight matrix."""
+    """Chooses codes and parameters for layers that read the same inputs, such as q, k and v."""
 
     @property
     def name(self) -> str:
@@ -78,30 +119,36 @@ class Method(Protocol):
         ...
 
     @property
-    def smooths(self) -> bool:
-        """Whether inputs are scaled beforehand (`quantkit.solver.smoothing`) where the user does not say."""
+    def weighs_outputs(self) -> bool:
+        """Whether it reads `Layer.sensitivity`."""
         ...
 
     @property
-    def weighs_outputs(self) -> bool:
-        """Whether it reads `LayerStatistics.sensitivity`."""
+    def scales_inputs(self) -> bool:
+        """Whether `input_scales` is asked for where the user does not say."""
+        ...
+
+    def input_scales(self, readers: Readers, *, threads: int = 1) -> InputScales:
+        """By what to divide what the layers read, and multiply their columns, before any is quantized.
+
+        Asked only of methods that need calibration.
+        """
         ...
 
     def quantize(
-        self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None, *, threads: int = 1
-    ) -> tuple[QuantizedTensor, TensorReport]:
-        """Quantize float32 `weight` (rows, cols).
+        self, layers: Sequence[Layer], statistics: LayerStatistics | None, *, threads: int = 1
+    ) -> list[tuple[QuantizedTensor, TensorReport]]:
+        """Quantize layers that read the same inputs; a result for each, in order.
 
         Args:
-            weight: what to quantize.
-            spec: the grid.
-            statistics: of the weight's inputs and outputs; only read when `needs_calibration`.
+            layers: what to quantize.
+            statistics: of their inputs; only read when `needs_calibration`.
             threads: how many to use; the result does not depend on it.
 
         Raises:
             UnsupportedSpec: a group size that does not divide the columns.
-            NonFiniteValues: NaN or infinity in `weight`.
-            ValueOutOfRange: a scale beyond the spec's scale dtype.
+            NonFiniteValues: NaN or infinity in a weight.
+            ValueOutOfRange: a scale beyond the scheme's scale dtype.
 
         Statistics never make it abort: where they are useless it rounds to nearest and reports why.
         """
@@ -121,10 +168,6 @@ class Exporter(Protocol):
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` looks like this container (cheap: names and magic bytes only)."""
-        ...
-
-    def accepts(self, spec: QuantSpec, options: ExportOptions) -> None:
-        """Return if a weight quantized with `spec` fits without requantizing; raise `UnsupportedSpec` otherwise."""
         ...
 
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
@@ -186,10 +229,6 @@ class OracleSession(Session, Protocol):
         that are being yielded are held. `progress` is told what is being done ("block 3 of 24"), steps done, and steps
         in all, at least every few seconds.
         """
-        ...
-
-    def rounded_logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """As `logits`, with every matrix's input rounded to int8: what correct integer kernels may lose."""
         ...
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:

@@ -42,6 +42,12 @@ def recognize(path: Path) -> Exporter:
     raise MalformedFile(f"{path} is not a model that quantkit reads", hint=f"readable: {', '.join(names('exporters'))}")
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open any readable model: a Hugging Face folder, a quantized folder, or a single-file artifact."""
-    return recognize(path).read(path)
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open any readable model: a Hugging Face folder, a quantized folder, or a single-file artifact.
+
+    Headers are read and checked; weights are read later, through the checkpoint's views.
+
+    Raises:
+        BadOption: there is nothing at `path`. MalformedFile: no exporter knows it. What its reader raises.
+    """
+    return recognize(Path(path)).read(Path(path))

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from quantkit.exporters._hf_folder import FUSED_ROLES, grid
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES, Role
-from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
+from quantkit.tensors.scheme import PER_ROW
+from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, Weight
 
 USUAL_GROUPS = (32, 64, 128, PER_ROW)
@@ -60,9 +61,10 @@ class Matrix:
         return sum(weight.shape[0] for weight in self.weights), self.weights[0].shape[1]
 
     @property
-    def spec(self) -> QuantSpec:
+    def scheme(self) -> AffineGroups:
         """The grid of its quantized weights, which `mixture` has found to be the same."""
-        return next(weight.spec for weight in self.weights if isinstance(weight, QuantizedView))
+        found = next(weight for weight in self.weights if isinstance(weight, QuantizedView))
+        return affine(found.name, found.scheme, container="a matrix kernel")
 
     def mixture(self) -> str | None:
         """Why its weights cannot be one matrix: they are not on one grid."""
@@ -152,7 +154,7 @@ def _whole_tiles(matrix: Matrix) -> bool:
 
 
 def _vllm_cpu(matrix: Matrix, container: str) -> str | None:
-    spec, (rows, cols) = matrix.spec, matrix.shape
+    spec, (rows, cols) = matrix.scheme, matrix.shape
     if matrix.name == HEAD:
         return f"is {spec}; it takes a dense head only"
     if spec.bits != 4:
@@ -167,7 +169,7 @@ def _vllm_cpu(matrix: Matrix, container: str) -> str | None:
 
 
 def _vllm_marlin(matrix: Matrix, container: str) -> str | None:
-    spec, (rows, cols) = matrix.spec, matrix.shape
+    spec, (rows, cols) = matrix.scheme, matrix.shape
     if spec.bits != 4 and not (spec.bits == 8 and spec.symmetric):
         return f"is {spec}; it takes 4 bits, or 8 without zero points"
     if container == "gptq" and not spec.symmetric:
@@ -180,8 +182,8 @@ def _vllm_marlin(matrix: Matrix, container: str) -> str | None:
 
 
 def _gptqmodel(matrix: Matrix, container: str) -> str | None:
-    if matrix.spec.group_size not in GPTQMODEL_GROUPS:
-        return f"is {matrix.spec}; it takes groups of 16, 32, 64, 128, 256, 512, 1024 or a row"
+    if matrix.scheme.group_size not in GPTQMODEL_GROUPS:
+        return f"is {matrix.scheme}; it takes groups of 16, 32, 64, 128, 256, 512, 1024 or a row"
     return None
 
 
@@ -200,7 +202,7 @@ def _ist(matrix: Matrix, container: str) -> str | None:
 
 
 def _marlin_grid(matrix: Matrix) -> str | None:
-    spec = matrix.spec
+    spec = matrix.scheme
     if spec.bits != 4 or not spec.symmetric or spec.group_size not in MARLIN_GROUPS:
         return f"is {spec}; it takes symmetric 4 bits in groups of 128 or a row"
     return None

@@ -29,7 +29,7 @@ from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import EMBEDDING
 from quantkit.models.spec import ModelSpec
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class TransformersRuntime:
         """Float32; weights that it dequantizes while loading are rounded to the dtype of their scales first."""
         if not _must_dequantize(checkpoint):
             return "float32"
-        dtypes = {view.spec.scale_dtype for view in checkpoint.weights.values() if isinstance(view, QuantizedView)}
+        dtypes = {view.scheme.scale_dtype for view in checkpoint.weights.values() if isinstance(view, QuantizedView)}
         return "bfloat16 inputs" if "bfloat16" in dtypes else "float16 inputs" if "float16" in dtypes else "float32"
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:
@@ -120,7 +120,7 @@ class TransformersRuntime:
             return "it has no class for a native MiniCPM"
         if checkpoint.format == "compressed-tensors" and not importlib.util.find_spec("compressed_tensors"):
             return "it loads quantized folders with the package compressed-tensors, which is not installed"
-        if _must_dequantize(checkpoint) and len(_grids(checkpoint)) > 1:
+        if _must_dequantize(checkpoint) and len(_schemes(checkpoint)) > 1:
             return "it takes zero points and quantized embeddings of a single grid only, and this folder has several"
         return None
 
@@ -140,15 +140,16 @@ class TransformersRuntime:
         return session
 
 
-def _grids(checkpoint: Checkpoint) -> set[QuantSpec]:
-    """The different grids in the folder; a scale's dtype is no part of what loaders ask."""
+def _schemes(checkpoint: Checkpoint) -> set[AffineGroups]:
+    """The different schemes in the folder; a scale's dtype is no part of what loaders ask."""
     views = (view for view in checkpoint.weights.values() if isinstance(view, QuantizedView))
-    return {replace(view.spec, scale_dtype="float16") for view in views}
+    schemes = (affine(view.name, view.scheme, container=checkpoint.format) for view in views)
+    return {replace(scheme, scale_dtype="float16") for scheme in schemes}
 
 
 def _must_dequantize(checkpoint: Checkpoint) -> bool:
     """Whether the folder has zero points or a quantized embedding."""
-    zero_points = any(not grid.symmetric for grid in _grids(checkpoint))
+    zero_points = any(not scheme.symmetric for scheme in _schemes(checkpoint))
     return zero_points or isinstance(checkpoint.weights[EMBEDDING], QuantizedView)
 
 

@@ -35,7 +35,8 @@ from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS, CONFIG_CLASS_FILE
 from quantkit.models.spec import LINEAR_ROLES, ModelSpec, Role
 from quantkit.runtimes._engine_process import EngineProcess
-from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
+from quantkit.tensors.scheme import PER_ROW, Scheme
+from quantkit.tensors.schemes.affine_groups import affine
 from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def _refused_shapes(checkpoint: Checkpoint) -> str | None:
 
 
 def _refused_grids(checkpoint: Checkpoint) -> str | None:
-    grids: dict[tuple[int | None, Role], QuantSpec | None] = {}
+    grids: dict[tuple[int | None, Role], Scheme | None] = {}
     for slot in checkpoint.spec.slots():
         weight = checkpoint.weights[slot.name]
         if not isinstance(weight, QuantizedView):
@@ -246,7 +247,7 @@ def _refused_grids(checkpoint: Checkpoint) -> str | None:
         refusal = _refused_grid(checkpoint.format, weight)
         if refusal is not None:
             return f"{slot.name} is {refusal}"
-        grids[slot.layer, slot.role] = weight.spec
+        grids[slot.layer, slot.role] = weight.scheme
     for layer in range(checkpoint.spec.num_hidden_layers):
         for roles in FUSED:
             if len({grids[layer, role] for role in roles}) > 1:
@@ -255,7 +256,7 @@ def _refused_grids(checkpoint: Checkpoint) -> str | None:
 
 
 def _refused_grid(container: str, weight: QuantizedView) -> str | None:
-    spec, (rows, cols) = weight.spec, weight.shape
+    spec, (rows, cols) = affine(weight.name, weight.scheme, container=container), weight.shape
     if spec.bits != BITS:
         return f"{spec}; its kernel for the CPU takes {BITS} bits only"
     if container == "gptq" and not spec.symmetric:

@@ -18,8 +18,8 @@ from quantkit.files.planned_files import PlannedArtifact, blob
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Role, TensorSlot
 from quantkit.protocols import Exporter, ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from tests.support.laws import check_damage, check_exporter, output_name
 from tests.support.memory import tiny_config
@@ -44,21 +44,23 @@ def dense(slot: TensorSlot) -> None:
 
 
 MIXED = {
-    Role.Q: QuantSpec(bits=4, group_size=32),
-    Role.K: QuantSpec(bits=4, group_size=32),
-    Role.DOWN: QuantSpec(bits=8, group_size=-1),
-    Role.UP: QuantSpec(bits=2, group_size=64, symmetric=False),
-    Role.LM_HEAD: QuantSpec(bits=8, group_size=32),
+    Role.Q: AffineGroups(bits=4, group_size=32),
+    Role.K: AffineGroups(bits=4, group_size=32),
+    Role.DOWN: AffineGroups(bits=8, group_size=-1),
+    Role.UP: AffineGroups(bits=2, group_size=64, symmetric=False),
+    Role.LM_HEAD: AffineGroups(bits=8, group_size=32),
 }
 SOURCES: dict[str, Callable[[], Checkpoint]] = {
     "dense": lambda: model(MINICPM, dense),
     "dense-llama": lambda: model(LLAMA, dense),
-    "int4-g128-sym": lambda: model(MINICPM, linears(QuantSpec(bits=4, group_size=128))),
-    "int4-g128-wide": lambda: model(WIDE, linears(QuantSpec(bits=4, group_size=128))),
-    "int4-g32-asym": lambda: model(MINICPM, linears(QuantSpec(bits=4, group_size=32, symmetric=False))),
-    "int4-g128-bf16-scales": lambda: model(MINICPM, linears(QuantSpec(bits=4, group_size=128, scale_dtype="bfloat16"))),
-    "int8-row-sym": lambda: model(MINICPM, linears(QuantSpec(bits=8, group_size=-1))),
-    "int3-g64-asym": lambda: model(MINICPM, linears(QuantSpec(bits=3, group_size=64, symmetric=False))),
+    "int4-g128-sym": lambda: model(MINICPM, linears(AffineGroups(bits=4, group_size=128))),
+    "int4-g128-wide": lambda: model(WIDE, linears(AffineGroups(bits=4, group_size=128))),
+    "int4-g32-asym": lambda: model(MINICPM, linears(AffineGroups(bits=4, group_size=32, symmetric=False))),
+    "int4-g128-bf16-scales": lambda: model(
+        MINICPM, linears(AffineGroups(bits=4, group_size=128, scale_dtype="bfloat16"))
+    ),
+    "int8-row-sym": lambda: model(MINICPM, linears(AffineGroups(bits=8, group_size=-1))),
+    "int3-g64-asym": lambda: model(MINICPM, linears(AffineGroups(bits=3, group_size=64, symmetric=False))),
     "mixed-llama": lambda: model(LLAMA, lambda slot: MIXED.get(slot.role)),
     "everything-int8": lambda: model(LLAMA, lambda slot: MIXED[Role.LM_HEAD] if len(slot.shape) == 2 else None),
 }

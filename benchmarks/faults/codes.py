@@ -9,10 +9,27 @@ import numpy as np
 
 from benchmarks.faults.fault import CODE_TRIALS, SUBTLE_CODE_TRIALS, Fault, Level, NotApplicable
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 
 TENSOR = "model.layers.1.self_attn.v_proj.weight"
 LARGE = "model.layers.2.mlp.down_proj.weight"
 Change = Callable[[QuantizedTensor], QuantizedTensor]
+
+
+def scheme_of(tensor: QuantizedTensor) -> AffineGroups:
+    """Its grid; quantized folders hold no other kind."""
+    assert isinstance(tensor.scheme, AffineGroups)
+    return tensor.scheme
+
+
+def with_codes(tensor: QuantizedTensor, codes: np.ndarray) -> QuantizedTensor:
+    """The same grid, other codes."""
+    return replace(tensor, codes=codes)
+
+
+def with_array(tensor: QuantizedTensor, name: str, values: np.ndarray) -> QuantizedTensor:
+    """The same codes, other scales or zero points."""
+    return replace(tensor, arrays={**tensor.arrays, name: values})
 
 
 def shifted(share: float, steps: int) -> Change:
@@ -21,9 +38,9 @@ def shifted(share: float, steps: int) -> Change:
     def changed(tensor: QuantizedTensor) -> QuantizedTensor:
         chosen = np.random.default_rng(5).random(tensor.codes.shape) < share
         codes = tensor.codes.astype(np.int16)
-        up = codes + steps < tensor.spec.levels
+        up = codes + steps < scheme_of(tensor).levels
         moved = np.where(up, codes + steps, codes - steps)
-        return replace(tensor, codes=np.where(chosen, moved, codes).astype(np.uint8))
+        return with_codes(tensor, np.where(chosen, moved, codes).astype(np.uint8))
 
     return changed
 
@@ -31,35 +48,35 @@ def shifted(share: float, steps: int) -> Change:
 def swap_neighbours(tensor: QuantizedTensor) -> QuantizedTensor:
     """Every pair of columns exchanged: the two nibbles of a byte the wrong way round."""
     pairs = tensor.codes.reshape(tensor.shape[0], -1, 2)
-    return replace(tensor, codes=np.ascontiguousarray(pairs[:, :, ::-1]).reshape(tensor.shape))
+    return with_codes(tensor, np.ascontiguousarray(pairs[:, :, ::-1]).reshape(tensor.shape))
 
 
 def swap_halves(tensor: QuantizedTensor) -> QuantizedTensor:
     """The halves of every 32 codes exchanged: low nibbles for high ones in ggml's order."""
     halves = tensor.codes.reshape(tensor.shape[0], -1, 2, 16)
-    return replace(tensor, codes=np.ascontiguousarray(halves[:, :, ::-1]).reshape(tensor.shape))
+    return with_codes(tensor, np.ascontiguousarray(halves[:, :, ::-1]).reshape(tensor.shape))
 
 
 def reverse_row(tensor: QuantizedTensor) -> QuantizedTensor:
     """The codes of one row from back to front."""
     codes = tensor.codes.copy()
     codes[7] = codes[7, ::-1]
-    return replace(tensor, codes=codes)
+    return with_codes(tensor, codes)
 
 
 def zero_last_group(tensor: QuantizedTensor) -> QuantizedTensor:
     """The last group of every row stands for zeros."""
-    width = tensor.spec.group_width(tensor.shape[1])
+    width = scheme_of(tensor).group_width(tensor.shape[1])
     codes = tensor.codes.copy()
     codes[:, -width:] = np.repeat(tensor.zero[:, -1:], width, axis=1)
-    return replace(tensor, codes=codes)
+    return with_codes(tensor, codes)
 
 
 def change_one_code(tensor: QuantizedTensor) -> QuantizedTensor:
     """A single code by a single step."""
     codes = tensor.codes.copy()
     codes[3, 5] = codes[3, 5] - 1 if codes[3, 5] else 1
-    return replace(tensor, codes=codes)
+    return with_codes(tensor, codes)
 
 
 def with_scales(change: Callable[[np.ndarray], None]) -> Change:
@@ -68,7 +85,7 @@ def with_scales(change: Callable[[np.ndarray], None]) -> Change:
     def changed(tensor: QuantizedTensor) -> QuantizedTensor:
         scale = tensor.scale.copy()
         change(scale)
-        return replace(tensor, scale=scale)
+        return with_array(tensor, "scale", scale)
 
     return changed
 
@@ -105,14 +122,14 @@ def next_above(scale: np.ndarray) -> None:
 
 def zero_points_off(tensor: QuantizedTensor) -> QuantizedTensor:
     """Every zero point one too large: a container that stores z - 1, read as if it stored z."""
-    if tensor.spec.symmetric:
+    if scheme_of(tensor).symmetric:
         raise NotApplicable("no zero points")
-    return replace(tensor, zero=np.minimum(tensor.zero + 1, tensor.spec.levels - 1).astype(np.uint8))
+    return with_array(tensor, "zero", np.minimum(tensor.zero + 1, scheme_of(tensor).levels - 1).astype(np.uint8))
 
 
 def codes_off(tensor: QuantizedTensor) -> QuantizedTensor:
     """Every code one too large: the same mistake on a grid without zero points."""
-    return replace(tensor, codes=np.minimum(tensor.codes.astype(int) + 1, tensor.spec.levels - 1).astype(np.uint8))
+    return with_codes(tensor, np.minimum(tensor.codes.astype(int) + 1, scheme_of(tensor).levels - 1).astype(np.uint8))
 
 
 GROSS: Mapping[str, tuple[str, Change]] = {

@@ -10,15 +10,15 @@ from typing import Any
 from benchmarks.conformance import matrix, sources
 from benchmarks.faults.fault import Inputs
 from benchmarks.faults.workbench import Made, Workbench, variants
-from quantkit import registry
 from quantkit.artifacts.publishing import publish
+from quantkit.calibration.compute import Compute
 from quantkit.calibration.samples import CalibrationOptions
 from quantkit.errors import UnsupportedSpec
-from quantkit.models.folding import with_architecture, with_source_dtypes
-from quantkit.pipeline.quantization import quantized
+from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.recipe import Recipe
+from quantkit.pipeline.runs import export, quantize
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 
 CALIBRATION = CalibrationOptions(sequences=8, length=256)
 CARRIERS = ("gguf", "gptq", "awq", "marlin", "hf")
@@ -31,48 +31,48 @@ class Run:
     """One quantization as a user may ask for it, and the containers that its folder is then exported to."""
 
     name: str
-    spec: QuantSpec
+    scheme: AffineGroups
     method: str
     arch: str = "native"
     choices: Mapping[str, Any] = field(default_factory=dict)
     rules: Sequence[Mapping[str, Any]] = ()
 
 
-def spec(bits: int, group_size: int, *, symmetric: bool = True, scale_dtype: str = "float16") -> QuantSpec:
+def grid(bits: int, group_size: int, *, symmetric: bool = True, scale_dtype: str = "float16") -> AffineGroups:
     """A grid."""
-    return QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
+    return AffineGroups(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
 
 
 RUNS = (
     *(
-        Run(name=f"{method} {bits} bits g{group}", spec=spec(bits, group), method=method)
+        Run(name=f"{method} {bits} bits g{group}", scheme=grid(bits, group), method=method)
         for method in ("rtn", "gptq", "awq")
         for bits, group in ((4, 128), (3, 128), (4, 32))
     ),
-    *(Run(name=f"rtn {bits} bits per row", spec=spec(bits, -1), method="rtn") for bits in (2, 4, 8)),
-    *(Run(name=f"rtn {bits} bits g64", spec=spec(bits, 64), method="rtn") for bits in (2, 5, 6, 7)),
-    Run(name="gptq 2 bits g32", spec=spec(2, 32), method="gptq"),
-    Run(name="gptq 8 bits g128", spec=spec(8, 128), method="gptq"),
-    Run(name="gptq 4 bits g128 asym", spec=spec(4, 128, symmetric=False), method="gptq"),
-    Run(name="awq 4 bits g32 asym", spec=spec(4, 32, symmetric=False), method="awq"),
-    Run(name="rtn 3 bits g32 asym", spec=spec(3, 32, symmetric=False), method="rtn"),
-    Run(name="rtn 4 bits g32, bfloat16 scales", spec=spec(4, 32, scale_dtype="bfloat16"), method="rtn"),
-    Run(name="gptq 4 bits, smooth", spec=spec(4, 128), method="gptq", choices={"smooth": True}),
-    Run(name="gptq 3 bits asym, smooth", spec=spec(3, 32, symmetric=False), method="gptq", choices={"smooth": True}),
-    Run(name="gptq 4 bits, not propagated", spec=spec(4, 128), method="gptq", choices={"propagate": False}),
-    Run(name="gptq 4 bits folded", spec=spec(4, 128), method="gptq", arch="llama"),
-    Run(name="gptq 4 bits folded, smooth", spec=spec(4, 128), method="gptq", arch="llama", choices={"smooth": True}),
-    Run(name="rtn 8 bits folded", spec=spec(8, 32), method="rtn", arch="llama"),
+    *(Run(name=f"rtn {bits} bits per row", scheme=grid(bits, -1), method="rtn") for bits in (2, 4, 8)),
+    *(Run(name=f"rtn {bits} bits g64", scheme=grid(bits, 64), method="rtn") for bits in (2, 5, 6, 7)),
+    Run(name="gptq 2 bits g32", scheme=grid(2, 32), method="gptq"),
+    Run(name="gptq 8 bits g128", scheme=grid(8, 128), method="gptq"),
+    Run(name="gptq 4 bits g128 asym", scheme=grid(4, 128, symmetric=False), method="gptq"),
+    Run(name="awq 4 bits g32 asym", scheme=grid(4, 32, symmetric=False), method="awq"),
+    Run(name="rtn 3 bits g32 asym", scheme=grid(3, 32, symmetric=False), method="rtn"),
+    Run(name="rtn 4 bits g32, bfloat16 scales", scheme=grid(4, 32, scale_dtype="bfloat16"), method="rtn"),
+    Run(name="gptq 4 bits, smooth", scheme=grid(4, 128), method="gptq", choices={"smooth": True}),
+    Run(name="gptq 3 bits asym, smooth", scheme=grid(3, 32, symmetric=False), method="gptq", choices={"smooth": True}),
+    Run(name="gptq 4 bits, not propagated", scheme=grid(4, 128), method="gptq", choices={"propagate": False}),
+    Run(name="gptq 4 bits folded", scheme=grid(4, 128), method="gptq", arch="llama"),
+    Run(name="gptq 4 bits folded, smooth", scheme=grid(4, 128), method="gptq", arch="llama", choices={"smooth": True}),
+    Run(name="rtn 8 bits folded", scheme=grid(8, 32), method="rtn", arch="llama"),
     Run(
         name="rtn 4 bits folded, head of 8 bits",
-        spec=spec(4, 32),
+        scheme=grid(4, 32),
         method="rtn",
         arch="llama",
         rules=({"role": "lm_head", "bits": 8},),
     ),
     Run(
         name="rtn 4 bits, down of 8 bits, first layer dense",
-        spec=spec(4, 32),
+        scheme=grid(4, 32),
         method="rtn",
         rules=({"match": "model.layers.0.*", "keep": True}, {"role": "down", "bits": 8}),
     ),
@@ -88,21 +88,16 @@ def of_columns(bench: Workbench) -> Iterator[tuple[str, Inputs]]:
 
 def of_runs(bench: Workbench) -> Iterator[tuple[str, Inputs]]:
     """Quantized folders of `RUNS`, and every container that carries their codes."""
-    source = bench.source()
     for run in RUNS:
-        quantization = quantized(
-            with_architecture(source, run.arch),
-            run.spec,
-            run.method,
-            recipe=Recipe.from_json({"rule": [dict(rule) for rule in run.rules]}) if run.rules else None,
+        options = QuantizeOptions(
+            method=run.method,
+            scheme=run.scheme,
+            recipe=Recipe.from_json({"rule": [dict(rule) for rule in run.rules]}) if run.rules else Recipe(),
             calibration=CALIBRATION,
-            threads=2,
             **run.choices,
         )
-        model = with_source_dtypes(quantization.checkpoint, source)
-        planned = registry.exporter("compressed-tensors").prepare(model, ExportOptions())
         folder = bench.fresh_folder()
-        parent = publish(planned, folder / "quantized", inputs=source.inputs, report=quantization.report).path
+        parent = quantize(bench.model, folder / "quantized", options, compute=Compute(threads=2), arch=run.arch).path
         yield from bench.against_all(run.name, Made(parent, None))
         yield from of_exports(bench, run.name, parent, folder)
 
@@ -112,12 +107,11 @@ def of_exports(bench: Workbench, name: str, parent: Path, folder: Path) -> Itera
     for container in CARRIERS:
         for arch in ("native", "llama"):
             options = ExportOptions(arch=arch, type="bf16" if container == "hf" else None)
+            out = folder / NAME.format(f"{container}-{arch}")
             try:
-                planned = registry.exporter(container).prepare(registry.open_checkpoint(parent), options)
+                path = export(container, parent, out, options).path
             except UnsupportedSpec:
                 continue
-            out = folder / NAME.format(f"{container}-{arch}")
-            path = publish(planned, out, inputs=registry.open_checkpoint(parent).inputs).path
             yield from bench.against_all(f"{name} as {container} {arch}", Made(path, parent))
 
 

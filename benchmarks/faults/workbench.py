@@ -16,10 +16,11 @@ from quantkit.artifacts.manifest import MANIFEST_NAME, manifest_path
 from quantkit.artifacts.publishing import publish, source_digest
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture, with_source_dtypes
-from quantkit.pipeline.quantization import quantized
+from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.quantization import Quantization
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.recording import record
@@ -32,7 +33,7 @@ class Variant:
     """A column of the table: what the weights become, and what they lie in. grid None = dense float16."""
 
     name: str
-    grid: QuantSpec | None
+    grid: AffineGroups | None
     container: str
     arch: str = "native"
     method: str = "rtn"
@@ -42,12 +43,12 @@ class Variant:
         return f"{self.name} {self.container}{folded}"
 
 
-def grid(bits: int, *, symmetric: bool = True) -> QuantSpec:
+def grid(bits: int, *, symmetric: bool = True) -> AffineGroups:
     """Groups of 32, which both containers hold."""
-    return QuantSpec(bits=bits, group_size=32, symmetric=symmetric)
+    return AffineGroups(bits=bits, group_size=32, symmetric=symmetric)
 
 
-GRIDS: Mapping[str, QuantSpec | None] = {
+GRIDS: Mapping[str, AffineGroups | None] = {
     "f16": None,
     "int8": grid(8),
     "int4": grid(4),
@@ -184,7 +185,8 @@ def make(source: Checkpoint, variant: Variant, folder: Path, codes: Mapping[str,
 
 def _quantized(source: Checkpoint, variant: Variant, folder: Path, codes: Mapping[str, CodeChange]) -> Path:
     assert variant.grid is not None
-    run = quantized(with_architecture(source, variant.arch), variant.grid, variant.method)
+    options = QuantizeOptions(method=variant.method, scheme=variant.grid)
+    run = Quantization(with_architecture(source, variant.arch), options)
     model = with_changed_codes(with_source_dtypes(run.checkpoint, source), codes)
     planned = registry.exporter("compressed-tensors").prepare(model, ExportOptions())
     return publish(planned, folder / "quantized", inputs=source.inputs, report=run.report).path

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.errors import BadConfig, UnsupportedSpec
-from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
+from quantkit.tensors.scheme import PER_ROW
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 
 METHOD = "compressed-tensors"
 FORMAT = "pack-quantized"
@@ -43,12 +44,12 @@ SAFE_EXPRESSION = re.compile(
 """Expressions of this shape, with few repetitions, match a name in polynomial time; any other is refused."""
 
 
-def quantization_config(specs: Mapping[str, QuantSpec | None]) -> dict[str, Any]:
+def quantization_config(specs: Mapping[str, AffineGroups | None]) -> dict[str, Any]:
     """The object for a model whose modules (weight names without ".weight") have these specs; None = dense.
 
     Keys and values are those that the package writes. A single grid targets "Linear"; several name their modules.
     """
-    grids: dict[QuantSpec, list[str]] = {}
+    grids: dict[AffineGroups, list[str]] = {}
     for module, spec in specs.items():
         if spec is not None:
             grids.setdefault(replace(spec, scale_dtype="float16"), []).append(module)
@@ -77,7 +78,7 @@ def _targets(modules: Sequence[str]) -> list[str]:
     return ["Linear", *(module for module in modules if module in (EMBEDDING, HEAD))]
 
 
-def _scheme(spec: QuantSpec, targets: Sequence[str]) -> dict[str, Any]:
+def _scheme(spec: AffineGroups, targets: Sequence[str]) -> dict[str, Any]:
     per_row = spec.group_size == PER_ROW
     return {
         "format": FORMAT,
@@ -99,10 +100,10 @@ def _scheme(spec: QuantSpec, targets: Sequence[str]) -> dict[str, Any]:
 class Schemes:
     """The grids that a config prescribes, by target; `scale_dtype` is the file's affair and left at its default."""
 
-    by_target: Mapping[str, QuantSpec]
+    by_target: Mapping[str, AffineGroups]
     ignore: tuple[str, ...]
 
-    def of(self, module: str) -> QuantSpec | None:
+    def of(self, module: str) -> AffineGroups | None:
         """The grid of `module`, or None when it stays dense."""
         kind = "Embedding" if module == EMBEDDING else "Linear"
         if {module, kind} & set(self.ignore) or _matching(self.ignore, module):
@@ -127,7 +128,7 @@ def read_schemes(config: Mapping[str, Any], where: str) -> Schemes:
     groups = config.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         raise BadConfig(f"{where}: config_groups must be an object with at least one group")
-    by_target: dict[str, QuantSpec] = {}
+    by_target: dict[str, AffineGroups] = {}
     for name, group in groups.items():
         place = f"{where}: {name[:80]}"
         if not isinstance(group, Mapping):
@@ -155,7 +156,7 @@ def _refuse_foreign(config: Mapping[str, Any], where: str) -> None:
             raise UnsupportedSpec(f"{where}: {key} is not supported; only quantized weights are")
 
 
-def _read_group(group: Mapping[str, Any], where: str) -> QuantSpec:
+def _read_group(group: Mapping[str, Any], where: str) -> AffineGroups:
     for key in ("input_activations", "output_activations"):
         if group.get(key):
             raise UnsupportedSpec(f"{where}: {key} are quantized; only quantized weights are supported")
@@ -167,7 +168,7 @@ def _read_group(group: Mapping[str, Any], where: str) -> QuantSpec:
     return _read_weights(weights, f"{where}: weights")
 
 
-def _read_weights(weights: Mapping[str, Any], where: str) -> QuantSpec:
+def _read_weights(weights: Mapping[str, Any], where: str) -> AffineGroups:
     allowed: Mapping[str, tuple[Any, ...]] = {
         "type": ("int",),
         "dynamic": (False,),
@@ -186,7 +187,7 @@ def _read_weights(weights: Mapping[str, Any], where: str) -> QuantSpec:
     bits = weights.get("num_bits", 8)
     if type(bits) is not int or not 2 <= bits <= 8:
         raise UnsupportedSpec(f"{where}: num_bits {str(bits)[:80]!r} is not supported; only 2 to 8")
-    return QuantSpec(bits=bits, group_size=_read_group_size(weights, where), symmetric=symmetric)
+    return AffineGroups(bits=bits, group_size=_read_group_size(weights, where), symmetric=symmetric)
 
 
 def _read_group_size(weights: Mapping[str, Any], where: str) -> int:

@@ -34,7 +34,7 @@ from quantkit.exporters._hf_folder import (
     architecture_of,
     checked_type,
     module_name,
-    module_specs,
+    module_schemes,
     named_tensor,
     plan_folder,
     read_checkpoint,
@@ -54,8 +54,9 @@ from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
 from quantkit.models.spec import NORM_ROLES, TensorSlot, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
-from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import SCALE_DTYPES
+from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 SHAPE, PACKED, ZERO, SCALE = "weight_shape", "weight_packed", "weight_zero_point", "weight_scale"
@@ -81,9 +82,6 @@ class CompressedTensors:
         quantization = config.get("quantization_config")
         return isinstance(quantization, Mapping) and quantization.get("quant_method") == METHOD
 
-    def accepts(self, spec: QuantSpec, options: ExportOptions) -> None:
-        """Every `QuantSpec` fits."""
-
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the folder: one unit per block, dense weights in the dtype that the source has them in.
 
@@ -93,10 +91,10 @@ class CompressedTensors:
         """
         checked_type(options.type, self.types, container=METHOD)
         model = architecture_of(checkpoint, options, container=METHOD)
-        specs = module_specs(model)
+        specs = module_schemes(model, container=METHOD)
         return plan_folder(
             model,
-            Layout(lambda view: _layout(view.shape, view.spec, view.name), lambda name, tensor: _buffers(tensor)),
+            Layout(_shapes, _buffers),
             quantization_config(specs),
             container=METHOD,
             read=self.read,
@@ -128,7 +126,7 @@ class CompressedTensors:
         return read_checkpoint(folder, spec, {**tensors, **weights}, container=self.name)
 
 
-def _notes(specs: Mapping[str, QuantSpec | None]) -> Iterator[str]:
+def _notes(specs: Mapping[str, AffineGroups | None]) -> Iterator[str]:
     """What loaders cannot do with such a folder."""
     loading = "transformers 5 loads it with CompressedTensorsConfig(dequantize=True) only"
     if any(spec is not None and not spec.symmetric for spec in specs.values()):
@@ -137,7 +135,11 @@ def _notes(specs: Mapping[str, QuantSpec | None]) -> Iterator[str]:
         yield f"the embedding is quantized: {loading}"
 
 
-def _layout(shape: tuple[int, int], spec: QuantSpec, name: str) -> Shapes:
+def _shapes(view: QuantizedView) -> Shapes:
+    return _layout(view.shape, affine(view.name, view.scheme, container=METHOD), view.name)
+
+
+def _layout(shape: tuple[int, int], spec: AffineGroups, name: str) -> Shapes:
     """Part to dtype and shape for a matrix of `shape`."""
     rows, cols = shape
     groups = spec.groups(cols, name=name)
@@ -156,15 +158,16 @@ def _words(codes: int, bits: int) -> int:
     return -(-codes * bits // 32)
 
 
-def _buffers(tensor: QuantizedTensor) -> Iterator[Buffer]:
+def _buffers(name: str, tensor: QuantizedTensor) -> Iterator[Buffer]:
+    scheme = affine(name, tensor.scheme, container=METHOD)
     yield np.array(tensor.shape, SHAPE_DTYPE)
-    yield pack_bitstream(tensor.codes, tensor.spec.bits)
-    if not tensor.spec.symmetric:
-        yield np.ascontiguousarray(pack_bitstream(tensor.zero.T, tensor.spec.bits).T)
+    yield pack_bitstream(tensor.codes, scheme.bits)
+    if not scheme.symmetric:
+        yield np.ascontiguousarray(pack_bitstream(tensor.zero.T, scheme.bits).T)
     yield np.ascontiguousarray(tensor.scale)
 
 
-def _taken(slot: TensorSlot, scheme: QuantSpec, tensors: dict[str, TensorView], where: Path) -> QuantizedView:
+def _taken(slot: TensorSlot, scheme: AffineGroups, tensors: dict[str, TensorView], where: Path) -> QuantizedView:
     """The weight of `slot`, whose parts are removed from `tensors` after every dtype and shape has been checked."""
     module = module_name(slot.name)
     if slot.name in tensors:
@@ -187,7 +190,9 @@ def _taken(slot: TensorSlot, scheme: QuantSpec, tensors: dict[str, TensorView], 
     return QuantizedView(slot.name, (rows, cols), spec, lambda: _unpacked(slot.name, (rows, cols), spec, parts))
 
 
-def _unpacked(name: str, shape: tuple[int, int], spec: QuantSpec, parts: Mapping[str, TensorView]) -> QuantizedTensor:
+def _unpacked(
+    name: str, shape: tuple[int, int], spec: AffineGroups, parts: Mapping[str, TensorView]
+) -> QuantizedTensor:
     rows, cols = shape
     scale = parts[SCALE].read()
     zero = np.full(scale.shape, spec.midpoint, np.uint8)

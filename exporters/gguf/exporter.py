@@ -11,7 +11,7 @@ A quantized weight is carried: its codes and scales become blocks as they are, e
 
     type           bits    holds
     q4_0 q5_0 q8_0 4 5 8   code - zero in -8..7, -16..15, -128..127; exact
-    q4_1 q5_1      4 5     code in 0..15, 0..31; scale * zero is rounded to float16
+    q4_1 q5_1      4 5     code in 0..15, 0..31, and an offset; of a zero point, scale * zero rounded to float16
     f32 f16 bf16           scale * (code - zero), rounded once
 
 Dense matrices beside quantized ones become q8_0, as llama.cpp's quantizer makes embeddings and heads at least.
@@ -47,7 +47,7 @@ from quantkit.exporters.gguf.tensors import (
     PLAIN,
     SHORT_FACTORS,
     Place,
-    carried_spec,
+    carried_scheme,
     dense_view,
     encoded,
     holds,
@@ -62,7 +62,8 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
 from quantkit.models.spec import ModelSpec, Role
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.scheme import Scheme
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from quantkit.text.vocabulary import FILES, Vocabulary, has_vocabulary, read_vocabulary, vocabulary_files
 
@@ -71,9 +72,11 @@ TYPES: Mapping[str, BlockType] = {
     for block in (blocks.F32, blocks.F16, blocks.BF16, blocks.Q8_0, blocks.Q4_0, blocks.Q4_1, blocks.Q5_0, blocks.Q5_1)
 }
 SYMMETRIC_CARRIERS = (blocks.Q4_0, blocks.Q5_0, blocks.Q8_0)
-ASYMMETRIC_CARRIERS = (blocks.Q4_1, blocks.Q5_1, blocks.Q8_0)
-"""Types that carry codes when none is asked for, smallest first. Only types with a minimum keep zero points."""
+OFFSET_CARRIERS = (blocks.Q4_1, blocks.Q5_1, blocks.Q8_0)
+"""Types that carry codes when none is asked for, smallest first. Only types with a minimum hold offsets."""
 
+MOVED = "largest_move_in_steps"
+"""The figure that tells, by weight, how far rounded minimums moved its values at most, in steps of its scale."""
 DENSE_DEFAULT = blocks.F16
 OUTER_ROLES = (Role.EMBED, Role.LM_HEAD)
 
@@ -99,12 +102,6 @@ class GGUF:
         except QuantkitError:
             return False
 
-    def accepts(self, spec: QuantSpec, options: ExportOptions) -> None:
-        """Return if codes of `spec` fit a block type (`options.type`, or any); raise `UnsupportedSpec` otherwise."""
-        wanted = _wanted(options)
-        if wanted not in PLAIN:
-            _carrier("a weight", spec, spec.group_size if spec.group_size > 0 else blocks.BLOCK, wanted)
-
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the file: a header, then one unit per tensor with its padding.
 
@@ -123,13 +120,14 @@ class GGUF:
         infos = [(place.name, block, place.slot.shape) for place, block in chosen.items()]
         infos[1:1] = [(name, blocks.F32, values.shape) for name, values in factors.items()]
         carried = {
-            place.name: carried_spec(block, weight.spec)
+            place.name: carried_scheme(block, weight.scheme)
             for place, block in chosen.items()
             if isinstance(weight := model.weights[place.slot.name], QuantizedView) and block not in PLAIN
         }
         entries = [*model_entries(model, main), *vocabulary_entries(vocabulary), *quantization_entries(carried)]
         header = header_bytes(entries, infos)
-        units = [_unit(place, block, model.weights[place.slot.name]) for place, block in chosen.items()]
+        moved: dict[str, float] = {}
+        units = [_unit(place, block, model.weights[place.slot.name], moved) for place, block in chosen.items()]
         units[1:1] = [_constant(name, values) for name, values in factors.items()]
         return PlannedArtifact(
             format=self.name,
@@ -138,14 +136,15 @@ class GGUF:
             tensors=tuple(PlannedTensor(n, b.name.lower(), s, tensor_bytes(b, s)) for n, b, s in infos),
             options={"type": main.name.lower(), "arch": options.arch},
             notes=(*model.notes, *_notes(model, chosen, main, vocabulary)),
-            measure=measured(model, self.read, as_blocks=_minimums(model, chosen)),
+            measure=measured(model, self.read),
+            figures=lambda: {MOVED: moved} if moved else {},
         )
 
     def read(self, path: Path) -> Checkpoint:
         """Open a GGUF file of architecture minicpm or llama, ours or another's.
 
-        Blocks become codes and scales: of the recorded `QuantSpec`, else of groups of 32. Blocks with a minimum and
-        no record become dense float32 values, since their minimum need not be a multiple of the scale.
+        Blocks become codes and scales, in groups of 32 unless larger ones are recorded. Blocks with a minimum are read
+        as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from.
 
         Raises:
             UnsupportedSpec: a tensor type that is not read.
@@ -154,22 +153,18 @@ class GGUF:
         """
         gguf = read_gguf(path)
         config, spec = read_config(gguf)
-        specs = read_quantization(gguf)
-        _check_tensors(gguf, spec, specs)
+        recorded = read_quantization(gguf)
+        _check_tensors(gguf, spec, recorded)
         tokenizer = read_tokenizer(gguf, spec.vocab_size)
-        dense = [name for name, info in gguf.tensors.items() if info.type.has_minimum and name not in specs]
-        notes = [tokenizer] if isinstance(tokenizer, str) else []
-        if dense:
-            notes.append(f"{len(dense)} tensors with minimums ({dense[0]} ...) are read as dense float32")
         return Checkpoint(
             path=path,
             format=self.name,
             config=config,
             spec=spec,
-            weights={place.slot.name: _view(gguf, place, specs.get(place.name)) for place in places(spec)},
+            weights={place.slot.name: _view(gguf, place, recorded.get(place.name)) for place in places(spec)},
             files=_files(tokenizer) if isinstance(tokenizer, Vocabulary) else {},
             inputs=(path,),
-            notes=tuple(notes),
+            notes=(tokenizer,) if isinstance(tokenizer, str) else (),
         )
 
 
@@ -192,7 +187,7 @@ def _choose(model: Checkpoint, wanted: BlockType | None) -> dict[Place, BlockTyp
         if len(slot.shape) == 1:
             chosen[place] = blocks.F32
         elif carrying and isinstance(weight, QuantizedView):
-            chosen[place] = _carrier(slot.name, weight.spec, weight.shape[1], wanted, outer=outer)
+            chosen[place] = _carrier(slot.name, weight.scheme, weight.shape[1], wanted, outer=outer)
         elif dense in PLAIN:
             chosen[place] = dense
         elif slot.shape[1] % blocks.BLOCK:
@@ -202,35 +197,29 @@ def _choose(model: Checkpoint, wanted: BlockType | None) -> dict[Place, BlockTyp
     return chosen
 
 
-def _carrier(name: str, spec: QuantSpec, cols: int, wanted: BlockType | None, *, outer: bool = False) -> BlockType:
-    """The type that carries codes of `spec`: the wanted one, or the smallest; q8_0 will do for embedding and head."""
-    carriers = SYMMETRIC_CARRIERS if spec.symmetric else ASYMMETRIC_CARRIERS
-    fitting = [block for block in carriers if holds(block, spec, cols)]
+def _carrier(name: str, scheme: Scheme, cols: int, wanted: BlockType | None, *, outer: bool = False) -> BlockType:
+    """The type that carries codes of `scheme`: the wanted one, or the smallest; q8_0 will do for embedding and head."""
+    symmetric = isinstance(scheme, AffineGroups) and scheme.symmetric
+    fitting = [block for block in (SYMMETRIC_CARRIERS if symmetric else OFFSET_CARRIERS) if holds(block, scheme, cols)]
     if wanted is None and fitting:
         return fitting[0]
-    if wanted is not None and holds(wanted, spec, cols):
+    if wanted is not None and holds(wanted, scheme, cols):
         return wanted
     if outer and blocks.Q8_0 in fitting:
         return blocks.Q8_0
-    every = [block.name.lower() for block in blocks.QUANTIZED.values() if holds(block, spec, cols)]
+    every = [block.name.lower() for block in blocks.QUANTIZED.values() if holds(block, scheme, cols)]
     target = wanted.name.lower() if wanted is not None else "any block type"
     raise UnsupportedSpec(
-        f"{name}: gguf cannot carry {spec} as {target}",
-        hint=f"choose type {' or '.join(every)}" if every else f"{_reason(spec, cols)}; choose type f16, bf16 or f32",
+        f"{name}: gguf cannot carry {scheme} as {target}",
+        hint=f"choose type {' or '.join(every)}" if every else f"{_reason(scheme, cols)}; choose type f16, bf16 or f32",
     )
 
 
-def _reason(spec: QuantSpec, cols: int) -> str:
-    width = spec.group_width(cols)
+def _reason(scheme: Scheme, cols: int) -> str:
+    width = scheme.group_width(cols)
     if width % blocks.BLOCK:
         return f"groups of {width} are not whole blocks of {blocks.BLOCK}"
     return "no block holds these codes"
-
-
-def _minimums(model: Checkpoint, chosen: Mapping[Place, BlockType]) -> list[str]:
-    """Dense weights that become blocks with a minimum, which are read back as dense values."""
-    names = (place.slot.name for place, block in chosen.items() if block.has_minimum)
-    return [name for name in names if isinstance(model.weights[name], TensorView)]
 
 
 def _main_type(chosen: Mapping[Place, BlockType]) -> BlockType:
@@ -252,11 +241,11 @@ def _factors(spec: ModelSpec) -> dict[str, np.ndarray]:
     }
 
 
-def _unit(place: Place, block: BlockType, weight: Weight) -> Unit:
+def _unit(place: Place, block: BlockType, weight: Weight, moved: dict[str, float]) -> Unit:
     size = tensor_bytes(block, place.slot.shape)
 
     def produce() -> Iterator[Buffer]:
-        yield from encoded(weight, place, block)
+        yield from encoded(weight, place, block, moved)
         yield bytes(padding(size))
 
     return Unit(place.name, size + padding(size), produce)
@@ -290,7 +279,7 @@ def _notes(
         yield f"the tokenizer changes text by the rule {vocabulary.normalizer!r}, which GGUF cannot express"
 
 
-def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, QuantSpec]) -> None:
+def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, Scheme]) -> None:
     """Exactly the tensors of the model, with their shapes, in types that are read; records only of blocks."""
     expected = {place.name: place.slot.shape for place in places(spec)}
     expected |= {name: values.shape for name, values in _factors(spec).items()}
@@ -313,16 +302,16 @@ def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, Quant
             raise InconsistentCheckpoint(f"{gguf.path}: codes are recorded for {name[:80]!r}, which has none")
 
 
-def _view(gguf: GGUFFile, place: Place, recorded: QuantSpec | None) -> Weight:
+def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
     block = gguf.tensors[place.name].type
-    if block in PLAIN or (block.has_minimum and recorded is None):
+    if block in PLAIN:
         return dense_view(gguf, place)
-    spec = recorded or QuantSpec(bits=block.bits, group_size=blocks.BLOCK)
-    if not holds(block, spec, place.slot.shape[1]) or carried_spec(block, spec) != spec:
+    scheme = recorded or carried_scheme(block, AffineGroups(bits=block.bits, group_size=blocks.BLOCK))
+    if not holds(block, scheme, place.slot.shape[1]):
         raise InconsistentCheckpoint(
-            f"{gguf.path}: tensor {place.name!r} is recorded as {spec}, {block.name} holds no such codes"
+            f"{gguf.path}: tensor {place.name!r} is recorded as {scheme}, {block.name} holds no such codes"
         )
-    return quantized_view(gguf, place, spec)
+    return quantized_view(gguf, place, carried_scheme(block, scheme))
 
 
 def _files(vocabulary: Vocabulary) -> dict[str, Callable[[], bytes]]:

@@ -1,7 +1,7 @@
 """The metadata that quantkit writes into a GGUF file: the architecture's keys, and two of its own.
 
 `quantkit.config` is the source's config.json, because the other keys round its numbers to float32.
-`quantkit.quantization` says which tensors hold which `QuantSpec`, because blocks of 32 do not tell group sizes.
+`quantkit.quantization` says which tensors hold which `AffineGroups`, because blocks of 32 do not tell group sizes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.header import entry
 from quantkit.exporters.gguf.types import ValueType
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.scheme import Scheme
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 QUANTIZATION_VERSION = 2
@@ -64,14 +64,14 @@ def model_entries(checkpoint: Checkpoint, block: BlockType) -> list[bytes]:
     return entries
 
 
-def quantization_entries(specs: Mapping[str, QuantSpec]) -> list[bytes]:
+def quantization_entries(schemes: Mapping[str, Scheme]) -> list[bytes]:
     """`quantkit.quantization` for tensors (GGUF's names) whose codes were carried over."""
-    if not specs:
+    if not schemes:
         return []
-    groups: dict[QuantSpec, list[str]] = {}
-    for name, spec in specs.items():
-        groups.setdefault(spec, []).append(name)
-    value = {"groups": [{"spec": spec.to_json(), "tensors": names} for spec, names in groups.items()]}
+    groups: dict[Scheme, list[str]] = {}
+    for name, scheme in schemes.items():
+        groups.setdefault(scheme, []).append(name)
+    value = {"groups": [{"spec": scheme.to_json(), "tensors": names} for scheme, names in groups.items()]}
     return [entry(QUANTIZATION_KEY, ValueType.STRING, _canonical(value))]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.errors import BadConfig, InconsistentCheckpoint, MalformedFile, UnsupportedModel
+from quantkit.errors import BadConfig, InconsistentCheckpoint, MalformedFile, UnsupportedModel, UnsupportedSpec
 from quantkit.exporters.gguf.blocks import F32
 from quantkit.exporters.gguf.file import GGUFFile
 from quantkit.exporters.gguf.keys import Keys
@@ -20,7 +20,7 @@ from quantkit.exporters.gguf.metadata import CONFIG_KEY, QUANTIZATION_KEY, SCALE
 from quantkit.exporters.gguf.tensors import LONG_FACTORS, SHORT_FACTORS
 from quantkit.files.json_file import parse_json
 from quantkit.models.spec import ModelSpec, parse_config
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.scheme import Scheme, scheme_from_json
 
 ARCHITECTURES = {"minicpm": "MiniCPMForCausalLM", "llama": "LlamaForCausalLM"}
 _KNOWN_KEYS = frozenset(
@@ -202,11 +202,11 @@ def _close(one: object, other: object) -> bool:
     return one == other
 
 
-def read_quantization(gguf: GGUFFile) -> dict[str, QuantSpec]:
+def read_quantization(gguf: GGUFFile) -> dict[str, Scheme]:
     """Inverse of `quantization_entries`; empty for a file of another writer.
 
     Raises:
-        MalformedFile: a value of another shape. UnsupportedSpec: a spec out of range.
+        MalformedFile: a value of another shape, or that is no scheme.
     """
     text = gguf.metadata.get(QUANTIZATION_KEY)
     if text is None:
@@ -215,19 +215,19 @@ def read_quantization(gguf: GGUFFile) -> dict[str, QuantSpec]:
     if not isinstance(text, str):
         raise MalformedFile(f"{where} must be a string")
     groups = parse_json(text.encode("utf-8"), where).get("groups")
-    specs: dict[str, QuantSpec] = {}
+    schemes: dict[str, Scheme] = {}
     for group in groups if isinstance(groups, list) else [None]:
         if not isinstance(group, dict) or not isinstance(group.get("tensors"), list):
             raise MalformedFile(f"{where} must be a list of groups")
-        spec = _spec(group.get("spec"), where)
-        specs |= {name: spec for name in group["tensors"] if isinstance(name, str)}
-    return specs
+        scheme = _scheme(group.get("spec"), where)
+        schemes |= {name: scheme for name in group["tensors"] if isinstance(name, str)}
+    return schemes
 
 
-_SPEC_TYPES = {"bits": int, "group_size": int, "symmetric": bool, "scale_dtype": str}
-
-
-def _spec(value: object, where: str) -> QuantSpec:
-    if not isinstance(value, dict) or {key: type(item) for key, item in value.items()} != _SPEC_TYPES:
-        raise MalformedFile(f"{where}: {str(value)[:80]!r} is not a quantization")
-    return QuantSpec.from_json(value)
+def _scheme(value: object, where: str) -> Scheme:
+    try:
+        if isinstance(value, dict):
+            return scheme_from_json(value)
+    except UnsupportedSpec as error:
+        raise MalformedFile(f"{where}: {error}", hint=error.hint) from None
+    raise MalformedFile(f"{where}: {str(value)[:80]!r} is not a quantization")

@@ -13,8 +13,10 @@ from quantkit.exporters.gguf.blocks import BLOCK, BlockType
 from quantkit.exporters.gguf.file import GGUFFile
 from quantkit.models.spec import ModelSpec, Role, TensorSlot
 from quantkit.tensors.cast import FLOATS, converted
-from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import SCALE_DTYPES, Scheme
+from quantkit.tensors.schemes.affine_groups import AffineGroups
+from quantkit.tensors.schemes.offset_groups import OffsetGroups
 from quantkit.tensors.views import CHUNK_ELEMENTS, QuantizedView, TensorView, Weight
 
 PLAIN: dict[BlockType, np.dtype] = {
@@ -80,78 +82,105 @@ def places(spec: ModelSpec) -> tuple[Place, ...]:
     )
 
 
-def holds(block: BlockType, spec: QuantSpec, cols: int) -> bool:
-    """Whether blocks of this type hold every tensor of `spec` with `cols` columns, value for value.
+def holds(block: BlockType, scheme: Scheme, cols: int) -> bool:
+    """Whether blocks of this type hold every tensor of `scheme` with `cols` columns, value for value.
 
-    Types with a minimum round scale * zero to float16; the others hold code - zero and are exact.
+    Types with a minimum hold offsets, and of integer zero points the product with the scale, rounded to float16; the
+    others hold code - zero and are exact.
     """
-    if spec.group_width(cols) % BLOCK:
+    if scheme.group_width(cols) % BLOCK:
         return False
     if block.offset is None:
-        return spec.bits <= block.bits
-    lowest, highest = _differences(spec)
+        return isinstance(scheme, (AffineGroups, OffsetGroups)) and scheme.bits <= block.bits
+    if not isinstance(scheme, AffineGroups):
+        return False
+    lowest, highest = _differences(scheme)
     fits: bool = -block.offset <= lowest and highest < 2**block.bits - block.offset
     return fits
 
 
-def carried_spec(block: BlockType, spec: QuantSpec) -> QuantSpec:
-    """What comes back of codes of `spec` from such blocks.
+def carried_scheme(block: BlockType, scheme: Scheme) -> AffineGroups | OffsetGroups:
+    """What comes back of codes of `scheme` from such blocks, which hold it.
 
-    Types without a minimum store code - zero: of an asymmetric tensor the same weights come back on a symmetric grid.
+    Types with a minimum give back the offsets that engines compute with. Types without store code - zero: of an
+    asymmetric tensor the same weights come back as a symmetric one.
     """
-    if spec.symmetric or block.has_minimum:
-        return spec
-    return replace(spec, bits=block.bits, symmetric=True)
+    if block.has_minimum:
+        return OffsetGroups(bits=scheme.bits, group_size=scheme.group_size)
+    if not isinstance(scheme, AffineGroups):
+        raise UnsupportedSpec(f"{block.name} has no offsets, which {scheme} needs")
+    return scheme if scheme.symmetric else replace(scheme, bits=block.bits, symmetric=True)
 
 
-def _differences(spec: QuantSpec) -> tuple[int, int]:
+def _differences(scheme: AffineGroups) -> tuple[int, int]:
     """Smallest and largest code - zero."""
-    if spec.symmetric:
-        return -spec.midpoint, spec.levels - 1 - spec.midpoint
-    return 1 - spec.levels, spec.levels - 1
+    if scheme.symmetric:
+        return -scheme.midpoint, scheme.levels - 1 - scheme.midpoint
+    return 1 - scheme.levels, scheme.levels - 1
 
 
-def carried(name: str, block: BlockType, tensor: QuantizedTensor) -> np.ndarray:
-    """Codes and scales as blocks, nothing rounded but a minimum: uint8 (rows, bytes).
+@dataclass(frozen=True, slots=True, eq=False)
+class Carried:
+    """Codes and parameters as blocks. packed: uint8 (rows, bytes). moved: by how many steps at most a weight moved."""
+
+    packed: np.ndarray
+    moved: float = 0.0
+
+
+def carried(name: str, block: BlockType, tensor: QuantizedTensor) -> Carried:
+    """Codes and scales as they are; a minimum rounded to float16.
 
     Raises:
         UnsupportedSpec: a scale that is not exactly a float16.
         ValueOutOfRange: a minimum beyond float16.
     """
-    scale = tensor.scale.astype(np.float32)
+    scale, offset = tensor.scheme.effective(tensor.arrays)
     with np.errstate(over="ignore", under="ignore"):
         halves = scale.astype(np.float16)
-        minimum = (-scale * tensor.zero).astype(np.float16)
     if not np.array_equal(halves.astype(np.float32), scale):
         row, group = np.argwhere(halves.astype(np.float32) != scale)[0]
         raise UnsupportedSpec(
             f"tensor {name!r}: {block.name} holds float16 scales, and {scale[row, group]:g} of row {row} is none "
-            f"(it is {tensor.spec.scale_dtype})",
+            f"(it is {tensor.scheme.scale_dtype})",
             hint="quantize with float16 scales, or write bf16 or f32",
         )
-    repeats = tensor.spec.group_width(tensor.shape[1]) // BLOCK
+    repeats = tensor.scheme.group_width(tensor.shape[1]) // BLOCK
     if block.offset is None:
-        if not np.isfinite(minimum).all():
-            raise ValueOutOfRange(f"tensor {name!r}: scale times zero point exceeds float16's 65504")
-        return blocks.pack(block, tensor.codes, _repeated(halves, repeats), _repeated(minimum, repeats))
+        minimum, moved = _minimum(name, scale, offset)
+        return Carried(blocks.pack(block, tensor.codes, _repeated(halves, repeats), _repeated(minimum, repeats)), moved)
     zero = np.repeat(tensor.zero, repeats * BLOCK, axis=1)
     codes = tensor.codes - zero + np.uint8(block.offset)  # wraps below zero in between; `holds` bounds the sum
-    return blocks.pack(block, codes, _repeated(halves, repeats))
+    return Carried(blocks.pack(block, codes, _repeated(halves, repeats)))
+
+
+def _minimum(name: str, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, float]:
+    """Offsets as float16, and by how many steps that moves the weights of a group at most."""
+    with np.errstate(over="ignore", under="ignore"):
+        minimum = offset.astype(np.float16)
+    if not np.isfinite(minimum).all():
+        raise ValueOutOfRange(f"tensor {name!r}: scale times zero point exceeds float16's 65504")
+    distance = np.abs(minimum.astype(np.float64) - offset)
+    steps = np.divide(distance, np.abs(scale), out=np.zeros_like(distance), where=scale != 0)
+    return minimum, float(steps.max(initial=0.0))
 
 
 def _repeated(values: np.ndarray, repeats: int) -> np.ndarray:
     return np.repeat(values, repeats, axis=1)
 
 
-def encoded(weight: Weight, place: Place, block: BlockType) -> Iterator[np.ndarray]:
+def encoded(weight: Weight, place: Place, block: BlockType, moved: dict[str, float]) -> Iterator[np.ndarray]:
     """The bytes of `weight` as `block`, in runs of whole rows.
 
-    Dense values are converted or quantized; a quantized view is dequantized for plain types, else carried over.
+    Dense values are converted or quantized; a quantized view is dequantized for plain types, else carried over. By how
+    many steps that moved a weight at most is noted in `moved`, by the weight's name, unless by none.
     """
     position = 0
     for part in _dense_runs(weight, place) if isinstance(weight, TensorView) else _quantized_runs(weight, place):
         if isinstance(part, QuantizedTensor) and block not in PLAIN:
-            packed = carried(weight.name, block, part)
+            made = carried(weight.name, block, part)
+            packed = made.packed
+            if made.moved:
+                moved[weight.name] = max(made.moved, moved.get(weight.name, 0.0))
         else:
             values = part.dequantized() if isinstance(part, QuantizedTensor) else part
             packed = (
@@ -173,8 +202,7 @@ def _quantized_runs(view: QuantizedView, place: Place) -> Iterator[QuantizedTens
     tensor = view.read()
     step = _run_length(view.shape[1], place.head)
     for start in range(0, view.shape[0], step):
-        part = slice(start, start + step)
-        yield replace(tensor, codes=tensor.codes[part], scale=tensor.scale[part], zero=tensor.zero[part])
+        yield tensor.part(slice(start, start + step))
 
 
 def _run_length(cols: int, head: int) -> int:
@@ -198,60 +226,47 @@ def dense_view(gguf: GGUFFile, place: Place) -> TensorView:
     return TensorView(place.slot.name, PLAIN.get(block, FLOATS["f32"]), shape, fetch)
 
 
-def quantized_view(gguf: GGUFFile, place: Place, spec: QuantSpec) -> QuantizedView:
-    """A tensor of blocks as codes, scales and zeros of `spec`; reading raises if the blocks are not of that spec."""
+def quantized_view(gguf: GGUFFile, place: Place, scheme: AffineGroups | OffsetGroups) -> QuantizedView:
+    """A tensor of blocks as codes and parameters of `scheme`; reading raises if the blocks are not of that scheme."""
     rows, cols = place.slot.shape
 
     def read() -> QuantizedTensor:
         raw = place.to_model(gguf.rows(place.name, 0, rows))
-        return recovered(place.name, gguf.tensors[place.name].type, raw, spec)
+        return recovered(place.name, gguf.tensors[place.name].type, raw, scheme)
 
-    return QuantizedView(place.slot.name, (rows, cols), spec, read)
+    return QuantizedView(place.slot.name, (rows, cols), scheme, read)
 
 
-def recovered(name: str, block: BlockType, raw: np.ndarray, spec: QuantSpec) -> QuantizedTensor:
-    """Inverse of `carried`: uint8 (rows, bytes) to the tensor of `spec` that they hold.
-
-    `spec` is symmetric, or the type has a minimum (see `carried_spec`). The zero point of a scale that is 0 is lost.
+def recovered(name: str, block: BlockType, raw: np.ndarray, scheme: AffineGroups | OffsetGroups) -> QuantizedTensor:
+    """Inverse of `carried`: uint8 (rows, bytes) to the tensor of `scheme`, see `carried_scheme`, that they hold.
 
     Raises:
-        NonFiniteValues: an infinite scale. InconsistentCheckpoint: the blocks cannot be of that spec.
+        NonFiniteValues: an infinite scale. InconsistentCheckpoint: the blocks cannot be of that scheme.
     """
     codes, scale, minimum = blocks.unpack(block, raw)
     _check_scales(name, scale, minimum)
-    groups = spec.groups(codes.shape[1], name=name)
-    scale = _merged(name, scale, groups, spec)
-    if minimum is None:
-        zero = np.full(scale.shape, spec.midpoint, np.uint8)
-        codes -= np.uint8((block.offset or 0) - spec.midpoint)  # below zero it wraps, beyond every code of `spec`
-    else:
-        zero = _zero_of_minimum(name, scale, _merged(name, minimum, groups, spec), spec)
-    if codes.max() >= spec.levels:
-        raise _not_of(name, spec, "codes")
-    return QuantizedTensor(spec, codes, scale.astype(SCALE_DTYPES[spec.scale_dtype]), zero)
+    groups, dtype = scheme.groups(codes.shape[1], name=name), SCALE_DTYPES[scheme.scale_dtype]
+    arrays = {"scale": _merged(name, scale, groups, scheme).astype(dtype)}
+    if minimum is not None:
+        arrays["offset"] = _merged(name, minimum, groups, scheme).astype(dtype)
+    elif isinstance(scheme, AffineGroups):
+        arrays["zero"] = np.full(arrays["scale"].shape, scheme.midpoint, np.uint8)
+        codes -= np.uint8((block.offset or 0) - scheme.midpoint)  # below zero it wraps, beyond every code of `scheme`
+    if codes.max() > scheme.span:
+        raise _not_of(name, scheme, "codes")
+    return QuantizedTensor(scheme, codes, arrays)
 
 
-def _merged(name: str, values: np.ndarray, groups: int, spec: QuantSpec) -> np.ndarray:
+def _merged(name: str, values: np.ndarray, groups: int, scheme: Scheme) -> np.ndarray:
     """One value per group of blocks that must all have the same."""
     grouped = values.reshape(len(values), groups, -1)
     if (grouped.view(np.uint16) != grouped.view(np.uint16)[:, :, :1]).any():
-        raise _not_of(name, spec, "scales")
+        raise _not_of(name, scheme, "scales")
     return grouped[:, :, 0]
 
 
-def _zero_of_minimum(name: str, scale: np.ndarray, minimum: np.ndarray, spec: QuantSpec) -> np.ndarray:
-    d, m = scale.astype(np.float32), minimum.astype(np.float32)
-    nothing = d == 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        zero = np.where(nothing, spec.midpoint if spec.symmetric else 0, np.rint(-m / d))
-    valid = (zero >= 0) & (zero < spec.levels) & ((-d * zero).astype(np.float16) == minimum)
-    if not valid.all() or (spec.symmetric and (zero != spec.midpoint).any()):
-        raise _not_of(name, spec, "minimums")
-    return zero.astype(np.uint8)
-
-
-def _not_of(name: str, spec: QuantSpec, what: str) -> InconsistentCheckpoint:
-    return InconsistentCheckpoint(f"tensor {name!r}: the {what} of its blocks are not those of {spec}")
+def _not_of(name: str, scheme: Scheme, what: str) -> InconsistentCheckpoint:
+    return InconsistentCheckpoint(f"tensor {name!r}: the {what} of its blocks are not those of {scheme}")
 
 
 def _check_scales(name: str, scale: np.ndarray, minimum: np.ndarray | None) -> None:

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import BadConfig, UnsupportedSpec
-from quantkit.exporters._hf_folder import FUSED_ROLES, grid, module_name
+from quantkit.exporters._hf_folder import FUSED_ROLES, module_name
 from quantkit.files.json_file import read_json
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES
 from quantkit.models.spec import LAYER_NAMES, Role
-from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
+from quantkit.tensors.scheme import PER_ROW
+from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
+from quantkit.tensors.views import QuantizedView
 
 METHOD = "gptq"
 BITS = (2, 3, 4, 8)
@@ -59,23 +61,25 @@ def quantization_config(model: Checkpoint, kind: str) -> dict[str, Any]:
     return {**settings, "dynamic": dynamic} if dynamic else settings
 
 
-def _grid_settings(spec: QuantSpec) -> dict[str, Any]:
+def _grid_settings(spec: AffineGroups) -> dict[str, Any]:
     return {"bits": spec.bits, "group_size": spec.group_size, "sym": spec.symmetric}
 
 
-def _fused_grids(model: Checkpoint) -> Iterator[tuple[tuple[int, tuple[Role, ...]], QuantSpec | None]]:
+def _fused_grids(model: Checkpoint) -> Iterator[tuple[tuple[int, tuple[Role, ...]], AffineGroups | None]]:
     """The grid of every layer that engines fuse, by block and roles."""
     first = {roles[0]: roles for roles in FUSED_ROLES}
     for slot in model.spec.slots():
         if slot.layer is not None and slot.role in first:
-            yield (slot.layer, first[slot.role]), grid(model.weights[slot.name])
+            weight = model.weights[slot.name]
+            scheme = affine(slot.name, weight.scheme, container=METHOD) if isinstance(weight, QuantizedView) else None
+            yield (slot.layer, first[slot.role]), replace(scheme, scale_dtype="float16") if scheme else None
 
 
 def _dynamic(
-    grids: Mapping[tuple[int, tuple[Role, ...]], QuantSpec | None], base: QuantSpec
+    grids: Mapping[tuple[int, tuple[Role, ...]], AffineGroups | None], base: AffineGroups
 ) -> dict[str, dict[str, Any]]:
     """One rule for each kind of layer and exception."""
-    layers: dict[tuple[tuple[Role, ...], QuantSpec | None], list[int]] = {}
+    layers: dict[tuple[tuple[Role, ...], AffineGroups | None], list[int]] = {}
     for (layer, roles), spec in grids.items():
         if spec != base:
             layers.setdefault((roles, spec), []).append(layer)

@@ -23,7 +23,7 @@ in `quantization_config`, `quantize_config.json` the same for older loaders. Sou
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,6 @@ from quantkit.exporters._hf_folder import (
     check_fused,
     checked_type,
     float16_scales,
-    grid,
     module_name,
     plan_folder,
     quantized_views,
@@ -50,8 +49,9 @@ from quantkit.models.folder import CONFIG_NAME, open_folder
 from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_bitstream
-from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import PER_ROW
+from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 GROUP_SIZES = (32, 64, 128, PER_ROW)
@@ -75,10 +75,6 @@ class GPTQ:
         except QuantkitError:
             return False
 
-    def accepts(self, spec: QuantSpec, options: ExportOptions) -> None:
-        """Return for 2, 3, 4 and 8 bits in usual groups with 16-bit scales; v1 takes symmetric grids only."""
-        _check_spec("a weight", spec, checked_type(options.type, self.types, container=METHOD))
-
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the folder: one unit per block, dense weights in the dtype that the source has them in.
 
@@ -92,11 +88,12 @@ class GPTQ:
         wanted = checked_type(options.type, self.types, container=METHOD)
         model = architecture_of(checkpoint, options, container=METHOD, linears_only=True)
         quantized = quantized_views(model, linears_only=True)
+        schemes = {weight.name: affine(weight.name, weight.scheme, container=METHOD) for weight in quantized}
         for weight in quantized:
-            _check_spec(weight.name, weight.spec, wanted)
+            _check_scheme(weight.name, schemes[weight.name], wanted)
             _check_shape(weight)
         check_fused(model, container=METHOD)
-        kind = wanted or ("v1" if all(weight.spec.symmetric for weight in quantized) else "v2")
+        kind = wanted or ("v1" if all(scheme.symmetric for scheme in schemes.values()) else "v2")
         config = quantization_config(model, kind)
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         return plan_folder(
@@ -107,7 +104,7 @@ class GPTQ:
             read=self.read,
             options={"type": kind, "arch": options.arch},
             files=(blob("quantize_config.json", text.encode()),),
-            notes=_notes(quantized),
+            notes=_notes(schemes.values()),
         )
 
     def read(self, path: Path) -> Checkpoint:
@@ -146,7 +143,7 @@ class GPTQ:
         return read_checkpoint(folder, spec, {**tensors, **weights}, container=self.name, notes=notes)
 
 
-def _check_spec(name: str, spec: QuantSpec, kind: str | None) -> None:
+def _check_scheme(name: str, spec: AffineGroups, kind: str | None) -> None:
     problem = ""
     if spec.bits not in BITS:
         problem = f"{METHOD} holds {', '.join(map(str, BITS[:-1]))} and {BITS[-1]} bits"
@@ -172,28 +169,28 @@ def _check_shape(weight: QuantizedView) -> None:
             f"{weight.name} is {rows} x {cols}; {METHOD} kernels take multiples of {STEP} on both sides",
             hint="keep this tensor dense, or choose compressed-tensors or gguf",
         )
-    weight.spec.groups(cols, name=weight.name)
+    weight.scheme.groups(cols, name=weight.name)
 
 
-def _notes(quantized: list[QuantizedView]) -> Iterator[str]:
-    odd = {str(grid(weight)) for weight in quantized if weight.spec.bits not in (4, 8) or not weight.spec.symmetric}
+def _notes(schemes: Iterable[AffineGroups]) -> Iterator[str]:
+    odd = {str(scheme) for scheme in schemes if scheme.bits not in (4, 8) or not scheme.symmetric}
     if odd:
         yield f"{', '.join(sorted(odd))}: GPTQModel loads it; vLLM takes symmetric 4 and 8 bits only"
 
 
 def _shapes(view: QuantizedView) -> Shapes:
     rows, cols = view.shape
-    groups = view.spec.groups(cols, name=view.name)
-    return part_shapes(rows, cols, groups, view.spec.bits, np.dtype("<f2"))
+    groups = view.scheme.groups(cols, name=view.name)
+    return part_shapes(rows, cols, groups, view.scheme.bits, np.dtype("<f2"))
 
 
 def _buffers(name: str, tensor: QuantizedTensor, kind: str) -> Iterator[Buffer]:
-    bits, cols = tensor.spec.bits, tensor.shape[1]
+    bits, cols = tensor.scheme.bits, tensor.shape[1]
     scale = float16_scales(name, tensor, container=METHOD)
     stored = tensor.zero - np.uint8(1) if kind == "v1" else tensor.zero
     yield np.ascontiguousarray(pack_bitstream(tensor.codes, bits).T)
     yield pack_bitstream(np.ascontiguousarray(stored.T), bits)
-    yield (np.arange(cols) // tensor.spec.group_width(cols)).astype(WORD)
+    yield (np.arange(cols) // tensor.scheme.group_width(cols)).astype(WORD)
     yield np.ascontiguousarray(scale.T)
 
 

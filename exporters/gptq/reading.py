@@ -12,8 +12,9 @@ from quantkit.exporters.gptq.config import BITS, METHOD, Settings
 from quantkit.exporters.gptq.order import dense_in_order, finer_group, group_index
 from quantkit.models.spec import Role, TensorSlot
 from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
-from quantkit.tensors.quant_spec import PER_ROW, SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import PER_ROW, SCALE_DTYPES
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 WORD_BITS = 32
@@ -53,7 +54,7 @@ def taken_weight(slot: TensorSlot, settings: Settings, tensors: dict[str, Tensor
     if size is None:
         return dense_in_order(slot, parts, index, lambda view: _zeros(view, settings.kind, bits, rows), bits)
     per_row = size == cols != settings.group_size
-    spec = QuantSpec(
+    spec = AffineGroups(
         bits=bits, group_size=PER_ROW if per_row else size, symmetric=symmetric, scale_dtype=names[scale_dtype]
     )
     order = index[::size]
@@ -101,7 +102,7 @@ def _has_midpoints(parts: Mapping[str, TensorView], settings: Settings, bits: in
 
 
 def _unpacked(
-    name: str, spec: QuantSpec, parts: Mapping[str, TensorView], order: np.ndarray, kind: str
+    name: str, spec: AffineGroups, parts: Mapping[str, TensorView], order: np.ndarray, kind: str
 ) -> QuantizedTensor:
     """The tensor; `order` is the stored group of each group of the result."""
     rows = parts[SCALES].shape[1]

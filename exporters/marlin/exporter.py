@@ -37,7 +37,6 @@ from quantkit.exporters.marlin.matrices import (
     Matrix,
     buffers,
     check_shape,
-    check_spec,
     matrices,
     taken,
     uniform_grid,
@@ -69,7 +68,7 @@ from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
 from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT16, FLOAT32, converted
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 Item = Matrix | TensorView
@@ -93,10 +92,6 @@ class Marlin:
             return False
         named = any((path / name).is_file() for name in CPM_CU_FILES)
         return settings is not None and (named or says_marlin(settings))
-
-    def accepts(self, spec: QuantSpec, options: ExportOptions) -> None:
-        """Return for symmetric 4 bits, groups of 128 or one per row, 16-bit scales."""
-        check_spec("a weight", spec)
 
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the folder: one unit per block.
@@ -167,7 +162,7 @@ def _in_16_bits(view: TensorView) -> TensorView:
     return TensorView(view.name, dtype, view.shape, fetch)
 
 
-def _units(model: Checkpoint, spec: QuantSpec, items: Sequence[Item]) -> list[TensorUnit]:
+def _units(model: Checkpoint, spec: AffineGroups, items: Sequence[Item]) -> list[TensorUnit]:
     """Embedding, every block, final norm and head as one unit each, so that a block is written whole or not."""
     layers = {slot.name: slot.layer for slot in model.spec.slots()}
     units: dict[str, list[Item]] = {
@@ -182,7 +177,7 @@ def _units(model: Checkpoint, spec: QuantSpec, items: Sequence[Item]) -> list[Te
     ]
 
 
-def _entries(item: Item, spec: QuantSpec) -> list[TensorEntry]:
+def _entries(item: Item, spec: AffineGroups) -> list[TensorEntry]:
     if isinstance(item, TensorView):
         return [TensorEntry(item.name, item.dtype, item.shape)]
     return [TensorEntry(f"{item.name}.{part}", dtype, shape) for part, (dtype, shape) in item.parts(spec).items()]
@@ -200,12 +195,12 @@ def _producer(items: Sequence[Item], model: Checkpoint) -> Callable[[], Iterator
     return produce
 
 
-def _planned(item: Item, spec: QuantSpec) -> PlannedTensor:
+def _planned(item: Item, spec: AffineGroups) -> PlannedTensor:
     kind = str(item.dtype) if isinstance(item, TensorView) else str(spec)
     return PlannedTensor(item.name, kind, item.shape, sum(entry.nbytes for entry in _entries(item, spec)))
 
 
-def _weight_files(units: Sequence[TensorUnit], target: Target, spec: QuantSpec) -> tuple[PlannedFile, ...]:
+def _weight_files(units: Sequence[TensorUnit], target: Target, spec: AffineGroups) -> tuple[PlannedFile, ...]:
     """The weights, under the names that the target's loaders look for."""
     if target is IST:
         text = json.dumps(quantization_config(spec.group_size), indent=2, sort_keys=True) + "\n"

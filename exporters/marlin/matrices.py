@@ -18,8 +18,9 @@ from quantkit.files.planned_files import Buffer
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES, ModelSpec, TensorSlot
 from quantkit.tensors.packing import pack_marlin, unpack_marlin
-from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import SCALE_DTYPES
+from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import BFLOAT16, QuantizedView, TensorView
 
 WORD = np.dtype("<i4")
@@ -44,7 +45,7 @@ class Matrix:
         """(rows, cols) of all its layers together."""
         return sum(slot.shape[0] for slot in self.slots), self.slots[0].shape[1]
 
-    def parts(self, spec: QuantSpec) -> Shapes:
+    def parts(self, spec: AffineGroups) -> Shapes:
         """Its tensors' dtypes and shapes, by the name of the part."""
         rows, cols = self.shape
         return {
@@ -63,7 +64,7 @@ def matrices(spec: ModelSpec, target: Target) -> list[Matrix]:
     ]
 
 
-def check_spec(name: str, spec: QuantSpec) -> None:
+def _check_scheme(name: str, spec: AffineGroups) -> None:
     """Raise `UnsupportedSpec` for a grid that no Marlin kernel has; `name` begins the message."""
     problem = ""
     if spec.bits != BITS or not spec.symmetric:
@@ -79,20 +80,20 @@ def check_spec(name: str, spec: QuantSpec) -> None:
         )
 
 
-def uniform_grid(model: Checkpoint) -> QuantSpec:
+def uniform_grid(model: Checkpoint) -> AffineGroups:
     """The grid of every linear layer of the blocks, scales in float16, as a folder has only one.
 
     Raises:
         UnsupportedSpec: a layer is dense, has a grid that no Marlin kernel has, or another than the first; or a weight
             that is no such layer is quantized.
     """
-    views: list[QuantizedView] = []
+    schemes: dict[str, AffineGroups] = {}
     for slot in model.spec.slots():
         weight = model.weights[slot.name]
         if slot.role not in LINEAR_ROLES:
             if isinstance(weight, QuantizedView):
                 raise UnsupportedSpec(
-                    f"{slot.name} is {weight.spec}; {NAME} keeps embedding and head dense",
+                    f"{slot.name} is {weight.scheme}; {NAME} keeps embedding and head dense",
                     hint="compressed-tensors and gguf hold quantized embeddings and heads",
                 )
             continue
@@ -101,17 +102,19 @@ def uniform_grid(model: Checkpoint) -> QuantSpec:
                 f"{slot.name} is dense; in a {NAME} folder every linear layer of the blocks is quantized",
                 hint="quantize it as well, or choose compressed-tensors or gptq",
             )
-        check_spec(slot.name, weight.spec)
-        views.append(weight)
-        if weight.spec.group_size != views[0].spec.group_size:
+        scheme = affine(slot.name, weight.scheme, container=NAME)
+        _check_scheme(slot.name, scheme)
+        schemes[slot.name] = scheme
+        first, expected = next(iter(schemes.items()))
+        if scheme.group_size != expected.group_size:
             raise UnsupportedSpec(
-                f"{slot.name} is {weight.spec} and {views[0].name} {views[0].spec}; {NAME} has one group size for all",
+                f"{slot.name} is {scheme} and {first} {expected}; {NAME} has one group size for all",
                 hint="compressed-tensors and gptq take several",
             )
-    return replace(views[0].spec, scale_dtype="float16")
+    return replace(next(iter(schemes.values())), scale_dtype="float16")
 
 
-def check_shape(matrix: Matrix, spec: QuantSpec, *, where: str = "") -> None:
+def check_shape(matrix: Matrix, spec: AffineGroups, *, where: str = "") -> None:
     """Raise `UnsupportedSpec` for a matrix that the target's kernel cannot multiply; `where` begins the message."""
     rows, cols = matrix.shape
     target = matrix.target
@@ -151,7 +154,7 @@ def permuted_scales(scales: np.ndarray) -> np.ndarray:
 
 
 def taken(
-    matrix: Matrix, grid: QuantSpec, tensors: dict[str, TensorView], where: str
+    matrix: Matrix, grid: AffineGroups, tensors: dict[str, TensorView], where: str
 ) -> Iterator[tuple[str, QuantizedView]]:
     """The linear layers of `matrix` by name; its parts are removed from `tensors`, dtypes and shapes checked.
 
@@ -177,7 +180,7 @@ def taken(
 
 
 def _view(
-    matrix: Matrix, slot: TensorSlot, spec: QuantSpec, parts: Mapping[str, TensorView], start: int
+    matrix: Matrix, slot: TensorSlot, spec: AffineGroups, parts: Mapping[str, TensorView], start: int
 ) -> QuantizedView:
     rows, cols = slot.shape
 

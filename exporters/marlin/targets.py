@@ -18,7 +18,8 @@ from quantkit.exporters._hf_config import native_config
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.config import rope_scaling
 from quantkit.models.spec import LAYER_NAMES, ModelSpec, Role
-from quantkit.tensors.quant_spec import PER_ROW, QuantSpec
+from quantkit.tensors.scheme import PER_ROW
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 
 NAME = "marlin"
 BITS = 4
@@ -171,7 +172,7 @@ def says_marlin(settings: Mapping[str, Any]) -> bool:
     )
 
 
-def read_grid(settings: Mapping[str, Any], where: str) -> QuantSpec:
+def read_grid(settings: Mapping[str, Any], where: str) -> AffineGroups:
     """The one grid of a folder, with float16 scales; raises `UnsupportedSpec` for what Marlin cannot be."""
     fixed: Mapping[str, Any] = {"bits": BITS, "sym": True, "desc_act": False, "lm_head": False}
     for key, value in fixed.items():
@@ -183,4 +184,4 @@ def read_grid(settings: Mapping[str, Any], where: str) -> QuantSpec:
         raise UnsupportedSpec(
             f"{where}: group_size {str(group_size)[:80]!r} is not supported; {NAME} has only 128 and -1"
         )
-    return QuantSpec(bits=BITS, group_size=group_size)
+    return AffineGroups(bits=BITS, group_size=group_size)

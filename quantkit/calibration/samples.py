@@ -53,12 +53,15 @@ class CalibrationOptions:
     file: .txt, .jsonl or .parquet; None = text that the model itself generates.
     sequences, length: how many sequences of at most how many tokens.
     seed: of the sampling, where the model generates.
+    skip_positions: tokens at the start of every sequence that stay out of the statistics. They attract attention from
+        everywhere and carry activations hundreds of times the usual size.
     """
 
     file: Path | None = None
     sequences: int = 32
     length: int = 512
     seed: int = 0
+    skip_positions: int = 4
 
     def __post_init__(self) -> None:
         if self.sequences < 1:

@@ -24,17 +24,15 @@ TOKENS = 512
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerStatistics:
-    """What a linear layer's inputs x [cols] look like, which layers that read the same share, and what its outputs do.
+    """What the inputs x [cols] look like that some linear layers read.
 
     hessian: sum of x xᵀ over all tokens, float32 [cols, cols], symmetric (the paper's H without its factor 2). Methods
         work on the device that it is on.
     tokens: how many.
-    sensitivity: the G of `quantkit.calibration.fisher`, float32 [rows, rows]; None = all outputs are alike.
     """
 
     hessian: Tensor
     tokens: int
-    sensitivity: Tensor | None = None
 
 
 def input_statistics(

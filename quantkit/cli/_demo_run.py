@@ -6,23 +6,27 @@ checkpoint → GGUF f16, and a plain Llama in a Hugging Face folder
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit import registry
-from quantkit.artifacts.publishing import publish
-from quantkit.calibration.samples import CalibrationOptions
+from quantkit import (
+    AffineGroups,
+    Compute,
+    ExportOptions,
+    Published,
+    QuantizeOptions,
+    export,
+    open_checkpoint,
+    quantize,
+)
 from quantkit.errors import BadOption
-from quantkit.files.planned_files import PlannedArtifact
-from quantkit.pipeline.quantization import quantized
-from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.proof import verify
 from quantkit.verification.report import Report
 
-SPEC = QuantSpec(bits=4, group_size=128)
+SCHEME = AffineGroups(bits=4, group_size=128)
 Tell = Callable[[str], None]
 
 
@@ -54,40 +58,36 @@ def run_demo(model: Path, golden_file: Path, out: Path, *, threads: int, overwri
         Everything that reading, quantizing, publishing and verifying raise.
     """
     golden = read_golden(golden_file)
-    checkpoint = registry.open_checkpoint(model)
+    checkpoint = open_checkpoint(model)
     if not out.parent.is_dir():
         raise BadOption(f"{out.parent} is not a folder")
     out.mkdir(exist_ok=overwrite)
     weights = sum(weight.size for weight in checkpoint.weights.values())
-    tell(f"quantizing {model.name} to {SPEC} with GPTQ, on text that the model writes itself")
-    run = quantized(checkpoint, SPEC, "gptq", calibration=CalibrationOptions(), threads=threads)
-    planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions())
-    folder = out / "int4"
-    publish(planned, folder, inputs=checkpoint.inputs, overwrite=overwrite, report=run.report)
-    yield _prove(folder, "compressed-tensors int4", planned, weights, golden, engine="reference")
+    tell(f"quantizing {model.name} to {SCHEME} with GPTQ, on text that the model writes itself")
+    options = QuantizeOptions(method="gptq", scheme=SCHEME)
+    done = quantize(checkpoint, out / "int4", options, compute=Compute(threads=threads), overwrite=overwrite)
+    yield _prove(done, "compressed-tensors int4", weights, golden, engine="reference")
     exports = [
-        ("gguf", ExportOptions(type="q4_0"), folder, "model-q4_0.gguf", "llama-cpp"),
+        ("gguf", ExportOptions(type="q4_0"), done.path, "model-q4_0.gguf", "llama-cpp"),
         ("gguf", ExportOptions(type="f16"), model, "model-f16.gguf", "llama-cpp"),
         ("hf", ExportOptions(type="bf16", arch="llama"), model, "llama", "reference"),
     ]
-    for name, options, source, target, engine in exports:
-        tell(f"exporting {name} {options.type} from {source.name}, and verifying it")
-        opened = registry.open_checkpoint(source)
-        planned = registry.exporter(name).prepare(opened, options)
-        publish(planned, out / target, inputs=opened.inputs, overwrite=overwrite)
-        label = f"{name} {options.type}" + (" llama" if options.arch == "llama" else "")
-        yield _prove(out / target, label, planned, weights, golden, engine=engine)
+    for name, choices, source, target, engine in exports:
+        tell(f"exporting {name} {choices.type} from {source.name}, and verifying it")
+        done = export(name, source, out / target, choices, overwrite=overwrite)
+        label = f"{name} {choices.type}" + (" llama" if choices.arch == "llama" else "")
+        yield _prove(done, label, weights, golden, engine=engine)
 
 
-def _prove(path: Path, name: str, planned: PlannedArtifact, weights: int, golden: Golden, *, engine: str) -> Row:
-    report: Report = verify(path, golden=golden, engine=engine)
-    last = report.checks[-1]
+def _prove(done: Published, name: str, weights: int, golden: Golden, *, engine: str) -> Row:
+    report: Report = verify(done.path, golden=golden, engine=engine)
+    last = report.checks[-1] if report.checks else None
     return Row(
         name=name,
-        size=planned.size,
-        bits_per_weight=planned.size * 8 / weights,
+        size=done.size,
+        bits_per_weight=done.size * 8 / weights,
         engine=report.engine or "reference",
-        kl=last.kl,
-        top1=last.top1,
+        kl=last.kl if last is not None else math.nan,
+        top1=last.top1 if last is not None else math.nan,
         passed=report.passed,
     )

@@ -24,18 +24,16 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write SOURCE as FORMAT. Quantized weights are carried code for code, or refused; never quantized twice."""
-    from quantkit.artifacts.publishing import publish
-    from quantkit.pipeline.plan import parse_target
-    from quantkit.registry import exporter, open_checkpoint
+    from quantkit import export as write
+    from quantkit import open_checkpoint, parse_target
 
     output = Output(as_json=as_json)
     name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
     checkpoint = open_checkpoint(source)
-    planned = exporter(name).prepare(checkpoint, options)
     with output.bars() as bars:
-        progress = bars.counter(f"writing {out.name}", planned.size)
-        done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
-    for note in planned.notes:
+        progress = bars.fraction(f"writing {out.name}")
+        done = write(name, checkpoint, out, options, overwrite=overwrite, wrote=progress)
+    for note in done.manifest["notes"]:
         output.note(f"note: {note}")
     weights = sum(weight.size for weight in checkpoint.weights.values())
     output.result(
@@ -44,8 +42,8 @@ def export(
             "format": name,
             "size": done.size,
             "bits_per_weight": done.size * 8 / weights,
-            "options": dict(planned.options),
-            "notes": list(planned.notes),
+            "options": done.manifest["options"],
+            "notes": done.manifest["notes"],
         },
         lines=[f"{out}: {human_size(done.size)}, {done.size * 8 / weights:.2f} bits per weight, re-read and hashed"],
     )

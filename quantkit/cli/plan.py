@@ -32,7 +32,7 @@ def plan(
     from quantkit.pipeline.plan import plan as make_plan
     from quantkit.pipeline.recipe import Recipe as Rules
     from quantkit.registry import open_checkpoint
-    from quantkit.tensors.quant_spec import QuantSpec
+    from quantkit.tensors.schemes.affine_groups import AffineGroups
 
     if recipe is not None and method is None:
         raise BadOption("--recipe is an exception to --method, which is missing", hint="add --method rtn, gptq or awq")
@@ -41,7 +41,7 @@ def plan(
         open_checkpoint(source),
         [parse_target(item, arch=arch, target=target) for item in to.split(",")],
         method=method,
-        spec=QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric) if method else None,
+        spec=AffineGroups(bits=bits, group_size=group_size, symmetric=symmetric) if method else None,
         recipe=Rules.read(recipe) if recipe is not None else None,
         calibration_tokens=samples * length,
     )

@@ -80,57 +80,43 @@ def quantize(
 
     A run that was stopped, by whatever, goes on after its last finished block when the same command is given again.
     """
-    from quantkit import registry
-    from quantkit.artifacts.publishing import preflight, publish
-    from quantkit.calibration.samples import CalibrationOptions
-    from quantkit.models.folding import with_architecture, with_source_dtypes
-    from quantkit.pipeline.quantization import quantized
-    from quantkit.pipeline.recipe import Recipe as Rules
-    from quantkit.protocols import ExportOptions
-    from quantkit.tensors.quant_spec import QuantSpec
+    from quantkit import AffineGroups, CalibrationOptions, Compute, QuantizeOptions
+    from quantkit import Recipe as Rules
+    from quantkit import quantize as make
 
     output = Output(as_json=as_json)
-    spec = QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
-    checkpoint = registry.open_checkpoint(model)
+    scheme = AffineGroups(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
+    options = QuantizeOptions(
+        method=method,
+        scheme=scheme,
+        recipe=Rules.read(recipe) if recipe is not None else Rules(),
+        calibration=CalibrationOptions(
+            file=calibration, sequences=samples, length=length, seed=seed, skip_positions=skip_positions
+        ),
+        propagate=propagate,
+        smooth=smooth,
+        fisher=fisher,
+    )
+    compute = Compute(threads=threads or os.cpu_count() or 1, device=device, bfloat16=bfloat16)
     with output.bars() as bars:
-        run = quantized(
-            with_architecture(checkpoint, arch),
-            spec,
-            method,
-            recipe=Rules.read(recipe) if recipe is not None else None,
-            calibration=CalibrationOptions(file=calibration, sequences=samples, length=length, seed=seed),
-            skip_positions=skip_positions,
-            propagate=propagate,
-            smooth=smooth,
-            fisher=fisher,
-            threads=threads or os.cpu_count() or 1,
-            device=device,
-            bfloat16=bfloat16,
-            progress=bars.fraction("writing calibration text"),
+        done = make(
+            model,
+            out,
+            options,
+            compute=compute,
+            arch=arch,
+            overwrite=overwrite,
+            wrote=bars.fraction(f"quantizing to {out.name}"),
+            generated=bars.fraction("writing calibration text"),
         )
-        planned = registry.exporter("compressed-tensors").prepare(
-            with_source_dtypes(run.checkpoint, checkpoint), ExportOptions()
-        )
-        size = run.journal_size()
-        preflight(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, journal_size=size)
-        with run.journal(planned, out):
-            run.calibrate()
-            done = publish(
-                planned,
-                out,
-                inputs=checkpoint.inputs,
-                overwrite=overwrite,
-                progress=bars.counter(f"quantizing to {out.name}", planned.size),
-                report=run.report,
-            )
-    report = run.report()
+    report = done.manifest["report"]
     rows = table("layer", "error", right=("error",))
     for name, tensor in report["tensors"].items():
         rows.add_row(name, f"{tensor['error']:.2e}" + (f"  {tensor['fallback']}" if tensor["fallback"] else ""))
     output.result(
         {"path": str(out), "size": done.size, "report": report},
         rows,
-        lines=[f"{out}: {spec}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}"],
+        lines=[f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}"],
     )
     for name, tensor in report["tensors"].items():
         if tensor["fallback"]:

@@ -1,19 +1,17 @@
-"""AWQ: inputs scaled beforehand, every group's grid searched, every weight to its nearest point. No error feedback.
+"""AWQ: inputs scaled beforehand, parameters searched, every weight to its nearest level. No error feedback.
 
-Lin et al., "AWQ: Activation-aware Weight Quantization" (2023). Its scaling belongs to a whole block and is done by
-`quantkit.solver.smoothing` for every method that `smooths`. What remains for a single matrix is the search for a grid
-(the paper's clipping): scale and zero point of every group minimise the error weighted by the inputs' energy
-(`_search.py`, which needs torch; to plan with a method takes only what stands here).
+Lin et al., "AWQ: Activation-aware Weight Quantization" (2023). What layers read is divided by scales that the layers'
+columns are multiplied by, so that large inputs lose less (`input_scales`; what comes before takes the division up).
+Then a search (the paper's clipping) finds the parameters of every group that minimise the error weighted by the inputs'
+energy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from quantkit.protocols import Method, TensorReport
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -26,22 +24,30 @@ class ActivationAware:
     name = "awq"
     summary = "scaled inputs, searched grids, nearest codes: needs calibration"
     needs_calibration = True
-    smooths = True
     weighs_outputs = False
+    scales_inputs = True
+
+    def input_scales(self, readers: Readers, *, threads: int = 1) -> InputScales:
+        """See `quantkit.protocols.Method`: the exponent of the inputs' mean size that serves the layers best."""
+        from quantkit.solver.smoothing_search import chosen_scales  # noqa: PLC0415 - imports torch
+
+        return chosen_scales(readers, threads=threads)
 
     def quantize(
-        self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None, *, threads: int = 1
-    ) -> tuple[QuantizedTensor, TensorReport]:
+        self, layers: Sequence[Layer], statistics: LayerStatistics | None, *, threads: int = 1
+    ) -> list[tuple[QuantizedTensor, TensorReport]]:
         """See `quantkit.protocols.Method`. Raises as `quantkit.solver.calibrated.solved_or_rounded`."""
         from quantkit.solver.calibrated import solved_or_rounded  # noqa: PLC0415 - imports torch
         from quantkit.solver.search import searched_codes  # noqa: PLC0415 - imports torch
 
         return solved_or_rounded(
             self.name,
-            weight,
-            spec,
+            layers,
             statistics,
-            lambda given: (searched_codes(weight, spec, given.hessian.diagonal(), threads), None),
+            lambda layer, given: (
+                searched_codes(layer.weight, layer.scheme, given.hessian.diagonal(), threads),
+                None,
+            ),
             threads=threads,
         )
 

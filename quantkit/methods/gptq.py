@@ -3,30 +3,28 @@
 Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers" (2022), with everything on top of it that a standard container allows:
 
-    search      scale and zero point of every group minimise the error weighted by the inputs' energy  (_search.py)
-    act_order   columns with the most energy are rounded first; groups stay where they are on disk      (_feedback.py)
-    rounds      sweeps of coordinate descent over the codes, each with a closed-form refit of scales    (_refine.py)
+    search      the parameters of every group minimise the error weighted by the inputs' energy
+    act_order   columns with the most energy are rounded first; groups stay where they are on disk
+    rounds      sweeps of coordinate descent over the codes, each with a closed-form refit of scales
     damping     share of H's mean diagonal added to it: the paper's 0.01 keeps H invertible, more of it keeps what is
                 made up for from hanging on what only the calibration text has
 
-and, where the statistics say what the outputs do to the predictions, feedback from row to row   (_row_feedback.py)
+and, where it is known what the outputs do to the predictions, feedback from row to row.
 
-Without any it is the textbook's algorithm: a group's grid is chosen when its first column is reached. Where H cannot be
-factored, more and more damping is tried.
+Without any it is the textbook's algorithm: the parameters of a group are chosen when its first column is reached. Where
+H cannot be factored, more and more damping is tried.
 
-The work is done in `_solver.py`, which needs torch; to plan with a method takes only what stands here.
+The work is done in `quantkit.solver.solve`, which needs torch; to plan with a method takes only what stands here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from quantkit.protocols import Method, TensorReport
+from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
 from quantkit.solver.stages import Stages
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -40,14 +38,20 @@ class Gptq:
     name: str = field(default="gptq", init=False)
     summary: str = field(default="searched grids, error feedback, coordinate descent: needs calibration", init=False)
     needs_calibration: bool = field(default=True, init=False)
-    smooths: bool = field(default=False, init=False)
     weighs_outputs: bool = field(default=True, init=False)
+    scales_inputs: bool = field(default=False, init=False)
 
     stages: Stages = field(default_factory=Stages)
 
+    def input_scales(self, readers: Readers, *, threads: int = 1) -> InputScales:
+        """See `quantkit.protocols.Method`: AWQ's, where the user asks for them."""
+        from quantkit.solver.smoothing_search import chosen_scales  # noqa: PLC0415 - imports torch
+
+        return chosen_scales(readers, threads=threads)
+
     def quantize(
-        self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None, *, threads: int = 1
-    ) -> tuple[QuantizedTensor, TensorReport]:
+        self, layers: Sequence[Layer], statistics: LayerStatistics | None, *, threads: int = 1
+    ) -> list[tuple[QuantizedTensor, TensorReport]]:
         """See `quantkit.protocols.Method`.
 
         A Hessian that cannot be factored gives round-to-nearest as well, and the report says so. Raises as
@@ -58,10 +62,9 @@ class Gptq:
 
         return solved_or_rounded(
             self.name,
-            weight,
-            spec,
+            layers,
             statistics,
-            lambda given: solved(self.stages, weight, spec, given, threads),
+            lambda layer, given: solved(self.stages, layer, given, threads),
             threads=threads,
         )
 

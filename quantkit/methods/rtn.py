@@ -1,15 +1,17 @@
-"""Round to nearest: every weight to the nearest point of its group's grid. No calibration, no torch."""
+"""Round to nearest: every weight to the nearest level of its group. No calibration, no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantkit.protocols import Method, TensorReport
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.errors import BadOption, about
+from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.rounding import round_to_nearest, squared_error, stacked_rows
+from quantkit.tensors.scheme import Scheme
 from quantkit.threads import ordered_map
 
 if TYPE_CHECKING:
@@ -24,31 +26,37 @@ class RoundToNearest:
     name = "rtn"
     summary = "round to nearest: fast, needs no calibration"
     needs_calibration = False
-    smooths = False
     weighs_outputs = False
+    scales_inputs = False
+
+    def input_scales(self, readers: Readers, *, threads: int = 1) -> InputScales:
+        """See `quantkit.protocols.Method`; raises `BadOption`, because nothing is known of the inputs."""
+        raise BadOption("rtn is not calibrated, so there is nothing to scale inputs by")
 
     def quantize(
-        self, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics | None = None, *, threads: int = 1
-    ) -> tuple[QuantizedTensor, TensorReport]:
+        self, layers: Sequence[Layer], statistics: LayerStatistics | None = None, *, threads: int = 1
+    ) -> list[tuple[QuantizedTensor, TensorReport]]:
         """See `quantkit.protocols.Method`; `statistics` are not read. Raises as
         `quantkit.tensors.rounding.round_to_nearest`.
         """
-        rows = weight.shape[0]
-        spec.groups(weight.shape[1])
+        return [_rounded(layer, threads) for layer in layers]
+
+
+def _rounded(layer: Layer, threads: int) -> tuple[QuantizedTensor, TensorReport]:
+    weight, scheme = layer.weight, layer.scheme
+    starts = range(0, len(weight), ROW_CHUNK)
+    with about(layer.name):
+        scheme.groups(weight.shape[1])
         parts = list(
-            ordered_map(
-                lambda start: _quantized_rows(weight[start : start + ROW_CHUNK], spec),
-                range(0, rows, ROW_CHUNK),
-                threads,
-            )
+            ordered_map(lambda start: _rounded_rows(weight[start : start + ROW_CHUNK], scheme), starts, threads)
         )
-        damage, power = sum(part[1] for part in parts), sum(part[2] for part in parts)
-        return stacked_rows([part[0] for part in parts]), TensorReport(error=damage / power if power else 0.0)
+    damage, power = sum(part[1] for part in parts), sum(part[2] for part in parts)
+    return stacked_rows([part[0] for part in parts]), TensorReport(error=damage / power if power else 0.0)
 
 
-def _quantized_rows(weight: np.ndarray, spec: QuantSpec) -> tuple[QuantizedTensor, float, float]:
+def _rounded_rows(weight: np.ndarray, scheme: Scheme) -> tuple[QuantizedTensor, float, float]:
     """Rows of the result, ||W - Q||^2 and ||W||^2."""
-    quantized = round_to_nearest(weight, spec)
+    quantized = round_to_nearest(weight, scheme)
     return quantized, *squared_error(weight, quantized)
 
 

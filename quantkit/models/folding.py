@@ -144,9 +144,9 @@ def _scaled_read(view: QuantizedView, name: str, factor: float) -> Callable[[], 
             row, group = np.argwhere(lost)[0]
             raise ValueOutOfRange(
                 f"{name}: scale {float(tensor.scale[row, group]):g} of row {row}, group {group} "
-                f"times {factor:g} does not fit {tensor.spec.scale_dtype}",
+                f"times {factor:g} does not fit {tensor.scheme.scale_dtype}",
                 hint="fold before quantizing: quantkit quantize --arch llama",
             )
-        return replace(tensor, scale=scale)
+        return replace(tensor, arrays={**tensor.arrays, "scale": scale})
 
     return read

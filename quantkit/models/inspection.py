@@ -8,7 +8,6 @@ from typing import Any
 
 from quantkit.files.planned_files import PlannedTensor
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.tensors.quant_spec import SCALE_DTYPES
 from quantkit.tensors.views import TensorView, Weight
 
 
@@ -72,8 +71,5 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
 def _describe(name: str, weight: Weight) -> PlannedTensor:
     if isinstance(weight, TensorView):
         return PlannedTensor(name, str(weight.dtype), weight.shape, weight.nbytes)
-    groups = weight.shape[0] * weight.spec.groups(weight.shape[1], name=name)
-    bits = weight.size * weight.spec.bits + groups * 8 * SCALE_DTYPES[weight.spec.scale_dtype].itemsize
-    if not weight.spec.symmetric:
-        bits += groups * weight.spec.bits
-    return PlannedTensor(name, str(weight.spec), weight.shape, -(-bits // 8))
+    bits = weight.scheme.stored_bits(*weight.shape)
+    return PlannedTensor(name, str(weight.scheme), weight.shape, -(-bits // 8))

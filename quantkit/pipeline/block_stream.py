@@ -14,23 +14,22 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from quantkit.artifacts.journal import Journal
-from quantkit.calibration.activations import HiddenStates
+from quantkit.calibration.activations import HiddenStates, Inputs
 from quantkit.calibration.fisher import Sensitivities, sensitivities
 from quantkit.calibration.samples import Samples
-from quantkit.errors import QuantkitError
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_block
-from quantkit.models.spec import LAYER_NAMES, Role
+from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, Role
 from quantkit.models.torch_model import Block
-from quantkit.pipeline.layer_group import StageSolver
+from quantkit.pipeline.layer_group import StageSolver, Task
 from quantkit.pipeline.resumption import decoded_block, encoded_block
-from quantkit.protocols import Method, TensorReport
+from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
 from quantkit.solver.smoothing import READERS, smooth, smoothable, weight_name
-from quantkit.solver.smoothing_search import Choice, chosen_scales
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import TensorView
 from quantkit.threads import single_threaded_torch
 
@@ -52,7 +51,7 @@ class BlockStream:
     def __init__(
         self,
         source: Checkpoint,
-        wanted: Mapping[str, tuple[QuantSpec, Method]],
+        wanted: Mapping[str, tuple[Scheme, Method]],
         samples: Samples,
         *,
         skip_positions: int,
@@ -117,28 +116,41 @@ class BlockStream:
         self._hidden.advance(block, original)
         return reports
 
-    def _choices(self, original: Block) -> dict[Role, Choice]:
+    def _choices(self, original: Block) -> dict[Role, InputScales]:
         """Scales for the layers behind each norm or matrix that may be divided."""
         may_be = smoothable(self._wanted, self.layer, self._smooth)
         if not may_be:
             return {}
         before = {READERS[role]: role for role in may_be}
-        names = {role: weight_name(self.layer, role) for role in LAYER_NAMES}
-        specs = {role: self._wanted[name][0] for role, name in names.items() if name in self._wanted}
         smoothed = deepcopy(original)
-        choices: dict[Role, Choice] = {}
+        choices: dict[Role, InputScales] = {}
         for inputs in self._hidden.inputs(original):
             role = before.get(inputs.roles)
             if role is None:
                 continue
-            feeding, dtype = smoothed.get_parameter(LAYER_NAMES[role]), self._dtype(role)
-            choice = chosen_scales(
-                original, role, inputs, feeding=feeding, specs=specs, dtype=dtype, threads=self._threads
-            )
+            readers = self._readers(original, role, inputs, feeding=smoothed.get_parameter(LAYER_NAMES[role]))
+            _, method = self._wanted[weight_name(self.layer, inputs.roles[0])]
+            choice = method.input_scales(readers, threads=self._threads)
             if choice.scale is not None:
-                smooth(smoothed, {role: choice.scale}, {role: dtype})
+                smooth(smoothed, {role: choice.scale}, {role: readers.feeding_dtype})
             choices[role] = choice
         return choices
+
+    def _readers(self, original: Block, before: Role, inputs: Inputs, *, feeding: Tensor) -> Readers:
+        names = {role: weight_name(self.layer, role) for role in inputs.roles}
+        own = weight_name(self.layer, before)
+        return Readers(
+            layers=tuple(
+                Layer(name, original.get_parameter(LAYER_NAMES[role]).detach().cpu().numpy(), self._wanted[name][0])
+                for role, name in names.items()
+            ),
+            fitted=inputs.fitted,
+            held_out=inputs.held_out,
+            feeding=feeding,
+            feeding_scheme=None if before in NORM_ROLES else self._wanted[own][0],
+            feeding_dtype=self._dtype(before),
+            head_dim=original.self_attn.head_dim,
+        )
 
     def _smoothed(self, original: Block, scales: Mapping[Role, np.ndarray]) -> Block:
         """Smooth `original`, which stays the same function, and return a copy of it to quantize."""
@@ -168,19 +180,15 @@ class BlockStream:
     def _solve(self, block: Block, original: Block, sensitivity: Sensitivities) -> dict[str, TensorReport]:
         reports: dict[str, TensorReport] = {}
         for stage in self._hidden.stages(block, original, sensitivity.positions):
-            solver = StageSolver(stage, self._threads)
-            for role in stage.roles:
-                name = weight_name(self.layer, role)
-                if name not in self._wanted:
-                    continue
-                weight = block.get_parameter(LAYER_NAMES[role])
-                try:
-                    self.tensors[name], reports[name] = solver.quantized(
-                        weight, *self._wanted[name], sensitivity.outputs.get(role)
-                    )
-                except QuantkitError as error:
-                    raise type(error)(f"{name}: {error}", hint=error.hint) from None
-                weight.copy_(torch.from_numpy(self.tensors[name].dequantized()))
+            parameters = {weight_name(self.layer, role): block.get_parameter(LAYER_NAMES[role]) for role in stage.roles}
+            tasks = {
+                name: Task(parameters[name], *self._wanted[name], sensitivity.outputs.get(role))
+                for name, role in zip(parameters, stage.roles, strict=True)
+                if name in self._wanted
+            }
+            for name, (tensor, report) in StageSolver(stage, self._threads).quantized(tasks).items():
+                self.tensors[name], reports[name] = tensor, report
+                parameters[name].copy_(torch.from_numpy(tensor.dequantized()))
         return reports
 
 

@@ -6,21 +6,43 @@ choose codes for them, and keep the result only if it beats round-to-nearest on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
 
 from quantkit.calibration.activations import Stage
 from quantkit.calibration.statistics import LayerStatistics
-from quantkit.protocols import Method, TensorReport
+from quantkit.protocols import Layer, Method, TensorReport
 from quantkit.solver.error_compensation import of_outputs, regression, strength
 from quantkit.solver.output_error import changes_of, output_energies
 from quantkit.solver.row_feedback import relative
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.rounding import round_to_nearest
+from quantkit.tensors.scheme import Scheme
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Aim:
+    """What a layer aims at: the weights to quantize, Mₕ, and the strength of the correction.
+
+    held_drift, strength: None where the original is not followed.
+    """
+
+    target: Tensor
+    held_drift: Tensor | None
+    strength: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A layer of a stage: its float32 weight [rows, cols] on the stage's device, scheme, method and sensitivity."""
+
+    weight: Tensor
+    scheme: Scheme
+    method: Method
+    sensitivity: Tensor | None = None
 
 
 class StageSolver:
@@ -30,37 +52,54 @@ class StageSolver:
         self._stage = stage
         self._threads = threads
 
-    def quantized(
-        self, W: Tensor, spec: QuantSpec, method: Method, sensitivity: Tensor | None = None
+    def quantized(self, tasks: Mapping[str, Task]) -> dict[str, tuple[QuantizedTensor, TensorReport]]:
+        """Codes for the layers of the stage, by name; those of one method together. Raises what the method raises."""
+        results: dict[str, tuple[QuantizedTensor, TensorReport]] = {}
+        for method in dict.fromkeys(task.method for task in tasks.values()):
+            group = {name: task for name, task in tasks.items() if task.method == method}
+            results |= self._calibrated(method, group) if method.needs_calibration else self._rounded(method, group)
+        return {name: results[name] for name in tasks}
+
+    def _rounded(self, method: Method, tasks: Mapping[str, Task]) -> dict[str, tuple[QuantizedTensor, TensorReport]]:
+        layers = [Layer(name, task.weight.cpu().numpy(), task.scheme) for name, task in tasks.items()]
+        return dict(zip(tasks, method.quantize(layers, None, threads=self._threads), strict=True))
+
+    def _calibrated(self, method: Method, tasks: Mapping[str, Task]) -> dict[str, tuple[QuantizedTensor, TensorReport]]:
+        aims = {name: self._aim(task.weight) for name, task in tasks.items()}
+        layers = [
+            Layer(name, aims[name].target.cpu().numpy(), task.scheme, task.sensitivity) for name, task in tasks.items()
+        ]
+        made = method.quantize(layers, self._everything, threads=self._threads)
+        return {
+            name: self._kept(task, aims[name], tensor, replace(report, strength=aims[name].strength))
+            for (name, task), (tensor, report) in zip(tasks.items(), made, strict=True)
+        }
+
+    def _kept(
+        self, task: Task, aim: Aim, tensor: QuantizedTensor, report: TensorReport
     ) -> tuple[QuantizedTensor, TensorReport]:
-        """Codes for the float32 weight W [rows, cols], its outputs that sensitive; raises what the method raises."""
-        weight = W.cpu().numpy()
-        if not method.needs_calibration:
-            return method.quantize(weight, spec, None, threads=self._threads)
-        target, held_drift, alpha = self._target(W)
-        statistics = replace(self._everything, sensitivity=sensitivity)
-        tensor, report = method.quantize(target.cpu().numpy(), spec, statistics, threads=self._threads)
-        report = replace(report, strength=alpha)
+        """The method's result, or round-to-nearest where that serves the held-out sequences better."""
         if report.fallback is not None or not self._stage.held_out.tokens:
             return tensor, report
-        rounded = round_to_nearest(weight, spec)
-        G = relative(sensitivity) if method.weighs_outputs and sensitivity is not None else None
-        lost, lost_by_rounding = self._held_out_losses(W, (tensor, rounded), held_drift, G)
+        rounded = round_to_nearest(task.weight.cpu().numpy(), task.scheme)
+        sensitivity = task.sensitivity if task.method.weighs_outputs else None
+        G = relative(sensitivity) if sensitivity is not None else None
+        lost, lost_by_rounding = self._held_out_losses(task.weight, (tensor, rounded), aim.held_drift, G)
         if lost <= lost_by_rounding:
             return tensor, report
         return rounded, replace(report, fallback="it lost to round-to-nearest on held-out sequences")
 
-    def _target(self, W: Tensor) -> tuple[Tensor, Tensor | None, float | None]:
-        """The weights to aim at, Mₕ, and the strength of the correction; None where the original is not followed."""
+    def _aim(self, W: Tensor) -> Aim:
+        """Where the original is followed, W moved to make up for what the layers before lost."""
         drift = self._stage.drift
         if drift is None:
-            return W, None, None
+            return Aim(W, None, None)
         held_drift = of_outputs(drift, drift.held_out, W, self._threads)
         if self._regression is None:
-            return W, held_drift, 0.0
+            return Aim(W, held_drift, 0.0)
         delta = of_outputs(drift, self._regression, W, self._threads)
         alpha = strength(delta, held_drift, self._stage.held_out.hessian, self._threads)
-        return W + alpha * delta, held_drift, alpha
+        return Aim(W + alpha * delta, held_drift, alpha)
 
     def _held_out_losses(
         self, W: Tensor, candidates: Sequence[QuantizedTensor], drift: Tensor | None, G: Tensor | None

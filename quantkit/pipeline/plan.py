@@ -24,7 +24,7 @@ from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.recipe import Recipe
 from quantkit.protocols import ExportOptions
 from quantkit.runtimes._kernels import Verdict, verdicts
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import TensorView, Weight
 
 INTERPRETER_BYTES = 120 << 20
@@ -116,7 +116,7 @@ def plan(
     targets: Sequence[tuple[str, ExportOptions]],
     *,
     method: str | None = None,
-    spec: QuantSpec | None = None,
+    spec: AffineGroups | None = None,
     recipe: Recipe | None = None,
     calibration_tokens: int = 0,
 ) -> Plan:
@@ -131,7 +131,7 @@ def plan(
     if method is not None and spec is not None:
         registry.method(method)
         assignments = (recipe or Recipe()).assign(checkpoint.spec, spec, method)
-        methods = {name: assigned.method for name, assigned in assignments.items() if assigned.spec is not None}
+        methods = {name: assigned.method for name, assigned in assignments.items() if assigned.scheme is not None}
         used = [registry.method(name) for name in set(methods.values())]
         tokens = calibration_tokens if any(one.needs_calibration for one in used) else 0
         weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
@@ -183,7 +183,7 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
 
 
 def _type(weight: Weight) -> str:
-    return str(weight.dtype if isinstance(weight, TensorView) else weight.spec)
+    return str(weight.dtype if isinstance(weight, TensorView) else weight.scheme)
 
 
 def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> int:

@@ -26,16 +26,16 @@ def planned(checkpoint: Checkpoint, assignments: Mapping[str, Assignment]) -> Ch
     views: dict[str, QuantizedView] = {}
     for name, assignment in assignments.items():
         weight = checkpoint.weights[name]
-        if assignment.spec is None:
+        if assignment.scheme is None:
             continue
         if isinstance(weight, QuantizedView):
             raise BadOption(
-                f"{name} is quantized already ({weight.spec})",
+                f"{name} is quantized already ({weight.scheme})",
                 hint="quantize the original checkpoint, or export this one as it is",
             )
         rows, cols = weight.shape
-        assignment.spec.groups(cols, name=name)
-        views[name] = QuantizedView(name, (rows, cols), assignment.spec, _unreadable)
+        assignment.scheme.groups(cols, name=name)
+        views[name] = QuantizedView(name, (rows, cols), assignment.scheme, _unreadable)
     return replace(checkpoint, weights={**checkpoint.weights, **views})
 
 

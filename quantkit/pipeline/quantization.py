@@ -1,6 +1,6 @@
 """Quantization as a stream: weights come in from a checkpoint and go out as lazily computed `QuantizedView`s.
 
-`quantized` computes nothing. Its views do, when an exporter reads them in the order of the model: a method without
+A `Quantization` computes nothing. Its views do, when an exporter reads them in the order of the model: a method without
 calibration quantizes the tensor that is read; one with calibration quantizes a whole block when the block's first
 tensor is read and keeps the result until the next block's turn, so that one block is in memory at a time.
 """
@@ -18,68 +18,37 @@ import numpy as np
 from quantkit import registry
 from quantkit.artifacts.journal import Journal
 from quantkit.artifacts.output_paths import resolve
-from quantkit.calibration.devices import check_device, check_torch
-from quantkit.calibration.samples import CalibrationOptions, Samples
-from quantkit.errors import BadOption, QuantkitError
+from quantkit.calibration.compute import Compute, check_device, check_torch
+from quantkit.calibration.samples import Samples
+from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import planned
-from quantkit.pipeline.recipe import Recipe
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.pipeline.weight_errors import WeightErrors
-from quantkit.protocols import Method, TensorReport
+from quantkit.protocols import Layer, Method, TensorReport
 from quantkit.solver.smoothing import smoothable, weight_name
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import QuantizedView, TensorView
 
 if TYPE_CHECKING:
     from quantkit.pipeline.block_stream import BlockStream
-
-SKIP_POSITIONS = 4
-"""The first tokens attract attention from everywhere and carry activations hundreds of times the usual size."""
 
 SAMPLES_STEP = "samples"
 Progress = Callable[[int, int], None]
 """progress(done, total): tokens of calibration text generated; called now and then, maybe from another thread."""
 
 
-def quantized(
-    checkpoint: Checkpoint,
-    spec: QuantSpec,
-    method_name: str,
-    *,
-    recipe: Recipe | None = None,
-    calibration: CalibrationOptions | Samples | None = None,
-    skip_positions: int = SKIP_POSITIONS,
-    propagate: bool = True,
-    smooth: bool | None = None,
-    fisher: bool = True,
-    threads: int = 1,
-    device: str = "cpu",
-    bfloat16: bool | None = None,
-    progress: Progress | None = None,
-) -> Quantization:
-    """Set up the quantization of every linear layer; the work is done when the result's views are read.
+class Quantization:
+    """One run: `checkpoint` is what an exporter takes; `report()`, afterwards, tells how well it went.
 
     Args:
-        checkpoint: a dense model; `quantkit.models.folding.folded` beforehand for an exact `--arch llama`.
-        spec: the grid of every linear layer that the recipe does not decide.
-        method_name: their method, see `quantkit.registry.names("methods")`.
-        recipe: exceptions; None = there are none.
-        calibration: what to calibrate on, or the sequences themselves; None = the defaults of `CalibrationOptions`.
-        skip_positions: tokens at the start of every sequence that stay out of the statistics.
-        propagate: whether each layer makes up for what the layers before it lost.
-        smooth: whether to scale the inputs of calibrated layers (`quantkit.solver.smoothing`); None = where their
-        methods ask
-            for it.
-        fisher: whether errors of outputs count by what they do to the predictions (`quantkit.calibration.fisher`), for
-            methods that can tell them apart.
-        threads: how many to use; the result does not depend on it.
-        device: what calibrated methods compute on, cpu or cuda. Sums are added in another order there: once a scale
-            rounds otherwise, so do codes of all that makes up for it; errors are as small.
-        bfloat16: whether calibration forwards compute in it (`quantkit.calibration.autocast`); None = on a CPU that has
-            instructions for it.
+        source: a dense model; `quantkit.models.folding.folded` beforehand for an exact `--arch llama`.
+        options: how to quantize it.
+        compute: with what.
+        samples: the calibration sequences themselves, instead of those that `options.calibration` describes.
         progress: told how far the generation of calibration text is.
 
     Raises:
@@ -88,73 +57,40 @@ def quantized(
         UnsupportedSpec: a group size that does not divide a layer's columns.
         MissingDependency: the method needs torch, and it is not installed.
     """
-    return Quantization(
-        checkpoint,
-        spec,
-        registry.method(method_name),
-        recipe=recipe,
-        calibration=calibration or CalibrationOptions(),
-        skip_positions=skip_positions,
-        propagate=propagate,
-        smooth=smooth,
-        fisher=fisher,
-        threads=threads,
-        device=device,
-        bfloat16=bfloat16,
-        progress=progress,
-    )
-
-
-class Quantization:
-    """One run: `checkpoint` is what an exporter takes; `report()`, afterwards, tells how well it went."""
 
     def __init__(
         self,
         source: Checkpoint,
-        spec: QuantSpec,
-        method: Method,
+        options: QuantizeOptions,
         *,
-        recipe: Recipe | None = None,
-        calibration: CalibrationOptions | Samples,
-        skip_positions: int = SKIP_POSITIONS,
-        propagate: bool = True,
-        smooth: bool | None = None,
-        fisher: bool = True,
-        threads: int = 1,
-        device: str = "cpu",
-        bfloat16: bool | None = None,
+        compute: Compute = Compute(),  # noqa: B008 - frozen
+        samples: Samples | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._source = source
-        self._spec = spec
+        self._options = options
+        self._compute = compute
+        self._given = samples
+        self._progress = progress
+        method = registry.method(options.method) if isinstance(options.method, str) else options.method
         self._method = method
-        self._recipe = recipe or Recipe()
-        assignments = self._recipe.assign(source.spec, spec, method.name)
+        assignments = options.recipe.assign(source.spec, options.scheme, method.name)
         plan = planned(source, assignments)
         self._methods = {
             name: method if assignment.method == method.name else registry.method(assignment.method)
             for name, assignment in assignments.items()
-            if assignment.spec is not None
+            if assignment.scheme is not None
         }
         calibrated = [used.name for used in self._methods.values() if used.needs_calibration]
         self._calibrated = bool(calibrated)
         if calibrated:
             check_torch(calibrated[0])
-        if smooth and not self._calibrated:
+        if options.smooth and not self._calibrated:
             raise BadOption(
                 f"{method.name} is not calibrated, so there is nothing to smooth by", hint="choose --method gptq or awq"
             )
-        if device != "cpu":
-            check_device(device, method.name, calibrated=self._calibrated)
-        self._calibration = calibration
-        self._skip_positions = skip_positions
-        self._propagate = propagate
-        self._smooth = smooth
-        self._fisher = fisher
-        self._threads = threads
-        self._device = device
-        self._bfloat16 = bfloat16
-        self._progress = progress
+        if compute.device != "cpu":
+            check_device(compute.device, method.name, calibrated=self._calibrated)
         self._reports: dict[str, TensorReport] = {}
         self._weight_errors = WeightErrors(source)
         self._stream: BlockStream | None = None
@@ -185,15 +121,7 @@ class Quantization:
         if not self._calibrated:
             yield
             return
-        choices = {
-            "skip_positions": self._skip_positions,
-            "propagate": self._propagate,
-            "smooth": self._smooth,
-            "fisher": self._fisher,
-            "device": self._device,
-            "bfloat16": self._in_bfloat16(),
-        }
-        key = run_key(self._source, self._wanted(self.checkpoint), self._calibration, **choices)
+        key = run_key(self._source, self._wanted(self.checkpoint), self._options, self._compute, given=self._given)
         with Journal(resolve(planned, out), key) as self._journal:
             yield
 
@@ -204,17 +132,17 @@ class Quantization:
         weights = self.checkpoint.weights
         views = [weights[name] for name in self._wanted(self.checkpoint)]
         scales = sum(weights[name].shape[0] * SMOOTHING_SCALE.itemsize for name in self._smoothable(self.checkpoint))
-        return scales + sum(kept_bytes(view.shape, view.spec) for view in views if isinstance(view, QuantizedView))
+        return scales + sum(kept_bytes(view.shape, view.scheme) for view in views if isinstance(view, QuantizedView))
 
     def report(self) -> dict[str, Any]:
-        """JSON for the manifest: method, spec, calibration coverage, and every tensor's error and fallback so far."""
+        """JSON for the manifest: method, scheme, calibration coverage, and every tensor's error and fallback so far."""
         coverage = self._stream.coverage.to_json() if self._stream is not None else None
         return {
             "method": self._method.name,
-            "spec": self._spec.to_json(),
-            "recipe": self._recipe.to_json(),
-            "device": self._device,
-            "bfloat16": self._calibrated and self._in_bfloat16(),
+            "scheme": self._options.scheme.to_json(),
+            "recipe": self._options.recipe.to_json(),
+            "device": self._compute.device,
+            "bfloat16": self._calibrated and self._compute.in_bfloat16(),
             "calibration": coverage,
             "tensors": {name: asdict(report) for name, report in self._reports.items()},
             "weights": self._weight_errors.to_json(),
@@ -250,15 +178,15 @@ class Quantization:
         """Names of the norms and matrices whose outputs may be divided."""
         wanted = self._wanted(plan)
         layers = range(plan.spec.num_hidden_layers)
-        return {weight_name(layer, role) for layer in layers for role in smoothable(wanted, layer, self._smooth)}
+        return {
+            weight_name(layer, role) for layer in layers for role in smoothable(wanted, layer, self._options.smooth)
+        }
 
     def _alone(self, view: QuantizedView) -> QuantizedTensor:
         """A tensor by itself, in any order."""
         weight = np.asarray(self._source.weights[view.name].read(), np.float32)
-        try:
-            tensor, report = self._methods[view.name].quantize(weight, view.spec, None, threads=self._threads)
-        except QuantkitError as error:
-            raise type(error)(f"{view.name}: {error}", hint=error.hint) from None
+        layer = Layer(view.name, weight, view.scheme)
+        ((tensor, report),) = self._methods[view.name].quantize([layer], None, threads=self._compute.threads)
         self._reports[view.name] = report
         return tensor
 
@@ -281,44 +209,37 @@ class Quantization:
             self._source,
             self._wanted(self.checkpoint),
             self._samples(),
-            skip_positions=self._skip_positions,
-            propagate=self._propagate,
-            smooth=self._smooth,
-            fisher=self._fisher,
-            threads=self._threads,
-            device=torch.device(self._device),
-            bfloat16=self._in_bfloat16(),
+            skip_positions=self._options.calibration.skip_positions,
+            propagate=self._options.propagate,
+            smooth=self._options.smooth,
+            fisher=self._options.fisher,
+            threads=self._compute.threads,
+            device=torch.device(self._compute.device),
+            bfloat16=self._compute.in_bfloat16(),
             journal=self._journal,
         )
 
-    def _in_bfloat16(self) -> bool:
-        if self._bfloat16 is not None:
-            return self._bfloat16
-        from quantkit.calibration.autocast import has_bfloat16_products  # noqa: PLC0415 - imports torch
-
-        return self._device == "cpu" and has_bfloat16_products()
-
-    def _wanted(self, plan: Checkpoint) -> dict[str, tuple[QuantSpec, Method]]:
-        """Grid and method of every weight that is quantized."""
+    def _wanted(self, plan: Checkpoint) -> dict[str, tuple[Scheme, Method]]:
+        """Scheme and method of every weight that is quantized."""
         weights = plan.weights
         views = [view for name in self._methods if isinstance(view := weights[name], QuantizedView)]
-        return {view.name: (view.spec, self._methods[view.name]) for view in views}
+        return {view.name: (view.scheme, self._methods[view.name]) for view in views}
 
     def _samples(self) -> Samples:
         import torch  # noqa: PLC0415 - heavy, and round-to-nearest does without it
 
         from quantkit.calibration.sources import calibration_samples  # noqa: PLC0415 - imports torch
 
-        samples, journal = self._calibration, self._journal
-        if isinstance(samples, CalibrationOptions):
-            kept = journal.recall(SAMPLES_STEP) if journal is not None and samples.file is None else None
+        samples, journal, options = self._given, self._journal, self._options.calibration
+        if samples is None:
+            kept = journal.recall(SAMPLES_STEP) if journal is not None and options.file is None else None
             if kept is not None:
                 return decoded_samples(kept)
             samples = calibration_samples(
                 self._source,
-                samples,
-                threads=self._threads,
-                device=torch.device(self._device),
+                options,
+                threads=self._compute.threads,
+                device=torch.device(self._compute.device),
                 progress=self._progress,
             )
         if journal is not None:

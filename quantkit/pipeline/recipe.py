@@ -25,7 +25,8 @@ from quantkit import registry
 from quantkit.errors import BadOption, MalformedFile, UnsupportedSpec
 from quantkit.files.source_file import SourceFile
 from quantkit.models.spec import LINEAR_ROLES, ModelSpec, Role, TensorSlot
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.scheme import Scheme
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,26 +39,26 @@ ROLES = (*LINEAR_ROLES, Role.LM_HEAD)
 """What a rule may name."""
 
 HEAD_METHOD = "rtn"
-GRID_TYPES: Mapping[str, type] = {"bits": int, "group_size": int, "symmetric": bool, "scale_dtype": str}
-KEYS = ("role", "match", "keep", "method", *GRID_TYPES)
+SETTING_TYPES: Mapping[str, type] = {"bits": int, "group_size": int, "symmetric": bool, "scale_dtype": str}
+KEYS = ("role", "match", "keep", "method", *SETTING_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a weight becomes: its grid and the name of the method; no grid = it stays as it is."""
+    """What a weight becomes: its scheme and the name of the method; no scheme = it stays as it is."""
 
-    spec: QuantSpec | None
+    scheme: Scheme | None
     method: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One rule. roles: empty = any. grid: the fields of `QuantSpec` that it sets. method: None = as elsewhere."""
+    """One rule. roles: empty = any. settings: of the scheme, those that it changes. method: None = as elsewhere."""
 
     roles: tuple[Role, ...] = ()
     match: str | None = None
     keep: bool = False
-    grid: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     method: str | None = None
 
     def matches(self, slot: TensorSlot) -> bool:
@@ -76,7 +77,7 @@ class Rule:
             **({"role": [role.value for role in self.roles]} if self.roles else {}),
             **({"match": self.match} if self.match is not None else {}),
             **({"keep": True} if self.keep else {}),
-            **self.grid,
+            **self.settings,
             **({"method": self.method} if self.method is not None else {}),
         }
 
@@ -120,7 +121,7 @@ class Recipe:
         """A JSON object of the same shape as the TOML file."""
         return {"rule": [rule.to_json() for rule in self.rules]}
 
-    def assign(self, model: ModelSpec, default: QuantSpec, default_method: str) -> dict[str, Assignment]:
+    def assign(self, model: ModelSpec, default: Scheme, default_method: str) -> dict[str, Assignment]:
         """What every linear layer and the head of `model` become, by weight name in the order of the model.
 
         Raises:
@@ -137,25 +138,25 @@ class Recipe:
     def _numbered(self) -> Iterator[tuple[int, Rule]]:
         return enumerate(self.rules, 1)
 
-    def _assignment(self, number: int | None, slot: TensorSlot, default: QuantSpec, default_method: str) -> Assignment:
+    def _assignment(self, number: int | None, slot: TensorSlot, default: Scheme, default_method: str) -> Assignment:
         if number is None:
             return Assignment(None if slot.role is Role.LM_HEAD else default, default_method)
         rule, where = self.rules[number - 1], f"{self.where}: rule {number}"
         if rule.keep:
             return Assignment(None, default_method)
-        spec = QuantSpec.from_json({**default.to_json(), **rule.grid})
         try:
-            spec.groups(slot.shape[1], name=slot.name)
+            scheme = default.with_settings(**rule.settings)
+            scheme.groups(slot.shape[1], name=slot.name)
         except UnsupportedSpec as error:
             raise UnsupportedSpec(f"{where}: {error}", hint=error.hint) from None
         if slot.role is not Role.LM_HEAD:
-            return Assignment(spec, rule.method or default_method)
+            return Assignment(scheme, rule.method or default_method)
         if rule.method is not None and registry.method(rule.method).needs_calibration:
             raise BadOption(
                 f"{where}: {slot.name} cannot be quantized by {rule.method}, which is calibrated block by block",
                 hint=f"give the head a rule of its own, without a method or with {HEAD_METHOD}",
             )
-        return Assignment(spec, rule.method or HEAD_METHOD)
+        return Assignment(scheme, rule.method or HEAD_METHOD)
 
     def _idle(self, number: int, rule: Rule, model: ModelSpec, slots: list[TensorSlot]) -> BadOption:
         if any(rule.matches(slot) for slot in slots):
@@ -172,7 +173,7 @@ def _rule(data: Mapping[str, Any], where: str) -> Rule:
     unknown = sorted(set(data) - set(KEYS))
     if unknown:
         raise BadOption(f"{where}: unknown key {unknown[0][:80]!r}", hint=f"keys: {', '.join(KEYS)}")
-    for key, kind in {"match": str, "keep": bool, "method": str, **GRID_TYPES}.items():
+    for key, kind in {"match": str, "keep": bool, "method": str, **SETTING_TYPES}.items():
         if key in data and type(data[key]) is not kind:
             names = {int: "an integer", bool: "true or false", str: "a string"}
             raise BadOption(f"{where}: {key} must be {names[kind]}, is {str(data[key])[:80]!r}")
@@ -180,7 +181,7 @@ def _rule(data: Mapping[str, Any], where: str) -> Rule:
         roles=_roles(data["role"], where) if "role" in data else (),
         match=data.get("match"),
         keep=data.get("keep", False),
-        grid={key: data[key] for key in GRID_TYPES if key in data},
+        settings={key: data[key] for key in SETTING_TYPES if key in data},
         method=data.get("method"),
     )
     _check(rule, where)
@@ -204,7 +205,7 @@ def _check(rule: Rule, where: str) -> None:
         raise BadOption(f"{where} has neither role nor match", hint='role = "down" or match = "model.layers.0.*"')
     if rule.match is not None and not 0 < len(rule.match) <= MAX_PATTERN:
         raise BadOption(f"{where}: match must have 1 to {MAX_PATTERN} characters, has {len(rule.match)}")
-    settings = bool(rule.grid) or rule.method is not None
+    settings = bool(rule.settings) or rule.method is not None
     if rule.keep and settings:
         raise BadOption(f"{where}: keep = true stands beside settings of a quantized weight", hint="remove one of them")
     if not rule.keep and not settings:
@@ -213,6 +214,6 @@ def _check(rule: Rule, where: str) -> None:
         hint = f"choose one of: {', '.join(registry.names('methods'))}"
         raise BadOption(f"{where}: unknown method {rule.method[:80]!r}", hint=hint)
     try:
-        QuantSpec.from_json({"bits": 4, "group_size": 128, **rule.grid})
+        AffineGroups(**{"bits": 4, "group_size": 128, **rule.settings})
     except UnsupportedSpec as error:
         raise UnsupportedSpec(f"{where}: {error}", hint=error.hint) from None

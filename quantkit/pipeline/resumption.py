@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 
 from quantkit import __version__
-from quantkit.calibration.samples import CalibrationOptions, Coverage, Samples
+from quantkit.calibration.compute import Compute
+from quantkit.calibration.samples import Coverage, Samples
 from quantkit.files.digest import source_digest
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Role
+from quantkit.pipeline.options import QuantizeOptions
 from quantkit.protocols import Method, TensorReport
 from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
-from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import Scheme, scheme_from_json
 
 LENGTH_BYTES = 8
 TOKEN = np.dtype("<i8")
@@ -36,9 +38,11 @@ LIBRARIES = ("numpy", "torch")
 
 def run_key(
     source: Checkpoint,
-    wanted: Mapping[str, tuple[QuantSpec, Method]],
-    calibration: CalibrationOptions | Samples,
-    **choices: int | bool | str | None,
+    wanted: Mapping[str, tuple[Scheme, Method]],
+    options: QuantizeOptions,
+    compute: Compute,
+    *,
+    given: Samples | None,
 ) -> bytes:
     """SHA-256 of all that decides the codes, except sequences that are given or read from a file.
 
@@ -46,15 +50,18 @@ def run_key(
 
     Args:
         source: the dense model.
-        wanted: grid and method of every weight to quantize, by name. A method counts by its name, and by its settings
+        wanted: scheme and method of every weight to quantize, by name. A method counts by its name, and by its settings
             where it is a dataclass.
-        calibration: options count where the model writes its own text.
-        choices: other options that change the result.
+        options: every field counts; calibration where the model writes its own text.
+        compute: all but the number of threads counts.
+        given: sequences that were given.
 
     Raises:
         What `source_digest` raises.
     """
-    options = calibration if isinstance(calibration, CalibrationOptions) and calibration.file is None else None
+    choices = {one.name: getattr(options, one.name) for one in fields(options)}
+    calibration = choices.pop("calibration")
+    own_text = given is None and calibration.file is None
     facts = {
         "code": _code_digest(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
@@ -62,9 +69,10 @@ def run_key(
         "config": source.config,
         "inputs": source_digest(source.inputs),
         "files": {name: hashlib.sha256(read()).hexdigest() for name, read in source.files.items()},
-        "wanted": {name: [spec.to_json(), _settings(method)] for name, (spec, method) in wanted.items()},
-        "calibration": asdict(options) if options is not None else "given",
-        "choices": choices,
+        "wanted": {name: [scheme.to_json(), _settings(method)] for name, (scheme, method) in wanted.items()},
+        "calibration": asdict(calibration) if own_text else {"skip_positions": calibration.skip_positions},
+        "options": {name: repr(choice) for name, choice in choices.items() if name != "method"},
+        "compute": {"device": compute.device, "bfloat16": compute.in_bfloat16()},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 
@@ -105,14 +113,14 @@ def encoded_block(
     """
     head = {
         "tensors": {
-            name: {"report": asdict(reports[name]), "spec": tensor.spec.to_json(), "shape": tensor.shape}
+            name: {"report": asdict(reports[name]), "scheme": tensor.scheme.to_json(), "shape": tensor.shape}
             for name, tensor in tensors.items()
         },
         "smoothed": {role.value: len(scale) for role, scale in scales.items()},
     }
-    buffers = [(pack_bitstream(x.codes, x.spec.bits), x.scale, x.zero) for x in tensors.values()]
+    buffers = [(pack_bitstream(x.codes, x.scheme.bits), *x.arrays.values()) for x in tensors.values()]
     smoothed = (scale.astype(SMOOTHING_SCALE) for scale in scales.values())
-    return _headed(head, *(buffer for three in buffers for buffer in three), *smoothed)
+    return _headed(head, *(buffer for parts in buffers for buffer in parts), *smoothed)
 
 
 def decoded_block(
@@ -122,19 +130,20 @@ def decoded_block(
     head, parts = _Parts.behind_head(data)
     tensors = {}
     for name, entry in head["tensors"].items():
-        spec = QuantSpec.from_json(entry["spec"])
+        scheme = scheme_from_json(entry["scheme"])
         rows, cols = entry["shape"]
-        codes = unpack_bitstream(parts.take(np.dtype(np.uint32), rows, -(-cols * spec.bits // 32)), spec.bits, cols)
-        scale = parts.take(SCALE_DTYPES[spec.scale_dtype], rows, spec.groups(cols))
-        tensors[name] = QuantizedTensor(spec, codes, scale, parts.take(np.dtype(np.uint8), *scale.shape))
+        words = parts.take(np.dtype(np.uint32), rows, -(-cols * scheme.bits // 32))
+        arrays = {part: parts.take(dtype, *shape) for part, (dtype, shape) in scheme.parameters(rows, cols).items()}
+        tensors[name] = QuantizedTensor(scheme, unpack_bitstream(words, scheme.bits, cols), arrays)
     reports = {name: TensorReport(**entry["report"]) for name, entry in head["tensors"].items()}
     return tensors, reports, {Role(role): parts.take(SMOOTHING_SCALE, size) for role, size in head["smoothed"].items()}
 
 
-def kept_bytes(shape: tuple[int, int], spec: QuantSpec) -> int:
+def kept_bytes(shape: tuple[int, int], scheme: Scheme) -> int:
     """Bytes that a tensor of a kept block takes, its report aside."""
     rows, cols = shape
-    return rows * (-(-cols * spec.bits // 32) * 4 + spec.groups(cols) * (SCALE_DTYPES[spec.scale_dtype].itemsize + 1))
+    parameters = scheme.parameters(rows, cols).values()
+    return rows * -(-cols * scheme.bits // 32) * 4 + sum(d.itemsize * math.prod(s) for d, s in parameters)
 
 
 def _headed(head: Mapping[str, Any], *buffers: np.ndarray) -> bytes:

@@ -1,135 +1,124 @@
-"""Scale and zero point of every group by search: the grid that costs least, not the one that covers the range.
+"""Parameters of every group by search: those that cost least, not those that cover the range.
 
-For a group w of a row and the importance h_j of its columns (the diagonal of the inputs' Hessian):
+For a group w of a row, the importance h_j of its columns (the diagonal of the inputs' Hessian) and a candidate of the
+scheme, with offset o:
 
-    minimise over candidates (s, z)    Σ_j h_j (s * (clip(round(w_j / s) + z, 0, L - 1) - z) - w_j)²
+    minimise    Σ_j h_j (s q_j + o - w_j)²,   q_j = the level nearest to (w_j - o) / s
 
-Symmetric candidates shrink the covering scale to 40 to 105 percent with both signs: the grid -8 .. 7 has one more
-level on its negative side, and a negative scale turns that side towards the larger extreme. Asymmetric candidates
-shrink both ends of the range together. A candidate is judged by the steps q that it leads to, on the scale that suits
-these steps best: with a = Σ h w q and b = Σ h q², s = a / b costs a² / b less than nothing at all. The best one's scale
-goes through this once more. It is rounded to the dtype in which it is stored.
+A candidate is judged by the levels q that it leads to, on the scale that suits them best: with v = w - o, a = Σ h v q
+and b = Σ h q², s = a / b costs a² / b less than Σ h v². The best one's scale goes through this once more, rounded as it
+is stored.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from quantkit.solver.output_error import row_chunks
-from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.rounding import SCALE_LIMITS, nearest_codes, stacked_rows
+from quantkit.tensors.rounding import stacked_rows
+from quantkit.tensors.scheme import Fit, Scheme
 from quantkit.threads import torch_map
 
-SHRINKS = (0.4, 0.5, 0.58, 0.65, 0.71, 0.76, 0.81, 0.85, 0.89, 0.925, 0.955, 0.98, 1.0, 1.04)
-"""Shares of the covering scale that are tried."""
 TIE = 1 + 1e-6
-"""By how much more a candidate must save. Often the mirrored grid, -s, holds the same values as s; which of the two is
+"""By how much more a candidate must save. Often the mirrored levels, -s, hold the same values as s; which of the two is
 taken must not hang on the last bit of a sum."""
 ROW_ELEMENTS = 1 << 17
 """Weights judged at a time; small enough for the cache. Rows do not depend on each other."""
 
 
-def rounded_scale(scale: Tensor, spec: QuantSpec) -> Tensor:
-    """`scale` (float32) rounded to the spec's dtype, sign kept, never zero, never infinite.
-
-    bfloat16 scales are rounded through float16, so that both dtypes hold the result.
-    """
-    magnitude = scale.abs().clamp(*SCALE_LIMITS[spec.scale_dtype])
-    if spec.scale_dtype != "float32":
-        magnitude = magnitude.half().float()
-    if spec.scale_dtype == "bfloat16":
-        magnitude = magnitude.bfloat16().float()
-    return torch.where(scale < 0, -magnitude, magnitude)
-
-
-def step_limits(zero: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Lowest and highest step of grids with these zero points."""
-    return -zero, spec.levels - 1 - zero
-
-
-def searched_grid(weight: Tensor, importance: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """The best scale and zero point of every group.
+def searched_fit(weight: Tensor, importance: Tensor, scheme: Scheme) -> Fit:
+    """The best parameters of every group.
 
     Args:
         weight: float32 [rows, cols], finite.
         importance: float32 [cols], not negative.
-        spec: the grid.
+        scheme: how codes become weights.
 
     Returns:
-        scale and zero, float32 [rows, groups]; scale already rounded to `spec.scale_dtype`, zero integral.
+        A settled fit, [rows, groups].
     """
     rows, cols = weight.shape
-    groups = spec.groups(cols)
-    scale = torch.empty((rows, groups), device=weight.device)
-    zero = torch.empty_like(scale)
+    groups = scheme.groups(cols)
     step = max(1, ROW_ELEMENTS // cols) if weight.device.type == "cpu" else rows
-    # Dead columns count a little, so that a group of them still gets a sensible grid.
+    # Dead columns count a little, so that a group of them still gets a sensible scale.
     weights = importance.reshape(groups, -1) / importance.max().clamp(min=1e-30) + 1e-8
+    parts = [
+        _best(weight[start : start + step].reshape(-1, groups, cols // groups), weights, scheme)
+        for start in range(0, rows, step)
+    ]
+    return scheme.settled(_joined(parts))
 
-    for start in range(0, rows, step):
-        part = weight[start : start + step].reshape(-1, groups, cols // groups)
-        scale[start : start + step], zero[start : start + step] = _best(part, weights, spec)
-    return scale, zero
 
-
-def searched_codes(weight: np.ndarray, spec: QuantSpec, energy: Tensor, threads: int) -> QuantizedTensor:
-    """`nearest_on_searched_grid` of a float32 [rows, cols] whose inputs have this energy [cols], not all of it zero."""
+def searched_codes(weight: np.ndarray, scheme: Scheme, energy: Tensor, threads: int) -> QuantizedTensor:
+    """`nearest_of_searched` of a float32 [rows, cols] whose inputs have this energy [cols], not all of it zero."""
     importance = (energy / energy.max()).float()
     chunks = row_chunks(len(weight), energy.device)
 
     def nearest(start: int) -> QuantizedTensor:
         rows = torch.from_numpy(weight[start : start + chunks.step]).to(energy.device)
-        return nearest_on_searched_grid(rows, importance, spec)
+        return nearest_of_searched(rows, importance, scheme)
 
     return stacked_rows(torch_map(nearest, chunks, threads))
 
 
-def nearest_on_searched_grid(weight: Tensor, importance: Tensor, spec: QuantSpec) -> QuantizedTensor:
-    """Float32 `weight` [rows, cols] on the grids that `searched_grid` finds, each weight by itself."""
+def nearest_of_searched(weight: Tensor, importance: Tensor, scheme: Scheme) -> QuantizedTensor:
+    """Float32 `weight` [rows, cols] with the parameters that `searched_fit` finds, each weight by itself."""
     rows, cols = weight.shape
-    found = [x.cpu().numpy() for x in searched_grid(weight, importance, spec)]
-    scale, zero = found[0].astype(SCALE_DTYPES[spec.scale_dtype]), found[1].astype(np.uint8)
-    groups = weight.cpu().numpy().reshape(rows, spec.groups(cols), -1)
-    return QuantizedTensor(spec, nearest_codes(groups, scale, zero, spec).reshape(rows, cols), scale, zero)
+    arrays = stored_arrays(scheme, searched_fit(weight, importance, scheme), cols)
+    groups = weight.cpu().numpy().reshape(rows, scheme.groups(cols), -1)
+    return QuantizedTensor(scheme, scheme.nearest(groups, arrays).reshape(rows, cols), arrays)
 
 
-def _best(part: Tensor, importance: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+def stored_arrays(scheme: Scheme, fit: Fit, cols: int) -> dict[str, np.ndarray]:
+    """The parameters of a settled fit [rows, groups] in their own dtypes and shapes."""
+    shapes = scheme.parameters(fit.scale.shape[0], cols)
+    found = {name: x.cpu().numpy() for name, x in scheme.stored(fit).items()}
+    return {name: found[name].astype(dtype).reshape(shape) for name, (dtype, shape) in shapes.items()}
+
+
+def _joined(parts: list[Fit]) -> Fit:
+    def joined(tensors: list[Tensor | None]) -> Tensor | None:
+        present = [x for x in tensors if x is not None]
+        return torch.cat(present) if present else None
+
+    scale = torch.cat([part.scale for part in parts])
+    return Fit(scale, joined([part.first for part in parts]), joined([part.offset for part in parts]))
+
+
+def _best(part: Tensor, importance: Tensor, scheme: Scheme) -> Fit:
+    """Of weights [rows, groups, width]: the best candidate [rows, groups], its scale refitted and rounded."""
     weighted = part * importance
-    best_scale = torch.ones(part.shape[:2], device=part.device)
-    best_zero = torch.full_like(best_scale, float(spec.midpoint))
-    most = torch.full_like(best_scale, -1.0)
-    fixed = -float(spec.midpoint), float(spec.levels - 1 - spec.midpoint)  # faster than a tensor for every group
+    best = scheme.neutral(torch.ones(part.shape[:2], device=part.device))
+    most = torch.full_like(best.scale, -1.0 if best.offset is None else -torch.inf)
 
-    def judge(scale: Tensor, zero: Tensor) -> None:
-        low, high = fixed if spec.symmetric else step_limits(zero[..., None], spec)
-        steps = torch.clamp((part / scale[..., None]).round_(), low, high)  # type: ignore[arg-type]
-        a = (steps * weighted).sum(-1)
+    def judge(fit: Fit) -> None:
+        values, energy = part, weighted
+        if fit.offset is not None:
+            values = part - fit.offset[..., None]
+            energy = values * importance
+        steps = scheme.levels_of(fit.part((..., None))).nearest_(values / fit.scale[..., None])
+        a = (steps * energy).sum(-1)
         b = torch.matmul(steps.square_().transpose(0, 1), importance[..., None])[..., 0].T
-        better = a * a > most * b * TIE
-        for best, new in ((most, a * a / b), (best_scale, a / b), (best_zero, zero)):
-            torch.where(better, new, best, out=best)
+        gained, saved = a * a, a * a / b
+        if fit.offset is not None:
+            shifted = (values * energy - part * weighted).sum(-1)
+            gained, saved = gained - shifted * b, saved - shifted
+        better = gained > most * b * TIE
+        pairs = ((most, saved), (best.scale, a / b), (best.first, fit.first), (best.offset, fit.offset))
+        for kept, new in pairs:
+            if kept is not None and new is not None:
+                torch.where(better, new, kept, out=kept)
 
-    for scale, zero in _candidates(part, spec):
-        judge(scale, zero)
-    judge(rounded_scale(best_scale, spec), best_zero.clone())
-    return rounded_scale(best_scale, spec), best_zero
+    for candidate in scheme.candidates(part.amin(-1), part.amax(-1)):
+        judge(candidate)
+    judge(_rounded(best, scheme))
+    return _rounded(best, scheme)
 
 
-def _candidates(part: Tensor, spec: QuantSpec) -> Iterator[tuple[Tensor, Tensor]]:
-    low, high = part.amin(-1).clamp(max=0), part.amax(-1).clamp(min=0)
-    if spec.symmetric:
-        covering = torch.maximum(-low, high) / ((spec.levels - 1) / 2)
-        zero = torch.full_like(covering, float(spec.midpoint))
-        for sign in (1.0, -1.0):
-            for shrink in SHRINKS:
-                yield rounded_scale(covering * (sign * shrink), spec), zero
-        return
-    span = (high - low) / (spec.levels - 1)
-    for shrink in SHRINKS:
-        scale = rounded_scale(span * shrink, spec)
-        yield scale, torch.div(-low * shrink, scale).round_().clamp_(0, spec.levels - 1)
+def _rounded(fit: Fit, scheme: Scheme) -> Fit:
+    """A copy with its scale as it can be stored."""
+    first, offset = (None if x is None else x.clone() for x in (fit.first, fit.offset))
+    return Fit(scheme.rounded_scale(fit.scale, fit), first, offset)

@@ -25,7 +25,7 @@ import numpy as np
 from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, Role
 from quantkit.protocols import Method
 from quantkit.tensors.cast import FLOAT16, FLOAT32
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import BFLOAT16
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ READERS: Mapping[Role, tuple[Role, ...]] = {
 
 LOWEST_NORMAL: Mapping[np.dtype, float] = {BFLOAT16: 2.0**-126, FLOAT16: 2.0**-14, FLOAT32: 2.0**-126}
 
-Wanted = Mapping[str, tuple[QuantSpec, Method]]
-"""Grid and method of every weight that is quantized, by name."""
+Wanted = Mapping[str, tuple[Scheme, Method]]
+"""Scheme and method of every weight that is quantized, by name."""
 
 
 def weight_name(layer: int, role: Role) -> str:
@@ -71,7 +71,7 @@ def smoothable(wanted: Wanted, layer: int, smooth: bool | None) -> tuple[Role, .
         if before not in NORM_ROLES and weight_name(layer, before) not in wanted:
             return False
         methods = [wanted[name][1] for name in names]
-        asked = smooth if smooth is not None else all(method.smooths for method in methods)
+        asked = smooth if smooth is not None else all(method.scales_inputs for method in methods)
         return asked and all(method.needs_calibration for method in methods)
 
     return tuple(before for before in READERS if may_be(before))

@@ -24,14 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantkit.calibration.activations import Inputs
 from quantkit.calibration.statistics import input_statistics
-from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, Role
-from quantkit.models.torch_model import Block
-from quantkit.solver.search import nearest_on_searched_grid
-from quantkit.solver.smoothing import READERS, folded_norm, spread
-from quantkit.tensors.quant_spec import QuantSpec
-from quantkit.tensors.rounding import SCALE_LIMITS
+from quantkit.protocols import InputScales, Readers
+from quantkit.solver.search import nearest_of_searched
+from quantkit.solver.smoothing import folded_norm, spread
+from quantkit.tensors.scheme import SCALE_LIMITS, Scheme
 from quantkit.threads import torch_map
 
 STEPS = 20
@@ -45,20 +42,12 @@ LOWEST_SCALES: Mapping[str, float] = {"float16": 2.0**-12, "bfloat16": 2.0**-12,
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Choice:
-    """The exponent a, and the scales to apply, float32 with one for each output of what comes before; None = none."""
-
-    exponent: float
-    scale: np.ndarray | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Layers:
     """Layers that share their inputs, and what comes before them."""
 
     rows: tuple[Tensor, ...]
     largest: tuple[Tensor, ...]
-    specs: tuple[QuantSpec, ...]
+    schemes: tuple[Scheme, ...]
     before: _Norm | _Matrix
     head_dim: int
 
@@ -87,11 +76,11 @@ class _Matrix:
     most: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, spec: QuantSpec) -> _Matrix:
+    def of(cls, weight: Tensor, scheme: Scheme) -> _Matrix:
         rows, cols = weight.shape
-        covering = weight.reshape(rows, spec.groups(cols), -1).abs().amax(-1) * (2 / (spec.levels - 1))
-        lowest = torch.where(covering == 0, torch.inf, covering).amin(-1) / LOWEST_SCALES[spec.scale_dtype]
-        highest = covering.amax(-1) / SCALE_LIMITS[spec.scale_dtype][1]
+        covering = weight.reshape(rows, scheme.groups(cols), -1).abs().amax(-1) * (2 / scheme.span)
+        lowest = torch.where(covering == 0, torch.inf, covering).amin(-1) / LOWEST_SCALES[scheme.scale_dtype]
+        highest = covering.amax(-1) / SCALE_LIMITS[scheme.scale_dtype][1]
         return cls(highest.clamp(max=1), lowest.clamp(min=1))
 
     def feasible(self, scale: Tensor) -> Tensor:
@@ -101,57 +90,45 @@ class _Matrix:
         return scale
 
 
-def chosen_scales(
-    block: Block,
-    before: Role,
-    inputs: Inputs,
-    *,
-    feeding: Tensor,
-    specs: Mapping[Role, QuantSpec],
-    dtype: np.dtype,
-    threads: int = 1,
-) -> Choice:
-    """The exponent and scales for the layers of `block` behind `before`.
+def chosen_scales(readers: Readers, *, threads: int = 1) -> InputScales:
+    """The exponent and scales for layers that read the same inputs.
 
     Args:
-        block: with all its weights as in the checkpoint.
-        before: one of the keys of `quantkit.solver.smoothing.READERS`.
-        inputs: of the layers behind it.
-        feeding: the weight of `before`, its columns scaled already where it has been smoothed itself.
-        specs: their grids, and that of `before` unless it is a norm.
-        dtype: of `before` in the checkpoint.
+        readers: the layers as in the checkpoint, and what feeds them, its columns scaled already where it has been
+            smoothed itself.
         threads: how many to use; the result does not depend on it.
     """
-    layers = _layers(block, before, feeding.cpu(), specs, dtype)
+    layers = _layers(readers)
     cols = layers.rows[0].shape[1]
-    device = inputs.fitted[0].device
+    device = readers.fitted[0].device
     fitted, held_out = (
         input_statistics(part, cols, threads, device).hessian.cpu().double()
-        for part in (inputs.fitted, inputs.held_out)
+        for part in (readers.fitted, readers.held_out)
     )
-    none = Choice(0.0, None)
+    none = InputScales(0.0, None)
     energy = fitted.diagonal()
     if not bool(torch.isfinite(fitted).all() and torch.isfinite(held_out).all() and (energy > 0).any()):
         return none
     importance = energy / energy.max()
-    magnitude = _magnitude(inputs.fitted, len(feeding), layers.head_dim)
+    magnitude = _magnitude(readers.fitted, len(readers.feeding), layers.head_dim)
     scales = [layers.before.feasible(_scale(magnitude, step / STEPS)) for step in range(STEPS)]
     losses = _losses(layers, scales, importance, fitted, threads)
     best = min(range(STEPS), key=losses.__getitem__)
     if best == 0:
         return none
     plain, smoothed = _losses(layers, (scales[0], scales[best]), importance, held_out, threads)
-    return Choice(best / STEPS, scales[best].numpy()) if smoothed < plain else none
+    return InputScales(best / STEPS, scales[best].numpy()) if smoothed < plain else none
 
 
-def _layers(block: Block, before: Role, feeding: Tensor, specs: Mapping[Role, QuantSpec], dtype: np.dtype) -> _Layers:
-    weights = [block.get_parameter(LAYER_NAMES[role]).detach().cpu() for role in READERS[before]]
+def _layers(readers: Readers) -> _Layers:
+    weights = [torch.from_numpy(layer.weight) for layer in readers.layers]
+    feeding, scheme = readers.feeding.cpu(), readers.feeding_scheme
     return _Layers(
         rows=tuple(W[:: -(-len(W) // ROWS)].clone() for W in weights),
         largest=tuple(W.abs().amax(0) for W in weights),
-        specs=tuple(specs[role] for role in READERS[before]),
-        before=_Norm(feeding.numpy(), dtype) if before in NORM_ROLES else _Matrix.of(feeding, specs[before]),
-        head_dim=block.self_attn.head_dim,
+        schemes=tuple(layer.scheme for layer in readers.layers),
+        before=_Norm(feeding.numpy(), readers.feeding_dtype) if scheme is None else _Matrix.of(feeding, scheme),
+        head_dim=readers.head_dim,
     )
 
 
@@ -180,10 +157,10 @@ def _losses(
         columns = layers.columns(scale)
         weights = (importance / columns.double().square()).float()
         total = 0.0
-        for W, largest, spec, power in zip(layers.rows, layers.largest, layers.specs, powers, strict=True):
-            if float((largest * columns).max()) * 2 / (spec.levels - 1) > SCALE_LIMITS[spec.scale_dtype][1]:
+        for W, largest, scheme, power in zip(layers.rows, layers.largest, layers.schemes, powers, strict=True):
+            if float((largest * columns).max()) * 2 / scheme.span > SCALE_LIMITS[scheme.scale_dtype][1]:
                 return math.inf
-            found = nearest_on_searched_grid(W * columns, weights, spec).dequantized()
+            found = nearest_of_searched(W * columns, weights, scheme).dequantized()
             total += _energy(torch.from_numpy(found).double() / columns - W, hessian) / power
         return total
 

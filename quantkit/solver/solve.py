@@ -6,8 +6,7 @@ on the number of threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -16,16 +15,16 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import NonFiniteValues, ValueOutOfRange
+from quantkit.protocols import Layer
 from quantkit.solver.cholesky import damped, unit_upper
 from quantkit.solver.feedback import feedback_steps
 from quantkit.solver.output_error import row_chunks
 from quantkit.solver.refine import BLOCK_COLUMNS, descend
 from quantkit.solver.row_feedback import aimed, row_blocks, solving_order
-from quantkit.solver.search import rounded_scale, searched_grid, step_limits
+from quantkit.solver.search import searched_fit, stored_arrays
 from quantkit.solver.stages import Stages
-from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.rounding import fitted_grid
+from quantkit.tensors.scheme import Fit, Levels, Scheme
 from quantkit.threads import torch_workers
 
 if TYPE_CHECKING:
@@ -38,33 +37,40 @@ COUPLED_ROWS = 128
 
 
 @dataclass(slots=True, eq=False)
-class Grid:
+class Solution:
     """A solution in the making, columns first, the layout in which columns are contiguous.
 
-    W, steps: float32 [cols, rows]; the quantized weight is scale * steps, steps = code - zero.
-    scale, zero: float32 [groups, rows], scale rounded to its stored dtype.
+    W, steps: float32 [cols, rows]; the quantized weight is scale * steps + offset, steps are levels of the scheme.
+    fit: scale and offset of every group, [groups, rows].
     """
 
-    spec: QuantSpec
+    scheme: Scheme
     W: Tensor
-    scale: Tensor
-    zero: Tensor
+    fit: Fit
     steps: Tensor
+
+    def targets(self) -> Tensor:
+        """W less the offsets: what scale * steps aims at."""
+        offset = self.fit.offset
+        return self.W if offset is None else self._grouped(self.W).sub(offset[:, None]).view_as(self.W)
 
     def values(self) -> Tensor:
         """Q, float32 [cols, rows]."""
-        return self._grouped(self.steps).mul(self.scale[:, None]).view_as(self.W)
+        products = self._grouped(self.steps).mul(self.fit.scale[:, None])
+        if self.fit.offset is not None:
+            products.add_(self.fit.offset[:, None])
+        return products.view_as(self.W)
 
     def codes(self) -> Tensor:
         """Integral float32 [cols, rows]."""
-        return self._grouped(self.steps).add(self.zero[:, None]).view_as(self.W)
+        return self.scheme.codes(self._grouped(self.steps), self.fit.part((slice(None), None))).view_as(self.W)
 
-    def limits(self) -> list[tuple[Tensor, Tensor]]:
-        """Of the steps of every group."""
-        return [step_limits(zero, self.spec) for zero in self.zero.unbind()]
+    def levels(self) -> list[Levels]:
+        """Of every group."""
+        return [self.scheme.levels_of(self.fit.part(group)) for group in range(len(self.fit.scale))]
 
     def _grouped(self, per_column: Tensor) -> Tensor:
-        return per_column.view(len(self.scale), -1, per_column.shape[1])
+        return per_column.view(len(self.fit.scale), -1, per_column.shape[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +82,7 @@ class Problem:
     """
 
     stages: Stages
-    spec: QuantSpec
+    scheme: Scheme
     H: Tensor
     order: Tensor
     factor: Tensor
@@ -84,15 +90,14 @@ class Problem:
 
 
 def solved(
-    stages: Stages, weight: np.ndarray, spec: QuantSpec, statistics: LayerStatistics, threads: int
+    stages: Stages, layer: Layer, statistics: LayerStatistics, threads: int
 ) -> tuple[QuantizedTensor | None, str | None]:
     """The solution, or None and the reason why there is none.
 
     Args:
         stages: which of the stages to run.
-        weight: finite float32 [rows, cols].
-        spec: the grid, whose group size divides cols.
-        statistics: finite, not all zero.
+        layer: what to quantize; its weight is finite and its groups divide the columns.
+        statistics: of its inputs, finite, not all zero.
         threads: how many to use.
     """
     hessian = statistics.hessian
@@ -105,20 +110,19 @@ def solved(
         if factor is None:
             continue
         try:
-            problem = Problem(stages, spec, H, order, factor, Lock())
-            return _all_rows(problem, weight, statistics.sensitivity, threads), None
+            problem = Problem(stages, layer.scheme, H, order, factor, Lock())
+            return _all_rows(problem, layer.weight, layer.sensitivity, threads), None
         except (NonFiniteValues, ValueOutOfRange):
-            return None, f"error feedback drove weights beyond {spec.scale_dtype} scales"
+            return None, f"error feedback drove weights beyond {layer.scheme.scale_dtype} scales"
     return None, f"the Hessian cannot be factored, even with damping {share:g}"
 
 
 def _all_rows(problem: Problem, weight: np.ndarray, sensitivity: Tensor | None, threads: int) -> QuantizedTensor:
     """All rows at once, or, with a sensitivity of their outputs, block after block with feedback between them."""
-    spec, device = problem.spec, problem.H.device
+    scheme, device = problem.scheme, problem.H.device
     rows, cols = weight.shape
     codes = np.empty((rows, cols), np.uint8)
-    scale = np.empty((rows, spec.groups(cols)), SCALE_DTYPES[spec.scale_dtype])
-    zero = np.empty(scale.shape, np.uint8)
+    arrays = {name: np.empty(shape, dtype) for name, (dtype, shape) in scheme.parameters(rows, cols).items()}
 
     coupled = solving_order(sensitivity, threads) if sensitivity is not None else None
     order, factor = coupled or (torch.arange(rows, device=device), None)
@@ -128,13 +132,13 @@ def _all_rows(problem: Problem, weight: np.ndarray, sensitivity: Tensor | None, 
     lost = torch.empty_like(targets)
 
     def solve(part: slice, aims: Tensor) -> None:
-        grid = _rows(problem, aims)
+        found = _rows(problem, aims)
         where = order[part].cpu().numpy()
-        codes[where] = grid.codes().T.to("cpu", torch.uint8).numpy()
-        scale[where] = grid.scale.T.cpu().numpy().astype(scale.dtype)
-        zero[where] = grid.zero.T.to("cpu", torch.uint8).numpy()
+        codes[where] = found.codes().T.to("cpu", torch.uint8).numpy()
+        for name, values in stored_arrays(scheme, _transposed(found.fit), cols).items():
+            arrays[name][where] = values
         if factor is not None:
-            torch.sub(grid.values().T, targets[part], out=lost[part])
+            torch.sub(found.values().T, targets[part], out=lost[part])
 
     with torch_workers(threads) as workers:
         for block in blocks:
@@ -142,66 +146,80 @@ def _all_rows(problem: Problem, weight: np.ndarray, sensitivity: Tensor | None, 
             starts = range(block.start, block.stop, step)
             parts = [slice(start, min(start + step, block.stop)) for start in starts]
             workers(lambda pair: solve(*pair), zip(parts, torch.split(aims, step), strict=True))
-    return QuantizedTensor(spec, codes, scale, zero)
+    return QuantizedTensor(scheme, codes, arrays)
 
 
-def _rows(problem: Problem, weight: Tensor) -> Grid:
-    stages, spec, H, order = problem.stages, problem.spec, problem.H, problem.order
+def _rows(problem: Problem, weight: Tensor) -> Solution:
+    stages, scheme, order = problem.stages, problem.scheme, problem.order
     if stages.search:
-        scale, zero = (x.T.contiguous() for x in searched_grid(weight, H.diagonal(), spec))
+        fit = _transposed(searched_fit(weight, problem.H.diagonal(), scheme))
     else:
-        scale, zero = _covering(weight.T, spec)
-    grid = Grid(spec, weight.T.contiguous(), scale, zero, torch.empty_like(weight.T))
+        fit = _covering(weight.T, scheme)
+    found = Solution(scheme, weight.T.contiguous(), fit, torch.empty_like(weight.T))
     if stages.search or stages.act_order:
-        groups = (order // (len(order) // len(scale))).tolist()
-        grid.steps[order] = feedback_steps(
-            grid.W[order], problem.factor, scale, grid.limits(), groups, turn=problem.turn
+        groups = (order // (len(order) // len(fit.scale))).tolist()
+        found.steps[order] = feedback_steps(
+            found.targets()[order], problem.factor, fit.scale, found.levels(), groups, turn=problem.turn
         )
     else:
-        grid.steps = _textbook_steps(grid, problem)
+        found.steps = _textbook_steps(found, problem)
     if stages.rounds:
-        _descend(grid, problem)
-    return grid
+        _descend(found, problem)
+    return found
 
 
-def _textbook_steps(grid: Grid, problem: Problem) -> Tensor:
-    """Error feedback in column order; a group's grid covers its weights as updated when it is reached.
+def _textbook_steps(found: Solution, problem: Problem) -> Tensor:
+    """Error feedback in column order; a group's parameters cover its weights as updated when it is reached.
 
     What columns before the group pass on to each column of it stands in the targets. The paper's updated weights, which
-    the grid covers, are what the group would then aim at if nothing more were lost: Uᵀ (updated - W) = targets - W.
+    the parameters cover, are what the group would then aim at if nothing more were lost:
+    Uᵀ (updated - W) = targets - W.
     """
-    width, factor = len(grid.W) // len(grid.scale), problem.factor
-    limits = grid.limits()
+    fit, factor = found.fit, problem.factor
+    width = len(found.W) // len(fit.scale)
+    aims, levels = found.targets().clone(), found.levels()
 
-    def regrid(start: int, targets: Tensor) -> None:
+    def refit(start: int, targets: Tensor) -> None:
         if start % width == 0:
             group, columns = start // width, slice(start, start + width)
-            one = replace(grid.spec, group_size=width)
-            W, U = grid.W[columns], factor[columns, columns]
+            W, U = aims[columns], factor[columns, columns]
             moved = torch.linalg.solve_triangular(U.T, targets[columns] - W, upper=False, unitriangular=True)
-            scale, zero = _covering(W + moved, one)
-            grid.scale[group], grid.zero[group] = scale[0], zero[0]
-            limits[group] = step_limits(zero[0], grid.spec)
+            offset = 0.0 if fit.offset is None else fit.offset[group].clone()
+            new = _covering(W + moved + offset, found.scheme.with_settings(group_size=width))
+            for kept, covering in ((fit.scale, new.scale), (fit.first, new.first), (fit.offset, new.offset)):
+                if kept is not None and covering is not None:
+                    kept[group] = covering[0]
+            if fit.offset is not None:
+                targets[columns] += offset - fit.offset[group]
+                aims[columns] += offset - fit.offset[group]
+            levels[group] = found.scheme.levels_of(fit.part(group))
 
     batch = BLOCK_COLUMNS if width % BLOCK_COLUMNS == 0 else width  # a group must begin with a batch
-    groups = [column // width for column in range(len(grid.W))]
-    return feedback_steps(
-        grid.W.clone(), factor, grid.scale, limits, groups, turn=problem.turn, width=batch, before_block=regrid
-    )
+    groups = [column // width for column in range(len(found.W))]
+    return feedback_steps(aims, factor, fit.scale, levels, groups, turn=problem.turn, width=batch, before_block=refit)
 
 
-def _descend(grid: Grid, problem: Problem) -> None:
-    """Rounds over all groups, each a refit of the scale and a sweep over the codes."""
+def _descend(found: Solution, problem: Problem) -> None:
+    """Rounds over all groups, each a refit of scale and offset and a sweep over the codes."""
     H, rounds = problem.H, problem.stages.rounds
-    R = H @ grid.values().sub_(grid.W)
-    rounded = partial(rounded_scale, spec=grid.spec)
+    R = H @ found.values().sub_(found.W)
     for remaining in reversed(range(rounds)):
-        descend(R, H, grid.steps, grid.scale, grid.limits(), rounded=rounded, turn=problem.turn, again=remaining > 0)
+        descend(R, H, found.steps, found.scheme, found.fit, turn=problem.turn, again=remaining > 0)
 
 
-def _covering(updated: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Scale and zero point that cover the range of every group of `updated` [cols, rows]: float32 [groups, rows]."""
+def _covering(updated: Tensor, scheme: Scheme) -> Fit:
+    """Parameters that cover the range of every group of `updated` [cols, rows]: a fit [groups, rows]."""
     cols, rows = updated.shape
-    fitted = fitted_grid(updated.T.reshape(rows, spec.groups(cols), -1).cpu().numpy(), spec)
-    scale, zero = (torch.from_numpy(x.astype(np.float32).T.copy()).to(updated.device) for x in fitted)
-    return scale, zero
+    arrays = scheme.covering(updated.T.reshape(rows, scheme.groups(cols), -1).cpu().numpy())
+    return _transposed(scheme.fit(arrays), updated.device)
+
+
+def _transposed(fit: Fit, device: torch.device | None = None) -> Fit:
+    """[rows, groups] to [groups, rows] and back, each contiguous."""
+
+    def turned(x: Tensor) -> Tensor:
+        return x.T.contiguous().to(device or x.device)
+
+    shared = {name: turned(x) for name, x in fit.shared.items()} if fit.shared is not None else None
+    first, offset = (None if x is None else turned(x) for x in (fit.first, fit.offset))
+    return Fit(turned(fit.scale), first, offset, shared)

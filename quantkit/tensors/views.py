@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import Scheme
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 CHUNK_ELEMENTS = 1 << 20
@@ -62,11 +62,11 @@ class TensorView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedView:
-    """A quantized weight matrix somewhere on disk, or about to be computed; `read` gives codes, scales and zeros."""
+    """A quantized weight matrix somewhere on disk, or about to be computed; `read` gives codes and parameters."""
 
     name: str
     shape: tuple[int, int]
-    spec: QuantSpec
+    scheme: Scheme
     read: Callable[[], QuantizedTensor]
 
     @property

@@ -13,15 +13,15 @@ from quantkit.calibration.statistics import LayerStatistics  # noqa: E402
 from quantkit.methods.gptq import Gptq  # noqa: E402
 from quantkit.models.loading import load_model  # noqa: E402
 from quantkit.models.spec import LAYER_NAMES, WEIGHED_ROLES  # noqa: E402
-from quantkit.pipeline.quantization import quantized  # noqa: E402
 from quantkit.solver.cholesky import cholesky, damped, divided, unit_upper  # noqa: E402
 from quantkit.solver.row_feedback import BLOCKS, aimed, relative, row_blocks, solving_order  # noqa: E402
-from quantkit.tensors.quant_spec import QuantSpec  # noqa: E402
+from quantkit.tensors.schemes.affine_groups import AffineGroups  # noqa: E402
 from quantkit.tensors.views import QuantizedView  # noqa: E402
 from quantkit.threads import torch_workers  # noqa: E402
 from tests.support.memory import memory_checkpoint, tiny_config  # noqa: E402
+from tests.support.runs import one_layer, quantized  # noqa: E402
 
-INT4 = QuantSpec(bits=4, group_size=32)
+INT4 = AffineGroups(bits=4, group_size=32)
 
 
 def token_rows(checkpoint, *lengths: int) -> list[np.ndarray]:
@@ -120,8 +120,8 @@ def weighted_error(weight: np.ndarray, made: np.ndarray, H: torch.Tensor, G: tor
 def test_feedback_between_rows_lowers_the_weighted_error():
     weight, H, G = random_factors(64, 128)
     method = Gptq()
-    alike, _ = method.quantize(weight, INT4, LayerStatistics(H, 512))
-    weighed, report = method.quantize(weight, INT4, LayerStatistics(H, 512, G))
+    alike, _ = one_layer(method, weight, INT4, LayerStatistics(H, 512))
+    weighed, report = one_layer(method, weight, INT4, LayerStatistics(H, 512), sensitivity=G)
     assert report.fallback is None
     before, after = (weighted_error(weight, tensor.dequantized(), H, G) for tensor in (alike, weighed))
     assert after < 0.8 * before
@@ -130,9 +130,9 @@ def test_feedback_between_rows_lowers_the_weighted_error():
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_outputs_that_are_alike_change_nothing_but_the_order(rows: int):
     weight, H, _ = random_factors(rows, 64)
-    plain, _ = Gptq().quantize(weight, INT4, LayerStatistics(H, 512))
-    alike, _ = Gptq().quantize(weight, INT4, LayerStatistics(H, 512, torch.eye(rows)))
-    nothing, _ = Gptq().quantize(weight, INT4, LayerStatistics(H, 512, torch.zeros(rows, rows)))
+    plain, _ = one_layer(Gptq(), weight, INT4, LayerStatistics(H, 512))
+    alike, _ = one_layer(Gptq(), weight, INT4, LayerStatistics(H, 512), sensitivity=torch.eye(rows))
+    nothing, _ = one_layer(Gptq(), weight, INT4, LayerStatistics(H, 512), sensitivity=torch.zeros(rows, rows))
     for other in (alike, nothing):
         # Products of other shapes round otherwise, so a tie may fall to the other side.
         assert (plain.codes != other.codes).mean() < 0.01
@@ -160,8 +160,10 @@ def test_row_blocks_cover_every_row_once(rows: int, cols: int):
 
 def test_a_sensitivity_that_is_not_finite_leaves_rows_alone():
     weight, H, _ = random_factors(16, 64)
-    plain, _ = Gptq().quantize(weight, INT4, LayerStatistics(H, 512))
-    spoiled, report = Gptq().quantize(weight, INT4, LayerStatistics(H, 512, torch.full((16, 16), torch.nan)))
+    plain, _ = one_layer(Gptq(), weight, INT4, LayerStatistics(H, 512))
+    spoiled, report = one_layer(
+        Gptq(), weight, INT4, LayerStatistics(H, 512), sensitivity=torch.full((16, 16), torch.nan)
+    )
     assert report.fallback is None
     assert (plain.codes != spoiled.codes).mean() < 0.01
 

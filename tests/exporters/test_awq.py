@@ -26,15 +26,15 @@ from quantkit.exporters.awq import EXPORTER
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES, Role, parse_config
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 from tests.support.quantized_models import Choice, linears, quantized_model
 
 MINICPM = tiny_config(num_key_value_heads=2)
 LLAMA = {**MINICPM, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
-SYM4, ASYM4 = QuantSpec(bits=4, group_size=32), QuantSpec(bits=4, group_size=32, symmetric=False)
+SYM4, ASYM4 = AffineGroups(bits=4, group_size=32), AffineGroups(bits=4, group_size=32, symmetric=False)
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
@@ -68,10 +68,9 @@ def test_the_smallest_module_has_the_literal_words(tmp_path: Path) -> None:
     scale = np.full((32, 1), 0.5, np.float16)
     scale[1] = -2
     tensor = QuantizedTensor(
-        spec=ASYM4,
-        codes=((rows + cols) % 16).astype(np.uint8),
-        scale=scale,
-        zero=(np.arange(32, dtype=np.uint8) % 16)[:, None],
+        ASYM4,
+        ((rows + cols) % 16).astype(np.uint8),
+        {"scale": scale, "zero": (np.arange(32, dtype=np.uint8) % 16)[:, None]},
     )
     parts = parts_of(
         written(quantized_model(config, linears(ASYM4), replaced={f"{Q}.weight": tensor}), tmp_path / "m"), Q
@@ -89,7 +88,7 @@ def test_the_smallest_module_has_the_literal_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", [SYM4, ASYM4, replace(ASYM4, group_size=-1)], ids=str)
-def test_every_word_is_what_the_text_of_the_layout_says(spec: QuantSpec, tmp_path: Path) -> None:
+def test_every_word_is_what_the_text_of_the_layout_says(spec: AffineGroups, tmp_path: Path) -> None:
     checkpoint = quantized_model(MINICPM, linears(spec))
     folder = written(checkpoint, tmp_path / "m")
     for module in (Q, "model.layers.2.mlp.down_proj"):
@@ -100,11 +99,11 @@ def test_every_word_is_what_the_text_of_the_layout_says(spec: QuantSpec, tmp_pat
         assert np.array_equal(parts["qzeros"], packed_across(tensor.zero.T))
         assert np.array_equal(parts["scales"], tensor.scale.T)
     assert spec.symmetric == all(
-        view.spec.symmetric for view in EXPORTER.read(folder).weights.values() if isinstance(view, QuantizedView)
+        view.scheme.symmetric for view in EXPORTER.read(folder).weights.values() if isinstance(view, QuantizedView)
     )
 
 
-def first_block_dense(slot: Any) -> QuantSpec | None:
+def first_block_dense(slot: Any) -> AffineGroups | None:
     return ASYM4 if slot.role in LINEAR_ROLES and slot.layer else None
 
 
@@ -125,12 +124,12 @@ def test_the_settings_are_autoawqs(choose: Choice, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        (QuantSpec(bits=8, group_size=32), "holds 4 bits only"),
-        (QuantSpec(bits=4, group_size=16), "groups of 32, 64, 128, or one per row"),
-        (QuantSpec(bits=4, group_size=32, scale_dtype="float32"), "float16 scales"),
+        (AffineGroups(bits=8, group_size=32), "holds 4 bits only"),
+        (AffineGroups(bits=4, group_size=16), "groups of 32, 64, 128, or one per row"),
+        (AffineGroups(bits=4, group_size=32, scale_dtype="float32"), "float16 scales"),
     ],
 )
-def test_a_grid_that_the_layout_does_not_have_is_refused(spec: QuantSpec, complaint: str) -> None:
+def test_a_grid_that_the_layout_does_not_have_is_refused(spec: AffineGroups, complaint: str) -> None:
     with pytest.raises(UnsupportedSpec, match=complaint) as refusal:
         EXPORTER.prepare(quantized_model(LLAMA, linears(spec)), ExportOptions())
     assert f"{Q}.weight" in str(refusal.value)
@@ -199,7 +198,7 @@ def test_a_folder_that_another_packer_wrote_reads_to_its_codes(settings_in: str,
     back = EXPORTER.read(folder)
     for name, values in chosen.items():
         tensor = back.weights[name].read()
-        assert tensor.spec == ASYM4
+        assert tensor.scheme == ASYM4
         assert np.array_equal(tensor.dequantized(), values)
 
 

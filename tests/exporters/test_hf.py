@@ -19,8 +19,8 @@ from quantkit.models.config import llama_config, text_config
 from quantkit.models.spec import LINEAR_ROLES, parse_config
 from quantkit.models.torch_model import MiniCPM
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from tests.support.memory import memory_checkpoint, random_arrays
 from tests.support.tiny import tiny_config, write_tiny_checkpoint
@@ -51,7 +51,7 @@ def quantized_checkpoint() -> Checkpoint:
     config = tiny_config(hidden=64, intermediate=96, heads=2, kv_heads=1, vocab=32)
     spec = parse_config(config)
     arrays: dict[str, np.ndarray | QuantizedTensor] = dict(random_arrays(spec))
-    grid = QuantSpec(bits=4, group_size=32, symmetric=False)
+    grid = AffineGroups(bits=4, group_size=32, symmetric=False)
     random = np.random.default_rng(0)
     for slot in spec.slots():
         if slot.role in LINEAR_ROLES:
@@ -59,8 +59,10 @@ def quantized_checkpoint() -> Checkpoint:
             arrays[slot.name] = QuantizedTensor(
                 grid,
                 random.integers(0, 16, (rows, cols)).astype(np.uint8),
-                random.normal(0, 0.01, (rows, cols // 32)).astype(np.float16),
-                random.integers(0, 16, (rows, cols // 32)).astype(np.uint8),
+                {
+                    "scale": random.normal(0, 0.01, (rows, cols // 32)).astype(np.float16),
+                    "zero": random.integers(0, 16, (rows, cols // 32)).astype(np.uint8),
+                },
             )
     return memory_checkpoint(config, arrays)
 

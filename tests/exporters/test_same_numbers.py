@@ -17,12 +17,12 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.pipeline.quantization import quantized
 from quantkit.protocols import Exporter, ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from tests.support.memory import memory_checkpoint, tiny_config
+from tests.support.runs import quantized
 
 CONFIG = tiny_config(
     vocab_size=320, hidden_size=256, intermediate_size=512, num_hidden_layers=1, num_attention_heads=4,
@@ -31,8 +31,8 @@ CONFIG = tiny_config(
 """Wide enough for every kernel: rows are multiples of 256, columns of 128."""
 
 SPECS = {
-    "sym": QuantSpec(bits=4, group_size=128),
-    "asym": QuantSpec(bits=4, group_size=128, symmetric=False),
+    "sym": AffineGroups(bits=4, group_size=128),
+    "asym": AffineGroups(bits=4, group_size=128, symmetric=False),
 }
 HOLD = {
     "sym": {

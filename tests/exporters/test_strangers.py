@@ -13,15 +13,15 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import UnsupportedSpec
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from tests.exporters.test_same_numbers import offers, read_offer
 
 FOLDERS = Path(__file__).resolve().parent / "strangers"
-SYM4, ASYM4 = QuantSpec(bits=4, group_size=32), QuantSpec(bits=4, group_size=32, symmetric=False)
+SYM4, ASYM4 = AffineGroups(bits=4, group_size=32), AffineGroups(bits=4, group_size=32, symmetric=False)
 GRIDS = {
     "gptqmodel-v1": ("gptq", SYM4),
-    "gptqmodel-3bit": ("gptq", QuantSpec(bits=3, group_size=32)),
+    "gptqmodel-3bit": ("gptq", AffineGroups(bits=3, group_size=32)),
     "gptqmodel-asym-v1": ("gptq", ASYM4),
     "gptqmodel-asym-v2": ("gptq", ASYM4),
     "gptqmodel-act-order": ("gptq", None),
@@ -52,11 +52,11 @@ def test_a_strangers_weights_are_what_the_stranger_makes_of_them(name: str) -> N
         for layer, theirs in expected.items():
             weight = checkpoint.weights[f"{layer}.weight"]
             assert isinstance(weight, TensorView if spec is None else QuantizedView)
-            assert spec is None or weight.spec == spec  # type: ignore[union-attr]
+            assert spec is None or weight.scheme == spec  # type: ignore[union-attr]
             assert np.array_equal(values_of(weight).astype(np.float16), theirs), layer
 
 
-def kind_of(spec: QuantSpec) -> str:
+def kind_of(spec: AffineGroups) -> str:
     return "3 bits" if spec.bits == 3 else "sym" if spec.symmetric else "asym"
 
 

@@ -11,7 +11,7 @@ from quantkit.errors import BadOption, NonFiniteValues, ValueOutOfRange
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded, with_architecture, with_source_dtypes
 from quantkit.models.spec import parse_config
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 from tests.support.quantized_models import BF16, linears, quantized_model
@@ -23,7 +23,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 def quantized(config: dict[str, object]) -> Checkpoint:
     """A model whose linear layers are random int4."""
-    return quantized_model(config, linears(QuantSpec(bits=4, group_size=32)))
+    return quantized_model(config, linears(AffineGroups(bits=4, group_size=32)))
 
 
 def with_dense(checkpoint: Checkpoint, name: str, values: np.ndarray) -> Checkpoint:
@@ -118,7 +118,7 @@ def test_quantized_layers_keep_codes_and_every_bit_of_their_scales(depth: float)
 
 def test_a_quantized_embedding_folds_into_its_scales_rounded_once_and_says_so() -> None:
     checkpoint = quantized_model(
-        TIED, lambda slot: QuantSpec(bits=4, group_size=32) if slot.name == EMBEDDING else None
+        TIED, lambda slot: AffineGroups(bits=4, group_size=32) if slot.name == EMBEDDING else None
     )
     llama = folded(checkpoint)
     before, after = checkpoint.weights[EMBEDDING].read(), llama.weights[EMBEDDING].read()

@@ -16,20 +16,20 @@ from quantkit.cli.app import main
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.spec import Role
 from quantkit.pipeline.plan import Plan, parse_target, plan
-from quantkit.pipeline.quantization import quantized
 from quantkit.pipeline.recipe import Recipe
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import TensorView
 from tests.support.memory import memory_checkpoint, tiny_config
+from tests.support.runs import quantized
 from tests.support.tiny import write_tiny_checkpoint
 
-INT4 = QuantSpec(bits=4, group_size=128)
+INT4 = AffineGroups(bits=4, group_size=128)
 UP_0, K_1 = "model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.k_proj.weight"
 MIXED = Recipe.from_json({"rule": [{"role": "down", "bits": 8}, {"match": "model.layers.0.*", "keep": True}]})
 FUSED_APART = '[[rule]]\nmatch = "model.layers.1.self_attn.k_proj"\ngroup_size = 64\n'
 
 
-def planned_for(folder: Path, *targets: str, recipe: Recipe | None = None, spec: QuantSpec = INT4) -> Plan:
+def planned_for(folder: Path, *targets: str, recipe: Recipe | None = None, spec: AffineGroups = INT4) -> Plan:
     return plan(
         registry.open_checkpoint(folder), [parse_target(t) for t in targets], method="rtn", spec=spec, recipe=recipe
     )
@@ -125,7 +125,7 @@ def test_a_head_of_73448_rows_is_named_before_any_work(tmp_path: Path):
         tmp_path / "wide", layers=1, hidden=64, intermediate=128, heads=2, kv_heads=1, vocab=73448, tie=False
     )
     head = Recipe.from_json({"rule": [{"role": "lm_head", "bits": 4}]})
-    made = planned_for(folder, "compressed-tensors", recipe=head, spec=QuantSpec(bits=4, group_size=32))
+    made = planned_for(folder, "compressed-tensors", recipe=head, spec=AffineGroups(bits=4, group_size=32))
     refusals = {verdict.kernel: verdict.refusal or "" for verdict in made.targets[0].kernels}
     assert refusals["vllm-cuda-marlin"].startswith("lm_head.weight is 73448 x 64")
     assert refusals["vllm-cpu"].startswith("lm_head.weight is int4")

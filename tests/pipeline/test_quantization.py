@@ -25,15 +25,15 @@ from quantkit.models.loading import load_block, load_model
 from quantkit.models.spec import LINEAR_ROLES
 from quantkit.models.torch_model import Block
 from quantkit.pipeline.planned_model import planned
-from quantkit.pipeline.quantization import quantized
 from quantkit.pipeline.recipe import Recipe
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.rounding import round_to_nearest
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
+from tests.support.runs import one_layer, quantized
 
-INT4 = QuantSpec(bits=4, group_size=32)
+INT4 = AffineGroups(bits=4, group_size=32)
 DOWN_0, DOWN_2 = "model.layers.0.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight"
 
 
@@ -69,7 +69,7 @@ def test_linear_layers_become_quantized_and_nothing_else_changes(method: str):
     for name, weight in run.checkpoint.weights.items():
         assert weight.shape == source.weights[name].shape
         if isinstance(weight, QuantizedView):
-            assert weight.spec == INT4
+            assert weight.scheme == INT4
         else:
             assert weight is source.weights[name]
 
@@ -129,7 +129,7 @@ def test_two_threads_give_the_same_numbers_as_one(method: str):
     assert json.dumps(runs[0].report()) == json.dumps(runs[1].report())
 
 
-def codes_by_whole_passes(source: Checkpoint, rows: Samples, spec: QuantSpec) -> list[np.ndarray]:
+def codes_by_whole_passes(source: Checkpoint, rows: Samples, spec: AffineGroups) -> list[np.ndarray]:
     """Codes by the slow way: for every stage a pass of the whole model, with hooks that catch the layers' inputs."""
     model, method, codes = load_model(source), registry.method("gptq"), []
     for block in model.model.layers:
@@ -144,7 +144,7 @@ def codes_by_whole_passes(source: Checkpoint, rows: Samples, spec: QuantSpec) ->
             x = torch.cat(caught)
             statistics = LayerStatistics(x.T @ x, len(x))
             for layer in layers:
-                tensor, _ = method.quantize(layer.weight.numpy(), spec, statistics)
+                tensor, _ = one_layer(method, layer.weight.numpy(), spec, statistics)
                 codes.append(tensor.codes)
                 layer.weight.copy_(torch.from_numpy(tensor.dequantized()))
     return codes
@@ -258,7 +258,7 @@ def test_a_bad_weight_is_refused_by_name(method: str, value: float, error: type[
 def test_what_cannot_be_quantized_is_refused_before_any_work():
     source = memory_checkpoint(tiny_config())
     with pytest.raises(UnsupportedSpec, match=r"model\.layers\.0\.self_attn\.q_proj\.weight: 64 columns"):
-        quantized(source, QuantSpec(bits=4, group_size=128), "rtn")
+        quantized(source, AffineGroups(bits=4, group_size=128), "rtn")
     with pytest.raises(BadOption, match="unknown method 'magic'"):
         quantized(source, INT4, "magic")
     arrays = dict(random_arrays(source.spec))
@@ -282,12 +282,12 @@ def test_round_to_nearest_needs_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from tests.support.memory import memory_checkpoint, tiny_config\n"
-        "from quantkit.pipeline.quantization import quantized\n"
-        "from quantkit.tensors.quant_spec import QuantSpec\n"
-        "run = quantized(memory_checkpoint(tiny_config()), QuantSpec(bits=4, group_size=32), 'rtn', threads=2)\n"
+        "from tests.support.runs import quantized\n"
+        "from quantkit.tensors.schemes.affine_groups import AffineGroups\n"
+        "run = quantized(memory_checkpoint(tiny_config()), AffineGroups(bits=4, group_size=32), 'rtn', threads=2)\n"
         "print(sum(hasattr(view, 'spec') and view.read() is not None for view in run.checkpoint.weights.values()))\n"
         "try:\n"
-        "    quantized(memory_checkpoint(tiny_config()), QuantSpec(bits=4, group_size=32), 'gptq')\n"
+        "    quantized(memory_checkpoint(tiny_config()), AffineGroups(bits=4, group_size=32), 'gptq')\n"
         "except Exception as error:\n"
         "    print(type(error).__name__, error.hint)\n"
     )
@@ -299,7 +299,7 @@ def test_round_to_nearest_needs_no_torch():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_device_that_is_not_here_is_refused_before_anything_is_read():
     with pytest.raises(BadOption, match="sees no CUDA device"):
-        quantized(memory_checkpoint(tiny_config()), QuantSpec(bits=4, group_size=32), "gptq", device="cuda")
+        quantized(memory_checkpoint(tiny_config()), AffineGroups(bits=4, group_size=32), "gptq", device="cuda")
 
 
 @pytest.mark.skipif(

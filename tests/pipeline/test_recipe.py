@@ -16,16 +16,16 @@ from quantkit.cli.app import main
 from quantkit.errors import BadOption, MalformedFile, QuantkitError, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES, parse_config
-from quantkit.pipeline.quantization import quantized
 from quantkit.pipeline.recipe import Assignment, Recipe
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.rounding import round_to_nearest
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
+from tests.support.runs import quantized
 
-INT4, INT8 = QuantSpec(bits=4, group_size=32), QuantSpec(bits=8, group_size=32)
+INT4, INT8 = AffineGroups(bits=4, group_size=32), AffineGroups(bits=8, group_size=32)
 UNTIED = tiny_config(tie_word_embeddings=False)
 BLOCK_0 = "model.layers.0"
 DOWN_0, DOWN_1, DOWN_2 = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(3))
@@ -76,9 +76,9 @@ def test_the_first_rule_that_matches_decides():
         {"role": ["q", "down"], "method": "rtn", "symmetric": False, "scale_dtype": "bfloat16"},
     )
     assert found[DOWN_1] == Assignment(INT8, "gptq")
-    assert found[DOWN_0].spec is None
-    assert found[Q_1].spec is None
-    asym = QuantSpec(bits=4, group_size=32, symmetric=False, scale_dtype="bfloat16")
+    assert found[DOWN_0].scheme is None
+    assert found[Q_1].scheme is None
+    asym = AffineGroups(bits=4, group_size=32, symmetric=False, scale_dtype="bfloat16")
     assert found[DOWN_2] == Assignment(asym, "rtn")
     assert found["model.layers.2.self_attn.k_proj.weight"] == Assignment(INT4, "gptq")
 
@@ -91,7 +91,7 @@ def test_a_pattern_speaks_of_the_weight_or_of_its_module(pattern: str):
 
 @pytest.mark.parametrize("name", [{"role": "lm_head"}, {"match": "lm_head"}, {"match": "lm_head*"}])
 def test_the_head_is_quantized_only_when_it_is_named(name: dict[str, object]):
-    assert assigned({"match": "*", "bits": 8})[HEAD].spec is None
+    assert assigned({"match": "*", "bits": 8})[HEAD].scheme is None
     assert assigned({**name, "bits": 8})[HEAD] == Assignment(INT8, "rtn")
     with pytest.raises(BadOption, match=r"rule 1: lm_head\.weight cannot be quantized by gptq"):
         assigned({**name, "method": "gptq"})
@@ -172,12 +172,12 @@ def test_the_example_of_the_page_is_a_recipe(tmp_path: Path, golden_model: Path)
     assert example is not None
     made = Recipe.read(written(tmp_path, example[1]))
     spec = registry.open_checkpoint(golden_model).spec
-    found = made.assign(spec, QuantSpec(bits=4, group_size=128), "gptq")
+    found = made.assign(spec, AffineGroups(bits=4, group_size=128), "gptq")
     last = f"model.layers.{spec.num_hidden_layers - 1}.mlp"
-    assert found[f"{last}.down_proj.weight"] == Assignment(QuantSpec(bits=8, group_size=128), "rtn")
-    assert found[f"{last}.up_proj.weight"].spec == QuantSpec(bits=4, group_size=64)
-    assert found[Q_0].spec is None
-    assert found[Q_1].spec == QuantSpec(bits=4, group_size=128)
+    assert found[f"{last}.down_proj.weight"] == Assignment(AffineGroups(bits=8, group_size=128), "rtn")
+    assert found[f"{last}.up_proj.weight"].spec == AffineGroups(bits=4, group_size=64)
+    assert found[Q_0].scheme is None
+    assert found[Q_1].scheme == AffineGroups(bits=4, group_size=128)
 
 
 def test_a_calibrated_run_follows_the_recipe_and_calibrates_on_it():
@@ -195,7 +195,7 @@ def test_a_calibrated_run_follows_the_recipe_and_calibrates_on_it():
     assert run.checkpoint.weights[Q_0] is source.weights[Q_0]
     assert same(found[Q_1], round_to_nearest(arrays[Q_1], INT4))
     assert same(found[HEAD], round_to_nearest(arrays[HEAD], INT8))
-    assert found[DOWN_1].spec.bits == 3
+    assert found[DOWN_1].scheme.bits == 3
     report = run.report()
     assert report["recipe"] == rules.to_json()
     assert set(report["tensors"]) == set(found)
@@ -248,7 +248,7 @@ def test_mixed_grids_and_kept_layers_come_back_from_disk(tmp_path: Path):
             assert np.array_equal(found.read(), weight.read())
         else:
             assert isinstance(found, QuantizedView)
-            assert found.spec == weight.spec
+            assert found.scheme == weight.scheme
             assert same(found.read(), weight.read())
     assert Recipe.from_json(json.loads((out / "quantkit.json").read_text())["report"]["recipe"]) == rules
 
@@ -258,8 +258,8 @@ def test_the_command_line_takes_a_recipe(tmp_path: Path, tiny_checkpoint: Path, 
     command = ["quantize", str(tiny_checkpoint), "--method", "rtn", "--out", str(tmp_path / "out"), "--recipe"]
     assert main([*command, str(path)]) == 0
     weights = registry.open_checkpoint(tmp_path / "out").weights
-    assert weights[DOWN_1].spec.bits == 8
-    assert weights[Q_1].spec.bits == 4
+    assert weights[DOWN_1].scheme.bits == 8
+    assert weights[Q_1].scheme.bits == 4
     capsys.readouterr()
     command[command.index("--out") + 1] = str(tmp_path / "other")
     bad = written(tmp_path, '[[rule]]\nrole = "down"\nbit = 8\n')

@@ -29,15 +29,15 @@ from quantkit.methods.gptq import Gptq
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Role
 from quantkit.pipeline.block_stream import BlockStream
-from quantkit.pipeline.quantization import Quantization
 from quantkit.pipeline.resumption import decoded_block, decoded_samples, encoded_block, encoded_samples, kept_bytes
 from quantkit.protocols import ExportOptions, TensorReport
 from quantkit.solver.stages import Stages
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.faults import ROOT, content
 from tests.support.killed_runs import BLOCKS, QUICK, SPEC, quantize, sequences, write_model
 from tests.support.outliers import outlier_model, token_samples
+from tests.support.runs import quantized
 
 STEPS = ["samples", *(f"block-{layer:05}" for layer in range(BLOCKS))]
 
@@ -216,8 +216,8 @@ def test_what_follows_from_other_bytes_is_not_recalled(tmp_path: Path) -> None:
 
 
 CHANGES: dict[str, dict[str, object]] = {
-    "bits": {"spec": QuantSpec(bits=4, group_size=32, symmetric=False)},
-    "scale dtype": {"spec": QuantSpec(bits=3, group_size=32, symmetric=False, scale_dtype="float32")},
+    "bits": {"spec": AffineGroups(bits=4, group_size=32, symmetric=False)},
+    "scale dtype": {"spec": AffineGroups(bits=3, group_size=32, symmetric=False, scale_dtype="float32")},
     "method settings": {"method": Gptq(Stages(search=False, rounds=1))},
     "skipped positions": {"skip_positions": 3},
     "smoothing": {"smooth": True},
@@ -335,7 +335,7 @@ def test_the_disk_must_hold_the_journal_as_well(
     model: Path, finished: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = registry.open_checkpoint(model)
-    run = Quantization(checkpoint, SPEC, QUICK, calibration=sequences())
+    run = quantized(checkpoint, SPEC, QUICK, calibration=sequences())
     planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions())
     size = run.journal_size()
     for free in range(planned.size, 4 * planned.size + (4 << 20), 10_000):
@@ -360,13 +360,15 @@ def test_the_disk_must_hold_the_journal_as_well(
 def test_a_block_comes_back_from_its_bytes(bits: int, scale_dtype: str) -> None:
     rng = np.random.default_rng(bits)
     dtype = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}[scale_dtype]
-    spec = QuantSpec(bits=bits, group_size=-1, symmetric=False, scale_dtype=scale_dtype)
+    spec = AffineGroups(bits=bits, group_size=-1, symmetric=False, scale_dtype=scale_dtype)
     tensors = {
         name: QuantizedTensor(
             spec,
             rng.integers(0, 2**bits, (rows, 37), np.uint8),
-            rng.standard_normal((rows, 1)).astype(dtype),
-            rng.integers(0, 2**bits, (rows, 1), np.uint8),
+            {
+                "scale": rng.standard_normal((rows, 1)).astype(dtype),
+                "zero": rng.integers(0, 2**bits, (rows, 1), np.uint8),
+            },
         )
         for name, rows in (("a", 5), ("b", 3))
     }

@@ -12,8 +12,8 @@ from benchmarks.conformance import choices, mirrored_tensor
 from benchmarks.conformance_page import COMPUTED, DENSE, Artifact, Row, baselines, problem
 from quantkit import registry
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.verification.report import Check, Comparison
 from tests.support.quantized_models import random_quantized
 
@@ -35,29 +35,29 @@ def row(
     return Row(artifact=artifact, engine=engine, against_reference=check, against_golden=check)
 
 
-def positive(spec: QuantSpec) -> QuantizedTensor:
+def positive(spec: AffineGroups) -> QuantizedTensor:
     tensor = random_quantized((64, 256), spec, 0)
     codes = np.maximum(tensor.codes, 1) if spec.symmetric else tensor.codes
-    return QuantizedTensor(spec=spec, codes=codes, scale=np.abs(tensor.scale), zero=tensor.zero)
+    return QuantizedTensor(spec, codes, {"scale": np.abs(tensor.scale), "zero": tensor.zero})
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_mirrored_scales_are_negative_and_change_no_weight(symmetric):
-    tensor = positive(QuantSpec(bits=4, group_size=32, symmetric=symmetric))
+    tensor = positive(AffineGroups(bits=4, group_size=32, symmetric=symmetric))
     mirrored = mirrored_tensor(tensor)
     assert (mirrored.scale < 0).mean() == 0.5
     np.testing.assert_array_equal(mirrored.dequantized(), tensor.dequantized())
     upside_down = QuantizedTensor(
-        spec=tensor.spec, codes=mirrored.codes, scale=np.abs(mirrored.scale), zero=mirrored.zero
+        tensor.scheme, mirrored.codes, {"scale": np.abs(mirrored.scale), "zero": mirrored.zero}
     )
     assert not np.array_equal(upside_down.dequantized(), tensor.dequantized())
 
 
 def test_a_group_with_code_zero_has_no_mirror_where_the_zero_point_is_fixed():
-    tensor = positive(QuantSpec(bits=4, group_size=32))
+    tensor = positive(AffineGroups(bits=4, group_size=32))
     codes = tensor.codes.copy()
     codes[:32, ::32] = 0
-    with_zeros = QuantizedTensor(spec=tensor.spec, codes=codes, scale=tensor.scale, zero=tensor.zero)
+    with_zeros = QuantizedTensor(tensor.scheme, codes, {"scale": tensor.scale, "zero": tensor.zero})
     assert (mirrored_tensor(with_zeros).scale[:32] >= 0).all()
 
 

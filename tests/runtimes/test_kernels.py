@@ -18,19 +18,19 @@ from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.recipe import Recipe
 from quantkit.protocols import ExportOptions
 from quantkit.runtimes._kernels import KERNELS, verdicts
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import memory_checkpoint, tiny_config
 from tests.support.quantized_models import Choice, linears, quantized_model
 
-SYM4, SYM8 = QuantSpec(bits=4, group_size=64), QuantSpec(bits=8, group_size=64)
-ASYM4 = QuantSpec(bits=4, group_size=64, symmetric=False)
+SYM4, SYM8 = AffineGroups(bits=4, group_size=64), AffineGroups(bits=8, group_size=64)
+ASYM4 = AffineGroups(bits=4, group_size=64, symmetric=False)
 CONFIG = tiny_config(hidden_size=256, intermediate_size=512, num_hidden_layers=2, tie_word_embeddings=False)
 CT = "compressed-tensors"
 HEAD = "lm_head.weight"
 K_1 = "model.layers.1.self_attn.k_proj.weight"
 
 
-def model(spec: QuantSpec, *rules: dict[str, Any], config: Mapping[str, Any] = CONFIG) -> Checkpoint:
+def model(spec: AffineGroups, *rules: dict[str, Any], config: Mapping[str, Any] = CONFIG) -> Checkpoint:
     source = memory_checkpoint(config)
     return planned(source, Recipe.from_json({"rule": list(rules)}).assign(source.spec, spec, "rtn"))
 
@@ -58,34 +58,34 @@ ALL_GPTQ = {"vllm-cpu", "vllm-cuda-marlin", "gptqmodel-torch"}
         (ASYM4, CT, {"vllm-cpu", "vllm-cuda-marlin", "transformers"}),
         (SYM8, "gptq", {"vllm-cuda-marlin", "gptqmodel-torch"}),
         (SYM8, CT, {"vllm-cuda-marlin", "transformers"}),
-        (QuantSpec(bits=8, group_size=64, symmetric=False), CT, {"transformers"}),
-        (QuantSpec(bits=3, group_size=64), "gptq", {"gptqmodel-torch"}),
-        (QuantSpec(bits=3, group_size=64), CT, {"transformers"}),
-        (QuantSpec(bits=4, group_size=-1), "gptq", ALL_GPTQ),
-        (QuantSpec(bits=4, group_size=256), "gptq", {"gptqmodel-torch"}),
-        (QuantSpec(bits=4, group_size=8), "gptq", set()),
-        (QuantSpec(bits=4, group_size=8), CT, {"vllm-cpu", "transformers"}),
-        (QuantSpec(bits=4, group_size=1), CT, {"transformers"}),
+        (AffineGroups(bits=8, group_size=64, symmetric=False), CT, {"transformers"}),
+        (AffineGroups(bits=3, group_size=64), "gptq", {"gptqmodel-torch"}),
+        (AffineGroups(bits=3, group_size=64), CT, {"transformers"}),
+        (AffineGroups(bits=4, group_size=-1), "gptq", ALL_GPTQ),
+        (AffineGroups(bits=4, group_size=256), "gptq", {"gptqmodel-torch"}),
+        (AffineGroups(bits=4, group_size=8), "gptq", set()),
+        (AffineGroups(bits=4, group_size=8), CT, {"vllm-cpu", "transformers"}),
+        (AffineGroups(bits=4, group_size=1), CT, {"transformers"}),
         (SYM4, "gguf", {"llama.cpp"}),
         (SYM4, "hf", set()),
     ],
 )
-def test_a_grid_is_taken_by(spec: QuantSpec, container: str, expected: set[str]):
+def test_a_grid_is_taken_by(spec: AffineGroups, container: str, expected: set[str]):
     assert takers(model(spec), container) == expected
 
 
 @pytest.mark.parametrize(
     ("target", "spec", "taken"),
     [
-        ("cpm.cu", QuantSpec(bits=4, group_size=128), True),
-        ("cpm.cu", QuantSpec(bits=4, group_size=-1), True),
+        ("cpm.cu", AffineGroups(bits=4, group_size=128), True),
+        ("cpm.cu", AffineGroups(bits=4, group_size=-1), True),
         ("cpm.cu", SYM4, False),
         ("cpm.cu", SYM8, False),
-        ("ist", QuantSpec(bits=4, group_size=128), True),
-        ("ist", QuantSpec(bits=4, group_size=128, symmetric=False), False),
+        ("ist", AffineGroups(bits=4, group_size=128), True),
+        ("ist", AffineGroups(bits=4, group_size=128, symmetric=False), False),
     ],
 )
-def test_marlin_is_asked_of_the_target_alone(target: str, spec: QuantSpec, taken: bool):
+def test_marlin_is_asked_of_the_target_alone(target: str, spec: AffineGroups, taken: bool):
     config = {**CONFIG, "num_key_value_heads": 4}
     (found,) = answers(model(spec, config=config), "marlin", target).values()
     assert (found is None) is taken
@@ -93,7 +93,7 @@ def test_marlin_is_asked_of_the_target_alone(target: str, spec: QuantSpec, taken
 
 def test_the_kernels_are_no_stricter_than_the_exporter_of_marlin():
     """k and v have 128 rows here: whole tiles where q, k and v are one matrix, but not by themselves for IST's."""
-    given = model(QuantSpec(bits=4, group_size=128))
+    given = model(AffineGroups(bits=4, group_size=128))
     exporter = registry.exporter("marlin")
     for target, fits in (("cpm.cu", True), ("ist", False)):
         (found,) = answers(given, "marlin", target).values()
@@ -127,13 +127,13 @@ def test_what_vllm_fuses_must_be_on_one_grid():
 def test_the_rows_of_fused_layers_count_together():
     """v and k of 16 rows each: 96 rows with q's 64 are three times 32, while 80 of 64 and one head are not."""
     narrow = {**CONFIG, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 1}
-    spec = QuantSpec(bits=4, group_size=32)
+    spec = AffineGroups(bits=4, group_size=32)
     assert answers(model(spec, config=narrow), CT)["vllm-cpu"] is None
     odd = {**narrow, "intermediate_size": 80}
-    refusal = answers(model(QuantSpec(bits=4, group_size=16), config=odd), CT)["vllm-cpu"]
+    refusal = answers(model(AffineGroups(bits=4, group_size=16), config=odd), CT)["vllm-cpu"]
     assert refusal == "model.layers.0.mlp.down_proj.weight is 64 x 80; it takes multiples of 32"
     lone = {**narrow, "intermediate_size": 48}
-    refusal = answers(model(QuantSpec(bits=4, group_size=16), {"role": "down", "keep": True}, config=lone), CT)
+    refusal = answers(model(AffineGroups(bits=4, group_size=16), {"role": "down", "keep": True}, config=lone), CT)
     assert refusal["vllm-cpu"] is None  # gate and up together are 96 rows
 
 
@@ -155,7 +155,7 @@ def test_a_head_of_73448_rows_is_named(vocabulary: int, taken: bool):
 def test_marlin_in_vllm_pads_and_says_what():
     narrow = {**CONFIG, "intermediate_size": 544}
     found = {
-        verdict.kernel: verdict for verdict in verdicts(model(QuantSpec(bits=4, group_size=32), config=narrow), CT)
+        verdict.kernel: verdict for verdict in verdicts(model(AffineGroups(bits=4, group_size=32), config=narrow), CT)
     }
     assert found["vllm-cuda-marlin"].refusal is None
     remark = found["vllm-cuda-marlin"].remark or ""
@@ -165,7 +165,7 @@ def test_marlin_in_vllm_pads_and_says_what():
 
 def test_llama_cpp_wants_blocks_of_32_columns():
     narrow = {**CONFIG, "intermediate_size": 48}
-    found = answers(model(QuantSpec(bits=4, group_size=16), config=narrow), "gguf")
+    found = answers(model(AffineGroups(bits=4, group_size=16), config=narrow), "gguf")
     assert found == {"llama.cpp": "model.layers.0.mlp.down_proj.weight is 256 x 48; it takes multiples of 32 columns"}
 
 
@@ -179,8 +179,8 @@ CHOICES: Mapping[str, Choice] = {
     "sym4": linears(SYM4),
     "asym4": linears(ASYM4),
     "sym8": linears(SYM8),
-    "odd group": linears(QuantSpec(bits=4, group_size=1)),
-    "group 256": linears(QuantSpec(bits=4, group_size=256)),
+    "odd group": linears(AffineGroups(bits=4, group_size=1)),
+    "group 256": linears(AffineGroups(bits=4, group_size=256)),
     "q alone": lambda slot: SYM4 if slot.role is Role.Q else None,
     "o alone": lambda slot: SYM4 if slot.role is Role.O else None,
     "head": lambda slot: SYM4 if slot.role in (Role.O, Role.LM_HEAD) else None,
@@ -192,7 +192,7 @@ CHOICES: Mapping[str, Choice] = {
 def test_the_table_agrees_with_what_the_runtime_of_vllm_refuses(container: str, choice: str, tmp_path: Path):
     """`runtimes/vllm.py` was held against the engine itself; the two are written apart."""
 
-    def choose(slot: TensorSlot) -> QuantSpec | None:
+    def choose(slot: TensorSlot) -> AffineGroups | None:
         if container != CT and slot.role is Role.LM_HEAD:
             return None
         return CHOICES[choice](slot)

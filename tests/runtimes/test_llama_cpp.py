@@ -13,7 +13,7 @@ import pytest
 from quantkit.errors import BadOption, EngineFailed, QuantkitError
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes.llama_cpp import RUNTIME, LlamaCppSession
-from quantkit.runtimes.reference import ReferenceSession
+from quantkit.runtimes.reference.runtime import ReferenceSession
 from quantkit.verification.metrics import log_softmax, max_abs_log_prob_difference
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 

@@ -15,15 +15,15 @@ from quantkit.artifacts.publishing import publish
 from quantkit.errors import BadOption, EngineFailed
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import NORM_ROLES, Role
-from quantkit.pipeline.quantization import quantized
 from quantkit.protocols import ExportOptions
-from quantkit.runtimes.reference import ReferenceSession
+from quantkit.runtimes.reference.runtime import ReferenceSession
 from quantkit.runtimes.transformers import RUNTIME, TransformersSession, _refuse_strays
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from quantkit.verification.engines import runs
 from quantkit.verification.metrics import max_abs_log_prob_difference
 from tests.support.quantized_models import quantized_model
+from tests.support.runs import quantized
 from tests.support.tiny import write_tiny_checkpoint
 
 pytestmark = [
@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 TOKENS = list(range(1, 30))
-SPEC = QuantSpec(bits=4, group_size=64)
+SPEC = AffineGroups(bits=4, group_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def rounded(checkpoint: Checkpoint) -> Checkpoint:
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 def test_a_quantized_folder_runs_as_the_reference_reads_it(folded, tmp_path, capfd, symmetric):
     pytest.importorskip("compressed_tensors", reason="transformers loads such folders with compressed-tensors")
-    run = quantized(registry.open_checkpoint(folded), QuantSpec(bits=4, group_size=64, symmetric=symmetric), "rtn")
+    run = quantized(registry.open_checkpoint(folded), AffineGroups(bits=4, group_size=64, symmetric=symmetric), "rtn")
     folder = published(run.checkpoint, tmp_path / "int4")
     with RUNTIME.open(folder) as session:
         logits = session.logits(TOKENS)
@@ -147,7 +147,7 @@ def test_a_quantized_embedding_runs(folded, tmp_path):
 
 def test_several_grids_with_zero_points_are_refused_and_not_chosen(folded, tmp_path):
     pytest.importorskip("compressed_tensors", reason="transformers loads such folders with compressed-tensors")
-    free = QuantSpec(bits=4, group_size=64, symmetric=False)
+    free = AffineGroups(bits=4, group_size=64, symmetric=False)
     source = registry.open_checkpoint(folded)
     for name, other in {"one": free, "two": SPEC}.items():
         model = quantized_model(

@@ -23,14 +23,14 @@ from quantkit.models.spec import Role
 from quantkit.protocols import ExportOptions
 from quantkit.runtimes import vllm
 from quantkit.runtimes._vllm_server import log_prob_rows
-from quantkit.runtimes.reference import ReferenceSession
+from quantkit.runtimes.reference.runtime import ReferenceSession
 from quantkit.runtimes.vllm import RUNTIME, VLLMSession
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.verification.metrics import max_abs_log_prob_difference, top1_agreement
 from tests.support.quantized_models import linears, quantized_model
 from tests.support.tiny import tiny_config
 
-SPEC = QuantSpec(bits=4, group_size=64)
+SPEC = AffineGroups(bits=4, group_size=64)
 TOKENS = list(range(1, 41))
 VOCABULARY = 300
 
@@ -175,7 +175,7 @@ def test_only_our_own_config_class_is_ever_run(native, tmp_path):
 @pytest.mark.parametrize(
     ("choose", "reason"),
     [
-        (linears(QuantSpec(bits=8, group_size=64)), "q_proj.weight is int8 g64 sym; its kernel .* 4 bits"),
+        (linears(AffineGroups(bits=8, group_size=64)), "q_proj.weight is int8 g64 sym; its kernel .* 4 bits"),
         (lambda slot: SPEC if slot.role in (Role.Q, Role.EMBED) else None, "embed_tokens.weight is quantized"),
         (lambda slot: SPEC if slot.role in (Role.Q, Role.K) else None, "q, k, v of layer 0"),
         (lambda slot: SPEC if slot.role in (Role.Q, Role.K, Role.V, Role.UP) else None, "gate, up of layer 0"),

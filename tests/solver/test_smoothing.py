@@ -22,18 +22,19 @@ from quantkit.models.folding import folded
 from quantkit.models.loading import load_block, load_model
 from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, Role
 from quantkit.models.torch_model import Block, rotary_tables
-from quantkit.pipeline.quantization import Quantization, quantized
+from quantkit.pipeline.quantization import Quantization
 from quantkit.pipeline.recipe import Recipe
-from quantkit.protocols import ExportOptions
+from quantkit.protocols import ExportOptions, InputScales, Layer, Readers
 from quantkit.solver.smoothing import LOWEST_NORMAL, READERS, folded_norm, smooth, smoothable, spread, weight_name
-from quantkit.solver.smoothing_search import Choice, chosen_scales
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.solver.smoothing_search import chosen_scales
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from tests.support.memory import memory_checkpoint, tiny_config
 from tests.support.outliers import outlier_arrays, outlier_model, token_samples
+from tests.support.runs import quantized
 
 BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
-INT4, INT8 = QuantSpec(bits=4, group_size=32), QuantSpec(bits=8, group_size=32)
+INT4, INT8 = AffineGroups(bits=4, group_size=32), AffineGroups(bits=8, group_size=32)
 EVERYTHING = tuple(READERS)
 SEQUENCES = token_samples(*[40] * 16)
 
@@ -150,9 +151,9 @@ def wanted_by(*rules: dict[str, object], method: str = "awq", smooth: bool | Non
     source = memory_checkpoint(tiny_config())
     assignments = Recipe.from_json({"rule": list(rules)}).assign(source.spec, INT4, method)
     wanted = {
-        name: (assigned.spec, registry.method(assigned.method))
+        name: (assigned.scheme, registry.method(assigned.method))
         for name, assigned in assignments.items()
-        if assigned.spec is not None
+        if assigned.scheme is not None
     }
     return set(smoothable(wanted, 0, smooth))
 
@@ -194,7 +195,9 @@ def test_smoothing_without_calibration_is_refused(tiny_checkpoint: Path, capsys:
 # ---------------------------------------------------------------------------------------------------------- the choice
 
 
-def chosen(source: Checkpoint, before: Role, *, spec: QuantSpec = INT4, **changed: list[torch.Tensor]) -> Choice:
+def chosen(
+    source: Checkpoint, before: Role, *, scheme: AffineGroups = INT4, **changed: list[torch.Tensor]
+) -> InputScales:
     """The choice for block 0, on SEQUENCES."""
     block = load_block(source, 0)
     inputs = next(
@@ -202,9 +205,17 @@ def chosen(source: Checkpoint, before: Role, *, spec: QuantSpec = INT4, **change
     )
     weight = source.weights[weight_name(0, before)]
     assert isinstance(weight, TensorView)
-    specs = dict.fromkeys(Role, spec)
-    feeding = block.get_parameter(LAYER_NAMES[before])
-    return chosen_scales(block, before, replace(inputs, **changed), feeding=feeding, specs=specs, dtype=weight.dtype)
+    layers = (Layer(role, block.get_parameter(LAYER_NAMES[role]).detach().numpy(), scheme) for role in inputs.roles)
+    readers = Readers(
+        layers=tuple(layers),
+        fitted=inputs.fitted,
+        held_out=inputs.held_out,
+        feeding=block.get_parameter(LAYER_NAMES[before]),
+        feeding_scheme=None if before in NORM_ROLES else scheme,
+        feeding_dtype=weight.dtype,
+        head_dim=source.spec.head_dim,
+    )
+    return chosen_scales(replace(readers, **changed))
 
 
 @pytest.mark.parametrize("before", EVERYTHING)
@@ -427,7 +438,7 @@ def test_every_container_of_a_smoothed_model_runs_as_its_quantized_weights(metho
     tokenizer = Path(__file__).resolve().parents[2] / "golden" / "model"
     files = {path.name: path.read_bytes() for path in tokenizer.glob("*token*")}
     source = replace(source, files={name: lambda data=data: data for name, data in files.items()})
-    spec = QuantSpec(bits=4, group_size=32)
+    spec = AffineGroups(bits=4, group_size=32)
     rows = token_samples(*[40] * 9, vocab=2040)
     made = read_through(quantized(source, spec, method, calibration=rows, smooth=True))
     assert any((values(made.weights[n]) != values(source.weights[n])).any() for n in made.weights if "layernorm" in n)

@@ -36,8 +36,8 @@ from quantkit.models.loading import CPU
 from quantkit.models.spec import LINEAR_ROLES
 from quantkit.pipeline.block_stream import BlockStream
 from quantkit.registry import method, open_checkpoint
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import memory_checkpoint, tiny_config
 
 NAME = "elsewhere"
@@ -130,7 +130,7 @@ def quantized(
 ) -> tuple[dict[str, QuantizedTensor], float]:
     """Every linear layer of the model in 4 bits, computed on `device`, and the mean of their errors."""
     method_name, options = WAYS[way]
-    grid = QuantSpec(bits=4, group_size=group_size), method(method_name)
+    grid = AffineGroups(bits=4, group_size=group_size), method(method_name)
     stream = BlockStream(
         checkpoint,
         {slot.name: grid for slot in checkpoint.spec.slots() if slot.role in LINEAR_ROLES},

@@ -20,11 +20,12 @@ from quantkit.pipeline.block_stream import BlockStream
 from quantkit.pipeline.quantization import Quantization
 from quantkit.protocols import ExportOptions, Method
 from quantkit.solver.stages import Stages
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.faults import AtCall, content, die, forked, instrument, memory_folder
+from tests.support.runs import quantized
 from tests.support.tiny import write_tiny_checkpoint
 
-SPEC = QuantSpec(bits=3, group_size=32, symmetric=False)
+SPEC = AffineGroups(bits=3, group_size=32, symmetric=False)
 QUICK = Gptq(Stages(search=False, rounds=0))
 BLOCKS = 3
 CALLS = ("fsync", "mkdir", "replace", "rmdir", "_renameat2")
@@ -46,7 +47,7 @@ def quantize(
     model: Path | Checkpoint,
     out: Path,
     *,
-    spec: QuantSpec = SPEC,
+    spec: AffineGroups = SPEC,
     method: Method = QUICK,
     calibration: Samples | CalibrationOptions | None = None,
     threads: int = 1,
@@ -56,7 +57,7 @@ def quantize(
 ) -> Quantization:
     """What the command does, as one call."""
     checkpoint = registry.open_checkpoint(model) if isinstance(model, Path) else model
-    run = Quantization(
+    run = quantized(
         checkpoint,
         spec,
         method,

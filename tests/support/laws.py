@@ -18,9 +18,10 @@ from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
 from quantkit.protocols import Exporter, ExportOptions, Method, TensorReport
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
+from tests.support.runs import one_layer
 
 # ---------------------------------------------------------------------------------------------------------- exporters
 
@@ -42,7 +43,7 @@ def check_exporter(exporter: Exporter, checkpoint: Checkpoint, options: ExportOp
         return False
     for weight in checkpoint.weights.values():
         if isinstance(weight, QuantizedView):
-            exporter.accepts(weight.spec, options)
+            exporter.accepts(weight.scheme, options)
     check_sizes(planned, one)
     publish(exporter.prepare(checkpoint, options), two, inputs=checkpoint.inputs)
     assert contents(one) == contents(two), "writing twice gives different bytes"
@@ -195,7 +196,7 @@ def contents(artifact: Path) -> dict[str, bytes]:
 # ------------------------------------------------------------------------------------------------------------ methods
 
 METHOD_SPECS = [
-    QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric)
+    AffineGroups(bits=bits, group_size=group_size, symmetric=symmetric)
     for bits in (2, 3, 4, 8)
     for group_size in (32, 64, 128, -1)
     for symmetric in (True, False)
@@ -210,9 +211,11 @@ def check_method(method: Method) -> None:
     original = weight.copy()
     statistics = correlated_statistics(256)
     for spec in METHOD_SPECS:
-        tensor, report = method.quantize(weight, spec, statistics if method.needs_calibration else None)
-        again, same_report = method.quantize(weight, spec, statistics if method.needs_calibration else None, threads=2)
-        assert tensor.spec == spec
+        tensor, report = one_layer(method, weight, spec, statistics if method.needs_calibration else None)
+        again, same_report = one_layer(
+            method, weight, spec, statistics if method.needs_calibration else None, threads=2
+        )
+        assert tensor.scheme == spec
         assert tensor.shape == weight.shape
         assert np.array_equal(weight, original), f"{spec}: the method changed its input"
         for one, two in ((tensor.codes, again.codes), (tensor.scale, again.scale), (tensor.zero, again.zero)):
@@ -229,16 +232,16 @@ def check_method_error(
     """The reported error is the true one and lies between two bounds: too small would mean that nothing was quantized.
 
     Without calibration: 0.6 to 1.7 times that of noise spread evenly over each step, step² / 12.
-    With calibration: 0.05 to 0.7 times the output error of round to nearest; below 1 for a method that `smooths`, most
-    of whose gain lies in the scaling beforehand.
+    With calibration: 0.05 to 0.7 times the output error of round to nearest; below 1 for a method that `scales_inputs`,
+    most of whose gain lies in the scaling beforehand.
     """
-    spec, hessian = tensor.spec, statistics.hessian.numpy() if method.needs_calibration else np.eye(weight.shape[1])
+    spec, hessian = tensor.scheme, statistics.hessian.numpy() if method.needs_calibration else np.eye(weight.shape[1])
     error = relative_output_error(weight, tensor.dequantized(), hessian)
     assert report.error == pytest.approx(error, rel=1e-6)
     if method.needs_calibration:
-        baseline, _ = registry.method("rtn").quantize(weight, spec, None)
+        baseline, _ = one_layer(registry.method("rtn"), weight, spec, None)
         reference = relative_output_error(weight, baseline.dequantized(), hessian)
-        most = 1.0 if method.smooths else 0.7
+        most = 1.0 if method.scales_inputs else 0.7
         assert 0.05 * reference < error < most * reference, f"{spec}: {error / reference:.3f} x round to nearest"
     else:
         steps = spread(tensor.scale, weight.shape[1])[weight.any(axis=1)].astype(np.float64)

@@ -79,7 +79,7 @@ def memory_checkpoint(
 
 def _view(name: str, values: np.ndarray | QuantizedTensor) -> Weight:
     if isinstance(values, QuantizedTensor):
-        return QuantizedView(name, values.shape, values.spec, lambda: values)
+        return QuantizedView(name, values.shape, values.scheme, lambda: values)
     return TensorView(name, values.dtype, values.shape, lambda start, stop: np.ascontiguousarray(values[start:stop]))
 
 

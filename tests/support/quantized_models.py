@@ -10,21 +10,22 @@ import numpy as np
 
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES, TensorSlot, parse_config
-from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import SCALE_DTYPES
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import memory_checkpoint, random_arrays
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-Choice = Callable[[TensorSlot], QuantSpec | None]
+Choice = Callable[[TensorSlot], AffineGroups | None]
 """What a weight becomes; None = it stays dense."""
 
 
-def linears(spec: QuantSpec) -> Choice:
+def linears(spec: AffineGroups) -> Choice:
     """Quantize every linear layer of the blocks with `spec`, nothing else."""
     return lambda slot: spec if slot.role in LINEAR_ROLES else None
 
 
-def random_quantized(shape: tuple[int, ...], spec: QuantSpec, seed: int) -> QuantizedTensor:
+def random_quantized(shape: tuple[int, ...], spec: AffineGroups, seed: int) -> QuantizedTensor:
     """Codes and zeros over their whole range, scales of both signs; the first group's scale is zero."""
     rows, cols = shape
     rng = np.random.default_rng(seed)
@@ -33,10 +34,9 @@ def random_quantized(shape: tuple[int, ...], spec: QuantSpec, seed: int) -> Quan
     scale = rng.normal(0, cols**-0.5 / spec.midpoint, groups)
     scale[0, 0] = 0
     return QuantizedTensor(
-        spec=spec,
-        codes=rng.integers(0, spec.levels, shape).astype(np.uint8),
-        scale=scale.astype(SCALE_DTYPES[spec.scale_dtype]),
-        zero=zero.astype(np.uint8),
+        spec,
+        rng.integers(0, spec.levels, shape).astype(np.uint8),
+        {"scale": scale.astype(SCALE_DTYPES[spec.scale_dtype]), "zero": zero.astype(np.uint8)},
     )
 
 

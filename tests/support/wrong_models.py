@@ -19,7 +19,7 @@ from quantkit.tensors.views import TensorView
 Change = Callable[[np.ndarray], np.ndarray]
 
 
-def with_config(model: Checkpoint, **changes: Any) -> Checkpoint:  # noqa: ANN401 - JSON
+def with_config(model: Checkpoint, **changes: Any) -> Checkpoint:
     """The model whose config says something else; None removes a key."""
     config = {key: value for key, value in {**model.config, **changes}.items() if value is not None}
     return replace(model, config=config, spec=parse_config(config))

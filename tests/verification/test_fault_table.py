@@ -19,11 +19,11 @@ from benchmarks.faults.workbench import Variant, Workbench, content, grid, uncha
 from quantkit.artifacts.manifest import check_files
 from quantkit.exporters.gguf.file import read_gguf
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.quantized_models import random_quantized
 
 KINDS = {"files": 10, "provenance": 6, "scalars": 15, "tokens": 8, "template": 3, "tokenizer": 8, "weights": 20}
-KINDS |= {"container": 15, "codes": 12}
+KINDS |= {"container": 15, "codes": 12, "engine": 10}
 EQUAL_FACTORS = {"long and short factors swapped", "long factors = short factors"}
 """What changes nothing where long and short LongRoPE factors are equal."""
 F16_FOLDER, F16_FILE = Variant("f16", None, "folder"), Variant("f16", None, "gguf")
@@ -85,13 +85,13 @@ def test_a_fault_of_the_source_changes_what_its_kind_says_and_nothing_else(bench
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_a_fault_of_codes_makes_another_valid_tensor_of_the_same_grid(fault, bits, symmetric):
-    tensor = random_quantized((64, 128), QuantSpec(bits=bits, group_size=32, symmetric=symmetric), 0)
+    tensor = random_quantized((64, 128), AffineGroups(bits=bits, group_size=32, symmetric=symmetric), 0)
     try:
         changed = fault.change(tensor)
     except NotApplicable:
         assert symmetric
         return
-    assert (changed.spec, changed.shape) == (tensor.spec, tensor.shape)
+    assert (changed.scheme, changed.shape) == (tensor.scheme, tensor.shape)
     assert not np.array_equal(changed.dequantized(), tensor.dequantized())
 
 

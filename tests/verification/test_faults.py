@@ -7,7 +7,6 @@ and to 2 bits, where they hide best.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +16,10 @@ import pytest
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.pipeline.quantization import quantized
+from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.quantization import Quantization
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.proof import verify
 from tests.support.wrong_models import swapped_heads, with_config, with_weights
@@ -75,8 +75,13 @@ FAULTS: dict[str, tuple[str, Callable[[Checkpoint], Checkpoint]]] = {
     "another bos": ("identity", lambda m: with_config(m, bos_token_id=3)),
     "a longer context": ("identity", lambda m: with_config(m, max_position_embeddings=2048)),
 }
-FORMS = {"int8 folder": (8, "compressed-tensors", "native"), "int2 folder": (2, "compressed-tensors", "native"),
-         "q8_0": (0, "gguf:q8_0", "native"), "f16 folded": (0, "gguf:f16", "llama"), "int4 folded": (4, "gguf:q4_0", "llama")}
+FORMS = {
+    "int8 folder": (8, "compressed-tensors", "native"),
+    "int2 folder": (2, "compressed-tensors", "native"),
+    "q8_0": (0, "gguf:q8_0", "native"),
+    "f16 folded": (0, "gguf:f16", "llama"),
+    "int4 folded": (4, "gguf:q4_0", "llama"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +94,7 @@ def made(model: Checkpoint, form: str, out: Path) -> Path:
     name, _, kind = container.partition(":")
     report = None
     if bits:
-        run = quantized(model, QuantSpec(bits=bits, group_size=128), "rtn")
+        run = Quantization(model, QuantizeOptions(method="rtn", scheme=AffineGroups(bits=bits, group_size=128)))
         model, report = run.checkpoint, run.report
     planned = registry.exporter(name).prepare(model, ExportOptions(type=kind or None, arch=arch))
     return publish(planned, out, report=report).path

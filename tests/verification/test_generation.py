@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantkit.errors import BadOption, NonFiniteValues
-from quantkit.runtimes.reference import ReferenceSession
+from quantkit.runtimes.reference.runtime import ReferenceSession
 from quantkit.verification.generation import choose, generate
 from tests.support.memory import memory_checkpoint, tiny_config
 

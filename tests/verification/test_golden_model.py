@@ -13,13 +13,13 @@ import pytest
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.models.folding import folded
-from quantkit.pipeline.quantization import quantized
 from quantkit.protocols import ExportOptions
 from quantkit.registry import open_checkpoint
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.metrics import max_abs_log_prob_difference, top1_agreement
+from tests.support.runs import quantized
 from tests.support.strings import STRINGS
 
 LIMITS = {"f32": 1e-3, "f16": 5e-3, "bf16": 2e-2}
@@ -79,7 +79,7 @@ def test_the_tokenizer_inside_the_gguf_gives_the_ids_of_the_hugging_face_tokeniz
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gguf_carries_the_codes_of_a_quantized_golden_model(golden_model, tmp_path, symmetric):
-    spec = QuantSpec(bits=4, group_size=128, symmetric=symmetric)
+    spec = AffineGroups(bits=4, group_size=128, symmetric=symmetric)
     run = quantized(open_checkpoint(golden_model), spec, "rtn")
     kind = "q4_0" if symmetric else "q4_1"
     out = tmp_path / "model.gguf"

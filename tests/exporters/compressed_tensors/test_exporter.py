@@ -18,27 +18,28 @@ from quantkit.exporters.compressed_tensors.exporter import EXPORTER
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES, Role, TensorSlot
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import SCALE_DTYPES
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from tests.support.memory import memory_checkpoint, tiny_config
 from tests.support.quantized_models import BF16, Choice, linears, quantized_model
 
 MINICPM = tiny_config()
 LLAMA = {**MINICPM, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
-SYM4, ASYM4 = QuantSpec(bits=4, group_size=32), QuantSpec(bits=4, group_size=32, symmetric=False)
+SYM4, ASYM4 = AffineGroups(bits=4, group_size=32), AffineGroups(bits=4, group_size=32, symmetric=False)
 
 
-def mixed(slot: TensorSlot) -> QuantSpec | None:
+def mixed(slot: TensorSlot) -> AffineGroups | None:
     """Another grid for every kind of layer: all widths, both symmetries, groups and rows, one head, some dense."""
     return {
-        Role.Q: QuantSpec(bits=2, group_size=32),
-        Role.K: QuantSpec(bits=3, group_size=16, symmetric=False),
-        Role.V: QuantSpec(bits=5, group_size=-1),
-        Role.O: QuantSpec(bits=6, group_size=64, scale_dtype="bfloat16"),
-        Role.GATE: QuantSpec(bits=7, group_size=-1, symmetric=False),
-        Role.UP: QuantSpec(bits=8, group_size=32, symmetric=False, scale_dtype="float32"),
-        Role.LM_HEAD: QuantSpec(bits=4, group_size=32),
+        Role.Q: AffineGroups(bits=2, group_size=32),
+        Role.K: AffineGroups(bits=3, group_size=16, symmetric=False),
+        Role.V: AffineGroups(bits=5, group_size=-1),
+        Role.O: AffineGroups(bits=6, group_size=64, scale_dtype="bfloat16"),
+        Role.GATE: AffineGroups(bits=7, group_size=-1, symmetric=False),
+        Role.UP: AffineGroups(bits=8, group_size=32, symmetric=False, scale_dtype="float32"),
+        Role.LM_HEAD: AffineGroups(bits=4, group_size=32),
     }.get(slot.role)
 
 
@@ -67,10 +68,12 @@ def smallest(tmp_path: Path) -> Path:
     )  # fmt: skip
     rows, cols = np.indices((8, 8))
     tensor = QuantizedTensor(
-        spec=QuantSpec(bits=4, group_size=-1, symmetric=False),
-        codes=((rows + cols) % 16).astype(np.uint8),
-        scale=np.array([[0.5], [1], [-2], [0], [1], [1], [1], [65504]], np.float16),
-        zero=np.arange(1, 9, dtype=np.uint8)[:, None],
+        AffineGroups(bits=4, group_size=-1, symmetric=False),
+        ((rows + cols) % 16).astype(np.uint8),
+        {
+            "scale": np.array([[0.5], [1], [-2], [0], [1], [1], [1], [65504]], np.float16),
+            "zero": np.arange(1, 9, dtype=np.uint8)[:, None],
+        },
     )
     return written(
         quantized_model(config, lambda slot: None, replaced={"model.layers.0.self_attn.q_proj.weight": tensor}),
@@ -153,7 +156,7 @@ def package() -> Any:
     return pack_quantized.PackedQuantizationCompressor
 
 
-@pytest.mark.parametrize("choose", [linears(SYM4), linears(QuantSpec(bits=8, group_size=-1)), mixed])
+@pytest.mark.parametrize("choose", [linears(SYM4), linears(AffineGroups(bits=8, group_size=-1)), mixed])
 def test_the_package_accepts_our_config_and_would_write_it_the_same(
     package: Any, choose: Choice, tmp_path: Path
 ) -> None:
@@ -189,7 +192,7 @@ def test_the_package_decompresses_our_folder_to_the_same_values_bit_for_bit(
         wide = package.decompress({**state, "weight_scale": state["weight_scale"].float()}, scheme)["weight"]
         assert np.array_equal(wide.numpy().view(np.uint32), wanted.view(np.uint32)), name
         narrow = package.decompress(state, scheme)["weight"]  # computes and rounds in the dtype of the scale
-        rounded = wanted.astype(SCALE_DTYPES[view.spec.scale_dtype])
+        rounded = wanted.astype(SCALE_DTYPES[view.scheme.scale_dtype])
         assert np.array_equal(narrow.float().numpy(), rounded.astype(np.float32)), name
         compared += 1
     assert compared == sum(choose(slot) is not None for slot in checkpoint.spec.slots())
@@ -202,7 +205,7 @@ def test_transformers_loads_a_folded_folder_of_several_grids_to_the_same_logits(
     pytest.importorskip("compressed_tensors")
     from quantkit.models.torch_model import MiniCPM  # noqa: PLC0415 - imports torch
 
-    grids = {Role.Q: SYM4, Role.O: QuantSpec(bits=8, group_size=-1), Role.UP: QuantSpec(bits=3, group_size=32)}
+    grids = {Role.Q: SYM4, Role.O: AffineGroups(bits=8, group_size=-1), Role.UP: AffineGroups(bits=3, group_size=32)}
     folder = written(quantized_model(MINICPM, lambda slot: grids.get(slot.role)), tmp_path / "m", arch="llama")
     engine = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     back = EXPORTER.read(folder)

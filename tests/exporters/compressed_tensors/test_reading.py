@@ -23,13 +23,13 @@ from quantkit.errors import (
 from quantkit.exporters.compressed_tensors.exporter import EXPORTER
 from quantkit.models.spec import LINEAR_ROLES, parse_config
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from tests.support.memory import random_arrays, tiny_config
 from tests.support.quantized_models import linears, quantized_model
 
 LLAMA = tiny_config(architectures=["LlamaForCausalLM"], model_type="llama", tie_word_embeddings=False)
-ASYM4 = QuantSpec(bits=4, group_size=32, symmetric=False)
+ASYM4 = AffineGroups(bits=4, group_size=32, symmetric=False)
 Q, UP = "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 
 
@@ -91,7 +91,7 @@ def test_a_folder_that_the_package_wrote_reads_to_its_codes_zeros_and_scales(sym
     assert sum(isinstance(view, QuantizedView) for view in weights.values()) == len(chosen) == 21
     for name, wanted in chosen.items():
         found = weights[name].read()
-        assert found.spec == QuantSpec(bits=4, group_size=32, symmetric=symmetric, scale_dtype="bfloat16")
+        assert found.scheme == AffineGroups(bits=4, group_size=32, symmetric=symmetric, scale_dtype="bfloat16")
         assert np.array_equal(found.codes.astype(int) - 8, wanted["codes"])
         assert np.array_equal(found.zero.astype(int) - 8, wanted["zero"])
         assert np.array_equal(found.scale.astype(np.float32), wanted["scale"])
@@ -132,7 +132,9 @@ def test_an_exact_name_wins_over_an_expression_and_that_over_a_class(folder: Pat
         config["config_groups"] = {"a": other, "b": loose, "c": exact}
 
     edit_config(folder, change)
-    assert {view.spec for view in EXPORTER.read(folder).weights.values() if isinstance(view, QuantizedView)} == {ASYM4}
+    assert {view.scheme for view in EXPORTER.read(folder).weights.values() if isinstance(view, QuantizedView)} == {
+        ASYM4
+    }
 
 
 @pytest.mark.parametrize("ignore", [["lm_head"], ["re:.*lm_head"], ["re:lm_head$", "Embedding"]])

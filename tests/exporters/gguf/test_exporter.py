@@ -31,8 +31,9 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.models.spec import LINEAR_ROLES, Role, parse_config
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import SCALE_DTYPES
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from quantkit.text.vocabulary import read_vocabulary
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
@@ -67,21 +68,23 @@ def dense(
     return memory_checkpoint(config, random_arrays(parse_config(config), dtype=dtype), files=files)
 
 
-def random_quantized(shape: tuple[int, ...], spec: QuantSpec, seed: int = 0) -> QuantizedTensor:
+def random_quantized(shape: tuple[int, ...], spec: AffineGroups, seed: int = 0) -> QuantizedTensor:
     rng = np.random.default_rng(seed)
     rows, cols = shape
     groups = (rows, spec.groups(cols))
     zero = np.full(groups, spec.midpoint) if spec.symmetric else rng.integers(0, spec.levels, groups)
     return QuantizedTensor(
-        spec=spec,
-        codes=rng.integers(0, spec.levels, shape).astype(np.uint8),
-        scale=(rng.uniform(0.5, 1.5, groups) * 0.05 / spec.midpoint).astype(SCALE_DTYPES[spec.scale_dtype]),
-        zero=zero.astype(np.uint8),
+        spec,
+        rng.integers(0, spec.levels, shape).astype(np.uint8),
+        {
+            "scale": (rng.uniform(0.5, 1.5, groups) * 0.05 / spec.midpoint).astype(SCALE_DTYPES[spec.scale_dtype]),
+            "zero": zero.astype(np.uint8),
+        },
     )
 
 
 def quantized(
-    spec: QuantSpec, config: Mapping[str, Any] = CONFIG, *, files: Mapping[str, bytes] | None = None
+    spec: AffineGroups, config: Mapping[str, Any] = CONFIG, *, files: Mapping[str, bytes] | None = None
 ) -> Checkpoint:
     """Linear layers on the grid of `spec`, everything else dense."""
     model = parse_config(config)
@@ -220,7 +223,7 @@ def test_planning_reads_no_tensor_data() -> None:
     def explode(*_: object) -> Any:
         raise AssertionError("tensor data was read")
 
-    source = quantized(QuantSpec(bits=4, group_size=64))
+    source = quantized(AffineGroups(bits=4, group_size=64))
     weights = {
         name: replace(view, read=explode) if isinstance(view, QuantizedView) else replace(view, fetch=explode)
         for name, view in source.weights.items()
@@ -262,7 +265,7 @@ def test_symmetric_codes_stand_for_scale_times_code_minus_zero(
     bits: int, kind: str, group_size: int, tmp_path: Path
 ) -> None:
     """Bit for bit, by gguf-py's own dequantization."""
-    source = quantized(QuantSpec(bits=bits, group_size=group_size))
+    source = quantized(AffineGroups(bits=bits, group_size=group_size))
     _, tensors = theirs(write(source, tmp_path / "m.gguf", kind))
     for name, found, heads in ((UP_PROJ, "blk.0.ffn_up.weight", 0), (Q_PROJ, "blk.0.attn_q.weight", 4)):
         wanted = source.weights[name].read().dequantized()  # type: ignore[union-attr]
@@ -272,7 +275,7 @@ def test_symmetric_codes_stand_for_scale_times_code_minus_zero(
 
 @pytest.mark.parametrize(("bits", "kind"), [(2, "q4_1"), (4, "q4_1"), (4, "q5_1"), (5, "q5_1")])
 def test_asymmetric_codes_are_equal_and_minimums_are_rounded_once(bits: int, kind: str, tmp_path: Path) -> None:
-    source = quantized(QuantSpec(bits=bits, group_size=64, symmetric=False))
+    source = quantized(AffineGroups(bits=bits, group_size=64, symmetric=False))
     path = write(source, tmp_path / "m.gguf", kind)
     raw = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.ffn_up.weight").data
     codes, scale, minimum = blocks.unpack(blocks.QUANTIZED[kind.upper()], np.asarray(raw))
@@ -287,10 +290,10 @@ def test_asymmetric_codes_are_equal_and_minimums_are_rounded_once(bits: int, kin
 
 @pytest.mark.parametrize(("bits", "kind"), [(3, "q4_0"), (4, "q5_0"), (4, "q8_0"), (7, "q8_0")])
 def test_asymmetric_weights_are_exact_in_types_that_hold_the_difference(bits: int, kind: str, tmp_path: Path) -> None:
-    source = quantized(QuantSpec(bits=bits, group_size=64, symmetric=False))
+    source = quantized(AffineGroups(bits=bits, group_size=64, symmetric=False))
     back = EXPORTER.read(write(source, tmp_path / "m.gguf", kind)).weights[UP_PROJ]
     assert isinstance(back, QuantizedView)
-    assert back.spec == QuantSpec(bits=int(kind[1]), group_size=64)
+    assert back.spec == AffineGroups(bits=int(kind[1]), group_size=64)
     assert np.array_equal(back.read().dequantized(), source.weights[UP_PROJ].read().dequantized())  # type: ignore[union-attr]
 
 
@@ -312,7 +315,7 @@ HOLDS = {
 def test_what_a_type_holds(kind: str, symmetric: bool) -> None:
     """Against the definition: the smallest and largest of code - zero (or code) fit the block's integers."""
     for bits in range(2, 9):
-        spec = QuantSpec(bits=bits, group_size=64, symmetric=symmetric)
+        spec = AffineGroups(bits=bits, group_size=64, symmetric=symmetric)
         if bits in HOLDS[kind, symmetric]:
             EXPORTER.accepts(spec, ExportOptions(type=kind))
             continue
@@ -325,19 +328,19 @@ def test_what_a_type_holds(kind: str, symmetric: bool) -> None:
 
 
 DEFAULTS = {
-    QuantSpec(bits=2, group_size=32): "q4_0",
-    QuantSpec(bits=4, group_size=128): "q4_0",
-    QuantSpec(bits=5, group_size=32): "q5_0",
-    QuantSpec(bits=8, group_size=-1): "q8_0",
-    QuantSpec(bits=3, group_size=32, symmetric=False): "q4_1",
-    QuantSpec(bits=4, group_size=64, symmetric=False): "q4_1",
-    QuantSpec(bits=5, group_size=64, symmetric=False): "q5_1",
-    QuantSpec(bits=6, group_size=64, symmetric=False): "q8_0",
+    AffineGroups(bits=2, group_size=32): "q4_0",
+    AffineGroups(bits=4, group_size=128): "q4_0",
+    AffineGroups(bits=5, group_size=32): "q5_0",
+    AffineGroups(bits=8, group_size=-1): "q8_0",
+    AffineGroups(bits=3, group_size=32, symmetric=False): "q4_1",
+    AffineGroups(bits=4, group_size=64, symmetric=False): "q4_1",
+    AffineGroups(bits=5, group_size=64, symmetric=False): "q5_1",
+    AffineGroups(bits=6, group_size=64, symmetric=False): "q8_0",
 }
 
 
 @pytest.mark.parametrize("spec", DEFAULTS, ids=str)
-def test_the_default_is_the_smallest_type_that_keeps_the_codes(spec: QuantSpec) -> None:
+def test_the_default_is_the_smallest_type_that_keeps_the_codes(spec: AffineGroups) -> None:
     planned = EXPORTER.prepare(quantized(spec), ExportOptions())
     types = {tensor.name: tensor.type for tensor in planned.tensors}
     assert types["blk.0.attn_q.weight"] == types["blk.1.ffn_down.weight"] == DEFAULTS[spec]
@@ -349,12 +352,12 @@ def test_the_default_is_the_smallest_type_that_keeps_the_codes(spec: QuantSpec) 
 @pytest.mark.parametrize(
     ("spec", "hint"),
     [
-        (QuantSpec(bits=4, group_size=16), "groups of 16 .* f16"),
-        (QuantSpec(bits=8, group_size=32, symmetric=False), "f16, bf16 or f32"),
+        (AffineGroups(bits=4, group_size=16), "groups of 16 .* f16"),
+        (AffineGroups(bits=8, group_size=32, symmetric=False), "f16, bf16 or f32"),
     ],
     ids=str,
 )
-def test_codes_that_no_block_holds_are_refused_with_a_hint(spec: QuantSpec, hint: str, tmp_path: Path) -> None:
+def test_codes_that_no_block_holds_are_refused_with_a_hint(spec: AffineGroups, hint: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedSpec) as refusal:
         EXPORTER.prepare(quantized(spec), ExportOptions())
     assert np.char.count([str(refusal.value.hint)], hint.split(" .* ", maxsplit=1)[0])[0]
@@ -362,8 +365,8 @@ def test_codes_that_no_block_holds_are_refused_with_a_hint(spec: QuantSpec, hint
 
 
 def test_mixed_codes_take_a_type_each() -> None:
-    source = quantized(QuantSpec(bits=4, group_size=64))
-    eight = random_quantized((256, 128), QuantSpec(bits=8, group_size=32))
+    source = quantized(AffineGroups(bits=4, group_size=64))
+    eight = random_quantized((256, 128), AffineGroups(bits=8, group_size=32))
     view = QuantizedView(UP_PROJ, (256, 128), eight.spec, lambda: eight)
     mixed = replace(source, weights={**source.weights, UP_PROJ: view})
     types = {tensor.name: tensor.type for tensor in EXPORTER.prepare(mixed, ExportOptions()).tensors}
@@ -373,9 +376,9 @@ def test_mixed_codes_take_a_type_each() -> None:
 
 
 def test_a_quantized_embedding_is_carried_in_q8_0_beside_smaller_types(tmp_path: Path) -> None:
-    source = quantized(QuantSpec(bits=4, group_size=64))
+    source = quantized(AffineGroups(bits=4, group_size=64))
     name = "model.embed_tokens.weight"
-    eight = random_quantized((2048, 128), QuantSpec(bits=8, group_size=32))
+    eight = random_quantized((2048, 128), AffineGroups(bits=8, group_size=32))
     view = QuantizedView(name, (2048, 128), eight.spec, lambda: eight)
     path = write(replace(source, weights={**source.weights, name: view}), tmp_path / "m.gguf", "q4_0")
     back = EXPORTER.read(path).weights[name].read()
@@ -386,7 +389,7 @@ def test_a_quantized_embedding_is_carried_in_q8_0_beside_smaller_types(tmp_path:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_only_scales_that_are_float16_are_carried(dtype: str, tmp_path: Path) -> None:
-    spec = QuantSpec(bits=4, group_size=64, scale_dtype=dtype)
+    spec = AffineGroups(bits=4, group_size=64, scale_dtype=dtype)
     source = quantized(spec)
     tensor = source.weights[UP_PROJ].read()
     assert isinstance(tensor, QuantizedTensor)
@@ -401,7 +404,7 @@ def test_only_scales_that_are_float16_are_carried(dtype: str, tmp_path: Path) ->
         }
         return replace(source, weights={**weights, UP_PROJ: QuantizedView(UP_PROJ, other.shape, spec, lambda: other)})
 
-    def flat(shape: tuple[int, int], spec: QuantSpec) -> QuantizedTensor:
+    def flat(shape: tuple[int, int], spec: AffineGroups) -> QuantizedTensor:
         made = random_quantized(shape, spec)
         return replace(made, scale=np.full_like(made.scale, 0.25))
 
@@ -416,7 +419,7 @@ def test_only_scales_that_are_float16_are_carried(dtype: str, tmp_path: Path) ->
 
 
 def test_a_minimum_beyond_float16_is_refused(tmp_path: Path) -> None:
-    spec = QuantSpec(bits=4, group_size=64, symmetric=False)
+    spec = AffineGroups(bits=4, group_size=64, symmetric=False)
     source = quantized(spec)
     tensor = random_quantized((256, 128), spec)
     large = replace(tensor, scale=np.full_like(tensor.scale, 60000), zero=np.full_like(tensor.zero, 15))
@@ -433,8 +436,8 @@ def test_reading_and_writing_again_gives_the_same_bytes(tmp_path: Path, tokenize
         [
             (dense(files=tokenizer_files), "f16"),
             (dense(files=tokenizer_files), "q4_0"),
-            (quantized(QuantSpec(bits=4, group_size=128), files=tokenizer_files), None),
-            (quantized(QuantSpec(bits=3, group_size=64, symmetric=False), files=tokenizer_files), None),
+            (quantized(AffineGroups(bits=4, group_size=128), files=tokenizer_files), None),
+            (quantized(AffineGroups(bits=3, group_size=64, symmetric=False), files=tokenizer_files), None),
         ]
     ):
         one = write(source, tmp_path / f"{number}.gguf", kind)
@@ -531,11 +534,11 @@ def test_llama_cpp_computes_the_model(kind: str, arch: str, tmp_path: Path, toke
 @pytest.mark.engine("llama-cpp")
 @pytest.mark.parametrize(
     "spec",
-    [QuantSpec(bits=4, group_size=128), QuantSpec(bits=4, group_size=64, symmetric=False)],
+    [AffineGroups(bits=4, group_size=128), AffineGroups(bits=4, group_size=64, symmetric=False)],
     ids=["q4_0", "q4_1"],
 )
 def test_llama_cpp_computes_with_the_codes_that_were_given(
-    spec: QuantSpec, tmp_path: Path, tokenizer_files: dict[str, bytes]
+    spec: AffineGroups, tmp_path: Path, tokenizer_files: dict[str, bytes]
 ) -> None:
     source = quantized(spec, files=tokenizer_files)
     found = engine_log_probs(write(source, tmp_path / "m.gguf"))

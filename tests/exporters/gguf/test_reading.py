@@ -27,7 +27,7 @@ from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.file import read_gguf
 from quantkit.exporters.gguf.header import entry, header_bytes, number_array, string_array
 from quantkit.exporters.gguf.types import ValueType, padding
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 
 EXPORTER = registry.exporter("gguf")
@@ -116,7 +116,7 @@ def test_blocks_without_a_record_are_groups_of_32(block: blocks.BlockType, bits:
     path = stranger(tmp_path / "m.gguf", types={"blk.0.ffn_up.weight": block})
     view = EXPORTER.read(path).weights[UP_PROJ]
     assert isinstance(view, QuantizedView)
-    assert view.spec == QuantSpec(bits=bits, group_size=32)
+    assert view.scheme == AffineGroups(bits=bits, group_size=32)
     assert np.array_equal(view.read().dequantized(), reference_values(path, "blk.0.ffn_up.weight"))
 
 

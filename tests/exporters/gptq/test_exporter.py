@@ -19,15 +19,15 @@ from quantkit.exporters.gptq.exporter import EXPORTER
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Role, TensorSlot
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from tests.support.memory import memory_checkpoint, tiny_config
 from tests.support.quantized_models import Choice, linears, quantized_model
 
 MINICPM = tiny_config(intermediate_size=96, num_key_value_heads=2)
 LLAMA = {**MINICPM, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
-SYM4 = QuantSpec(bits=4, group_size=32)
+SYM4 = AffineGroups(bits=4, group_size=32)
 Q = "model.layers.0.self_attn.q_proj"
 
 
@@ -67,15 +67,14 @@ def smallest(bits: int) -> Checkpoint:
         vocab_size=8, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1, dim_model_base=8,
     )  # fmt: skip
-    spec = QuantSpec(bits=bits, group_size=32)
+    spec = AffineGroups(bits=bits, group_size=32)
     rows, cols = np.indices((32, 32))
     scale = np.full((32, 1), 0.5, np.float16)
     scale[1] = -2
     tensor = QuantizedTensor(
-        spec=spec,
-        codes=((rows + cols) % spec.levels).astype(np.uint8),
-        scale=scale,
-        zero=np.full((32, 1), spec.midpoint, np.uint8),
+        spec,
+        ((rows + cols) % spec.levels).astype(np.uint8),
+        {"scale": scale, "zero": np.full((32, 1), spec.midpoint, np.uint8)},
     )
     return quantized_model(config, linears(spec), replaced={f"{Q}.weight": tensor})
 
@@ -116,7 +115,7 @@ def test_the_smallest_module_has_the_literal_words(bits: int, tmp_path: Path) ->
 @pytest.mark.parametrize("group_size", [32, -1])
 @pytest.mark.parametrize("kind", ["v1", "v2", "v2 asym"])
 def test_every_word_is_what_the_text_of_the_layout_says(bits: int, group_size: int, kind: str, tmp_path: Path) -> None:
-    spec = QuantSpec(bits=bits, group_size=group_size, symmetric=not kind.endswith("asym"))
+    spec = AffineGroups(bits=bits, group_size=group_size, symmetric=not kind.endswith("asym"))
     checkpoint = quantized_model(MINICPM, linears(spec))
     folder = written(checkpoint, tmp_path / "m", kind[:2])
     for module in (Q, "model.layers.2.mlp.down_proj"):
@@ -163,14 +162,14 @@ def test_without_a_type_symmetric_models_are_v1_and_others_v2(symmetric: bool, l
     assert settings_of(written(checkpoint, tmp_path / "m"))["checkpoint_format"] == layout
 
 
-def several(slot: TensorSlot) -> QuantSpec | None:
+def several(slot: TensorSlot) -> AffineGroups | None:
     """The first block's attention in 8 bits, the second's output dense, gate and up asymmetric in the last."""
     if slot.role in (Role.Q, Role.K, Role.V) and slot.layer == 0:
-        return QuantSpec(bits=8, group_size=-1)
+        return AffineGroups(bits=8, group_size=-1)
     if slot.role is Role.O and slot.layer == 1:
         return None
     if slot.role in (Role.GATE, Role.UP) and slot.layer == 2:
-        return QuantSpec(bits=4, group_size=32, symmetric=False)
+        return AffineGroups(bits=4, group_size=32, symmetric=False)
     return linears(SYM4)(slot)
 
 
@@ -215,12 +214,12 @@ def refused(choose: Choice, *, config: dict[str, Any] = LLAMA, kind: str | None 
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        (QuantSpec(bits=5, group_size=32), "holds 2, 3, 4 and 8 bits"),
-        (QuantSpec(bits=4, group_size=16), "groups of 32, 64, 128, or one per row"),
-        (QuantSpec(bits=4, group_size=32, scale_dtype="float32"), "float16 scales"),
+        (AffineGroups(bits=5, group_size=32), "holds 2, 3, 4 and 8 bits"),
+        (AffineGroups(bits=4, group_size=16), "groups of 32, 64, 128, or one per row"),
+        (AffineGroups(bits=4, group_size=32, scale_dtype="float32"), "float16 scales"),
     ],
 )
-def test_a_grid_that_the_layout_does_not_have_is_refused(spec: QuantSpec, complaint: str) -> None:
+def test_a_grid_that_the_layout_does_not_have_is_refused(spec: AffineGroups, complaint: str) -> None:
     refusal = refused(linears(spec))
     assert complaint in str(refusal)
     assert f"{Q}.weight" in str(refusal)
@@ -235,7 +234,7 @@ def test_asymmetric_v1_is_refused_with_the_way_out() -> None:
 
 
 def test_layers_that_engines_fuse_must_be_on_one_grid() -> None:
-    eight = {Role.K: QuantSpec(bits=8, group_size=32)}
+    eight = {Role.K: AffineGroups(bits=8, group_size=32)}
     refusal = refused(lambda slot: eight.get(slot.role) or linears(SYM4)(slot))
     assert "k_proj.weight is int8 g32 sym and model.layers.0.self_attn.q_proj.weight int4 g32 sym" in str(refusal)
     refusal = refused(lambda slot: SYM4 if slot.role in (Role.GATE, Role.DOWN) else None)
@@ -273,10 +272,9 @@ def test_a_dense_model_or_an_unknown_type_is_refused() -> None:
 def test_bfloat16_scales_are_taken_when_float16_holds_each_of_them(value: float, fits: bool, tmp_path: Path) -> None:
     spec = replace(SYM4, scale_dtype="bfloat16")
     tensor = QuantizedTensor(
-        spec=spec,
-        codes=np.zeros((64, 64), np.uint8),
-        scale=np.full((64, 2), value).astype(ml_dtypes.bfloat16),
-        zero=np.full((64, 2), 8, np.uint8),
+        spec,
+        np.zeros((64, 64), np.uint8),
+        {"scale": np.full((64, 2), value).astype(ml_dtypes.bfloat16), "zero": np.full((64, 2), 8, np.uint8)},
     )
     choose: Choice = lambda slot: spec if slot.name == f"{Q}.weight" else None  # noqa: E731
     checkpoint = quantized_model(tiny_config(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2), choose)

@@ -25,7 +25,7 @@ from quantkit.errors import (
 from quantkit.exporters.gptq.exporter import EXPORTER
 from quantkit.models.spec import LINEAR_ROLES, parse_config
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.quant_spec import QuantSpec
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from tests.exporters.gptq.test_exporter import packed_down
 from tests.support.memory import random_arrays, tiny_config
@@ -95,7 +95,7 @@ def test_an_old_folder_with_settings_of_its_own_reads_to_its_codes(sym: bool, ki
     back = EXPORTER.read(stranger.folder)
     for name, (codes, zero, scale) in stranger.parts.items():
         tensor = back.weights[name].read()
-        assert tensor.spec == QuantSpec(bits=4, group_size=64, symmetric=sym)
+        assert tensor.scheme == AffineGroups(bits=4, group_size=64, symmetric=sym)
         assert np.array_equal(tensor.codes, codes)
         assert np.array_equal(tensor.zero, zero)
         assert np.array_equal(tensor.scale, scale)
@@ -106,7 +106,7 @@ def test_an_old_folder_with_settings_of_its_own_reads_to_its_codes(sym: bool, ki
 def test_bfloat16_scales_are_kept(tmp_path: Path) -> None:
     stranger = Stranger(tmp_path / "theirs", scale_dtype=ml_dtypes.bfloat16)
     tensor = EXPORTER.read(stranger.folder).weights[f"{Q}.weight"].read()
-    assert tensor.spec.scale_dtype == "bfloat16"
+    assert tensor.scheme.scale_dtype == "bfloat16"
     assert np.array_equal(tensor.dequantized(), stranger.values[f"{Q}.weight"])
 
 
@@ -128,7 +128,7 @@ def test_act_order_whose_runs_share_a_group_is_carried(index: np.ndarray, group_
     for name, values in stranger.values.items():
         view = back.weights[name]
         assert isinstance(view, QuantizedView)
-        assert view.spec == QuantSpec(bits=4, group_size=group_size, symmetric=False)
+        assert view.scheme == AffineGroups(bits=4, group_size=group_size, symmetric=False)
         assert np.array_equal(view.read().dequantized(), values)
         assert np.array_equal(view.read().codes, stranger.parts[name][0])
 
@@ -158,7 +158,7 @@ def test_scattered_columns_are_read_as_values_and_no_int4_container_takes_them(t
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Symmetric int4 in groups of 32 in every linear layer of an untied Llama, v1; the test may change it."""
-    checkpoint = quantized_model(LLAMA, linears(QuantSpec(bits=4, group_size=32)))
+    checkpoint = quantized_model(LLAMA, linears(AffineGroups(bits=4, group_size=32)))
     publish(EXPORTER.prepare(checkpoint, ExportOptions()), tmp_path / "folder")
     (tmp_path / "folder" / "quantize_config.json").unlink()
     return tmp_path / "folder"

@@ -33,14 +33,15 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Role, TensorSlot
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_marlin, unpack_marlin
-from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import SCALE_DTYPES
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from tests.support.memory import tiny_config
 from tests.support.quantized_models import Choice, linears, quantized_model, random_quantized
 
-INT4 = QuantSpec(bits=4, group_size=128)
-PER_ROW = QuantSpec(bits=4, group_size=-1)
+INT4 = AffineGroups(bits=4, group_size=128)
+PER_ROW = AffineGroups(bits=4, group_size=-1)
 FACTORS = [1.0 + i / 4 for i in range(32)]
 LONGROPE = {
     "rope_type": "longrope",
@@ -352,7 +353,7 @@ def test_the_newer_name_of_rope_scaling_becomes_the_older(tmp_path: Path) -> Non
     assert "rope_parameters" not in config
 
 
-BFLOAT16 = QuantSpec(bits=4, group_size=128, scale_dtype="bfloat16")
+BFLOAT16 = AffineGroups(bits=4, group_size=128, scale_dtype="bfloat16")
 
 
 def with_bfloat16_scales(**changed: np.float32) -> Checkpoint:
@@ -406,7 +407,7 @@ def test_beyond_one_shard_there_is_one_index(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("spec", [INT4, PER_ROW])
-def test_the_checkpoint_of_the_kernels_authors_has_every_layer_by_itself(spec: QuantSpec, tmp_path: Path) -> None:
+def test_the_checkpoint_of_the_kernels_authors_has_every_layer_by_itself(spec: AffineGroups, tmp_path: Path) -> None:
     given = quantized_model(MINICPM, linears(spec))
     folder = written(given, tmp_path, IST)
     tensors = load_file(folder / "model.safetensors")
@@ -434,13 +435,13 @@ def test_the_checkpoint_of_the_kernels_authors_has_every_layer_by_itself(spec: Q
 # ------------------------------------------------------------------------------------------------------- refusals
 
 
-def only(role: Role, spec: QuantSpec | None, others: QuantSpec = INT4) -> Choice:
+def only(role: Role, spec: AffineGroups | None, others: AffineGroups = INT4) -> Choice:
     """`spec` for one role, `others` for the other linear layers."""
     return lambda slot: spec if slot.role is role else linears(others)(slot)
 
 
-def dense_head(slot: TensorSlot) -> QuantSpec | None:
-    return QuantSpec(bits=4, group_size=128) if slot.role is Role.LM_HEAD else linears(INT4)(slot)
+def dense_head(slot: TensorSlot) -> AffineGroups | None:
+    return AffineGroups(bits=4, group_size=128) if slot.role is Role.LM_HEAD else linears(INT4)(slot)
 
 
 def with_rope(**changes: Any) -> dict[str, Any]:
@@ -448,12 +449,17 @@ def with_rope(**changes: Any) -> dict[str, Any]:
 
 
 REFUSED: Mapping[str, tuple[dict[str, Any], Choice, ExportOptions, str]] = {
-    "three bits": (MINICPM, linears(QuantSpec(bits=3, group_size=128)), CPM_CU, "q_proj.*4 bits only"),
-    "asymmetric": (MINICPM, linears(QuantSpec(bits=4, group_size=128, symmetric=False)), CPM_CU, "q_proj.*symmetric"),
-    "groups of 32": (MINICPM, linears(QuantSpec(bits=4, group_size=32)), CPM_CU, "q_proj.*groups of 128"),
+    "three bits": (MINICPM, linears(AffineGroups(bits=3, group_size=128)), CPM_CU, "q_proj.*4 bits only"),
+    "asymmetric": (
+        MINICPM,
+        linears(AffineGroups(bits=4, group_size=128, symmetric=False)),
+        CPM_CU,
+        "q_proj.*symmetric",
+    ),
+    "groups of 32": (MINICPM, linears(AffineGroups(bits=4, group_size=32)), CPM_CU, "q_proj.*groups of 128"),
     "float32 scales": (
         MINICPM,
-        linears(QuantSpec(bits=4, group_size=128, scale_dtype="float32")),
+        linears(AffineGroups(bits=4, group_size=128, scale_dtype="float32")),
         IST,
         "q_proj.*float16 scales",
     ),

@@ -1,4 +1,4 @@
-"""`QuantSpec`: what it admits, what it derives, and its JSON form."""
+"""`AffineGroups`: what it admits, what it derives, and its JSON form."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantkit.errors import UnsupportedSpec
-from quantkit.tensors.quant_spec import SCALE_DTYPES, QuantSpec
+from quantkit.tensors.scheme import SCALE_DTYPES, scheme_from_json
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 
 SPECS = st.builds(
-    QuantSpec,
+    AffineGroups,
     bits=st.integers(2, 8),
     group_size=st.sampled_from([-1, 1, 32, 64, 128]),
     symmetric=st.booleans(),
@@ -22,12 +23,12 @@ SPECS = st.builds(
 
 
 @given(SPECS)
-def test_a_spec_survives_json(spec: QuantSpec) -> None:
-    assert QuantSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+def test_a_scheme_survives_json(spec: AffineGroups) -> None:
+    assert scheme_from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 def test_the_json_form_names_every_choice() -> None:
-    assert QuantSpec(bits=4, group_size=128).to_json() == {
+    assert AffineGroups(bits=4, group_size=128).to_json() == {
         "bits": 4,
         "group_size": 128,
         "symmetric": True,
@@ -37,23 +38,23 @@ def test_the_json_form_names_every_choice() -> None:
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_levels_and_midpoint_follow_the_bits(bits: int) -> None:
-    spec = QuantSpec(bits=bits, group_size=32)
+    spec = AffineGroups(bits=bits, group_size=32)
     assert (spec.levels, spec.midpoint) == {
         2: (4, 2), 3: (8, 4), 4: (16, 8), 5: (32, 16), 6: (64, 32), 7: (128, 64), 8: (256, 128),
     }[bits]  # fmt: skip
 
 
 def test_groups_count_whole_groups_per_row() -> None:
-    assert QuantSpec(bits=4, group_size=32).groups(256) == 8
-    assert QuantSpec(bits=4, group_size=-1).groups(257) == 1
-    assert QuantSpec(bits=4, group_size=-1).group_width(257) == 257
+    assert AffineGroups(bits=4, group_size=32).groups(256) == 8
+    assert AffineGroups(bits=4, group_size=-1).groups(257) == 1
+    assert AffineGroups(bits=4, group_size=-1).group_width(257) == 257
 
 
 def test_a_width_that_groups_do_not_divide_is_refused_by_name() -> None:
     with pytest.raises(
         UnsupportedSpec, match=r"down_proj: 5760 columns are not a multiple of group_size 256"
     ) as refusal:
-        QuantSpec(bits=4, group_size=256).groups(5760, name="down_proj")
+        AffineGroups(bits=4, group_size=256).groups(5760, name="down_proj")
     assert refusal.value.hint is not None
 
 
@@ -69,12 +70,12 @@ def test_a_width_that_groups_do_not_divide_is_refused_by_name() -> None:
 )
 def test_a_meaningless_spec_is_refused(changes: dict[str, object], complaint: str) -> None:
     with pytest.raises(UnsupportedSpec, match=complaint):
-        QuantSpec.from_json({"bits": 4, "group_size": 128, **changes})
+        scheme_from_json({"bits": 4, "group_size": 128, **changes})
 
 
 def test_a_spec_cannot_be_changed_and_reads_well() -> None:
-    spec = QuantSpec(bits=4, group_size=128)
+    spec = AffineGroups(bits=4, group_size=128)
     with pytest.raises(FrozenInstanceError):
         spec.bits = 8  # type: ignore[misc]
     assert str(spec) == "int4 g128 sym"
-    assert str(QuantSpec(bits=3, group_size=-1, symmetric=False)) == "int3 row asym"
+    assert str(AffineGroups(bits=3, group_size=-1, symmetric=False)) == "int3 row asym"

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from quantkit.errors import BadOption, MissingDependency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """What is computed with, and on.
+
+    threads: how many to use; no result depends on it.
+    device: what calibrated methods compute on, cpu or cuda. Sums are added in another order there: once a scale rounds
+        otherwise, so do codes of all that makes up for it; errors are as small.
+    bfloat16: whether calibration forwards compute in it (`quantkit.calibration.autocast`); None = on a CPU that has
+        instructions for it.
+    """
+
+    threads: int = 1
+    device: str = "cpu"
+    bfloat16: bool | None = None
+
+    def in_bfloat16(self) -> bool:
+        """Whether calibration forwards compute in bfloat16 here."""
+        if self.bfloat16 is not None:
+            return self.bfloat16
+        from quantkit.calibration.autocast import has_bfloat16_products  # noqa: PLC0415 - imports torch
+
+        return self.device == "cpu" and has_bfloat16_products()
 
 
 def check_torch(name: str) -> None:

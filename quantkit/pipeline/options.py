@@ -1,0 +1,40 @@
+"""What a user may choose about a quantization run; the defaults stand here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantkit.calibration.samples import CalibrationOptions
+from quantkit.pipeline.recipe import Recipe
+from quantkit.protocols import Method
+from quantkit.tensors.scheme import Scheme
+from quantkit.tensors.schemes.affine_groups import AffineGroups
+
+INT4 = AffineGroups(bits=4, group_size=128)
+NO_EXCEPTIONS = Recipe()
+OWN_TEXT = CalibrationOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeOptions:
+    """How a model is quantized.
+
+    method: of every linear layer that the recipe does not decide; see `quantkit.registry.names("methods")`, or one of
+        their kind with settings of its own.
+    scheme: theirs, likewise.
+    recipe: exceptions.
+    calibration: what to calibrate on.
+    propagate: whether each layer makes up for what the layers before it lost.
+    smooth: whether to scale the inputs of calibrated layers (`quantkit.solver.smoothing`); None = where their methods
+        ask for it.
+    fisher: whether errors of outputs count by what they do to the predictions (`quantkit.calibration.fisher`), for
+        methods that can tell them apart.
+    """
+
+    method: str | Method = "gptq"
+    scheme: Scheme = INT4
+    recipe: Recipe = NO_EXCEPTIONS
+    calibration: CalibrationOptions = OWN_TEXT
+    propagate: bool = True
+    smooth: bool | None = None
+    fisher: bool = True

@@ -1,0 +1,120 @@
+"""Whole jobs, from a model on disk to an artifact on disk: `quantize` and `export`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from quantkit import registry
+from quantkit.artifacts.publishing import Published, preflight, publish
+from quantkit.calibration.compute import Compute
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.folding import with_architecture, with_source_dtypes
+from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.quantization import Quantization
+from quantkit.protocols import ExportOptions
+
+INTERMEDIATE = "compressed-tensors"
+"""The container that `quantize` writes."""
+DEFAULTS = QuantizeOptions()
+ONE_THREAD = Compute()
+AS_IT_IS = ExportOptions()
+
+
+def quantize(
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    options: QuantizeOptions = DEFAULTS,
+    *,
+    compute: Compute = ONE_THREAD,
+    arch: str = "native",
+    overwrite: bool = False,
+    wrote: Callable[[int, int], None] | None = None,
+    generated: Callable[[int, int], None] | None = None,
+) -> Published:
+    """Quantize a dense model into a folder that vLLM and transformers load as it is, and that every exporter reads.
+
+    A run that was stopped, by whatever, goes on after its last finished block when it is asked for again.
+
+    Args:
+        model: a folder, a single-file artifact, or an open checkpoint, with 16 or 32-bit weights.
+        out: the folder to make.
+        options: method, scheme, calibration and the rest.
+        compute: threads and device.
+        arch: "native", or "llama" to fold MiniCPM's scalars into the weights beforehand.
+        overwrite: replace what lies at `out`, at the very end.
+        wrote: told (bytes written, bytes in all).
+        generated: told (tokens of calibration text generated, tokens in all).
+
+    Returns:
+        The artifact; `manifest["report"]` tells how well every layer was quantized.
+
+    Raises:
+        What `Quantization`, reading, calibrating and `publish` raise; all are `QuantkitError`s.
+    """
+    source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    run = Quantization(with_architecture(source, arch), options, compute=compute, progress=generated)
+    planned = registry.exporter(INTERMEDIATE).prepare(with_source_dtypes(run.checkpoint, source), AS_IT_IS)
+    target = Path(out)
+    preflight(planned, target, inputs=source.inputs, overwrite=overwrite, journal_size=run.journal_size())
+    with run.journal(planned, target):
+        run.calibrate()
+        return publish(
+            planned,
+            target,
+            inputs=source.inputs,
+            overwrite=overwrite,
+            progress=_counted(wrote, planned.size),
+            report=run.report,
+        )
+
+
+def export(
+    format: str,  # noqa: A002 - the field's word
+    source: str | Path | Checkpoint,
+    out: str | Path,
+    options: ExportOptions = AS_IT_IS,
+    *,
+    overwrite: bool = False,
+    wrote: Callable[[int, int], None] | None = None,
+) -> Published:
+    """Write a model as one container. Quantized weights are carried code for code, or refused.
+
+    Args:
+        format: an exporter's name, see `quantkit.registry.names("exporters")`.
+        source: a folder, a single-file artifact, or an open checkpoint.
+        out: the file or folder to make.
+        options: type, architecture and target.
+        overwrite: replace what lies at `out`, at the very end.
+        wrote: told (bytes written, bytes in all).
+
+    Returns:
+        The artifact; `manifest["notes"]` says what the user should know.
+
+    Raises:
+        UnsupportedSpec: the container cannot hold a weight; names it, and what could.
+        What reading and `publish` raise; all are `QuantkitError`s.
+    """
+    checkpoint = registry.open_checkpoint(source) if isinstance(source, (str, Path)) else source
+    planned = registry.exporter(format).prepare(checkpoint, options)
+    return publish(
+        planned,
+        Path(out),
+        inputs=checkpoint.inputs,
+        overwrite=overwrite,
+        progress=_counted(wrote, planned.size),
+    )
+
+
+def _counted(told: Callable[[int, int], None] | None, total: int) -> Callable[[int], None] | None:
+    """From bytes just written to (bytes written, bytes in all)."""
+    if told is None:
+        return None
+    done = 0
+
+    def count(just: int) -> None:
+        nonlocal done
+        done += just
+        told(done, total)
+
+    return count
