@@ -1,8 +1,8 @@
 """The file name is the registry: how plug-ins of every kind are found.
 
 A room is a package such as `quantkit.exporters`. Each of its modules whose name does not begin with `_` is a plug-in:
-`exporters/awq.py` is "awq", `runtimes/llama_cpp.py` is "llama-cpp". A plug-in that outgrew one file is a folder of that
-name, and its object stands in the module that is called after the kind: `exporters/gguf/exporter.py`.
+`exporters/awq.py` is "awq". A plug-in that outgrew one file is a folder of that name, and its object stands in the
+module that is called after the kind: `runtimes/llama_cpp/runtime.py` is "llama-cpp".
 
 Listing a room imports nothing from it; a module is imported when its plug-in is asked for by name.
 """

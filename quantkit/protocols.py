@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -213,8 +213,21 @@ class Predictions:
     rounded: np.ndarray | None
 
 
-class OracleSession(Session, Protocol):
-    """What the reference runtime's sessions can do beyond `Session`."""
+@runtime_checkable
+class TracingSession(Session, Protocol):
+    """A session that shows its stages, so that one that diverges can be located. `isinstance` tells.
+
+    The stages are named and scaled as the reference's, whatever the engine calls them: the embedding after
+    `scale_emb`, a block after both of its sums, the final norm before `logit_divisor`.
+    """
+
+    def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
+        """Every stage in order: "embedding", "block 0", ..., "final norm" [T, hidden], "logits" [T, vocab]; float32."""
+        ...
+
+
+class OracleSession(TracingSession, Protocol):
+    """What the reference runtime's sessions can do beyond `TracingSession`."""
 
     def predictions(
         self,
@@ -229,10 +242,6 @@ class OracleSession(Session, Protocol):
         that are being yielded are held. `progress` is told what is being done ("block 3 of 24"), steps done, and steps
         in all, at least every few seconds.
         """
-        ...
-
-    def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
-        """Every stage in order: "embedding", "block 0", ..., "final norm" [T, hidden], "logits" [T, vocab]; float32."""
         ...
 
 

@@ -9,6 +9,7 @@ on the child's stdin; an answer is one JSON line on its stdout, followed by `byt
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -55,8 +56,8 @@ class EngineProcess:
 
     def ask(
         self, *, timeout: float | None = None, **request: str | int | bool | Sequence[int]
-    ) -> tuple[dict[str, Any], bytes]:
-        """Send a request; return the answer and its data.
+    ) -> tuple[dict[str, Any], bytearray]:
+        """Send a request; return the answer and its data, which the caller may change.
 
         timeout: seconds after which the engine is killed, None = never.
 
@@ -65,7 +66,7 @@ class EngineProcess:
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
-        assert stdout is not None
+        assert isinstance(stdout, io.BufferedReader)
         with self._deadline(timeout):
             try:
                 stdin.write(json.dumps(request).encode() + b"\n")
@@ -75,8 +76,8 @@ class EngineProcess:
             line = stdout.readline()
             answer = self._parsed(line, timeout)
             size = answer.get("bytes", 0)
-            data = stdout.read(size)
-            if len(data) != size:
+            data = bytearray(size)
+            if stdout.readinto(data) != size:
                 raise self._death(timeout)
         return answer, data
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from quantkit import registry
 from quantkit.errors import QuantkitError
-from quantkit.protocols import OracleSession, Session
+from quantkit.protocols import OracleSession, Session, TracingSession
 from quantkit.verification.engines import ORACLE
 from quantkit.verification.metrics import compared
 from quantkit.verification.prompts import Prompt
@@ -53,11 +53,10 @@ def engine_divergence(
     session: Session, path: Path, prompt: Prompt, position: int, *, engine: str, arithmetic: str
 ) -> Divergence:
     """Where an engine leaves the reference; the stage is named where its session has `trace`."""
-    trace = cast("Callable[[Sequence[int]], Trace] | None", getattr(session, "trace", None))
     errors: Mapping[str, float] = {}
-    if trace is not None:
+    if isinstance(session, TracingSession):
         try:
-            errors = _errors(trace(prompt.token_ids), _oracle_trace(path, prompt.token_ids), rescaled=False)
+            errors = _errors(session.trace(prompt.token_ids), _oracle_trace(path, prompt.token_ids), rescaled=False)
         except QuantkitError:
             errors = {}
     stage = first_divergence(errors, ENGINE_STAGE_LIMITS[arithmetic])

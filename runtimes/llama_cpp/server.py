@@ -1,8 +1,7 @@
-"""The child process of `llama_cpp.py`: holds the engine and answers its questions
-(`quantkit.runtimes._engine_process`).
+"""The child process of `server_session.py`: drives the server of xllamacpp and answers questions (`child.py`).
 
 {"do": "load", "path": P, "n_ctx": N, "threads": N, "folder": F}        {}
-{"do": "row", "token_ids": [...], "count": N, "size": V}                {"entries": n, "bytes": 4 * V} + float32 row
+{"do": "row", "token_ids": [...], "count": N, "size": V}                {"entries": n} + float32 row [V]
 {"do": "tokenize", "text": T, "add_special": B, "parse_special": B}     {"token_ids": [...]}
 anything that the engine refuses                                        {"error": "one line"}
 """
@@ -14,12 +13,13 @@ import json
 import os
 import secrets
 import socket
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xllamacpp
+
+from quantkit.runtimes.llama_cpp.child import NOTHING, serve
 
 ERRORS_ONLY = 1
 FORCED_BIAS = 1e9
@@ -97,26 +97,25 @@ def _connect(address: str) -> http.client.HTTPConnection:
     return connection
 
 
-def _answer(engine: Engine | None, request: dict[str, Any]) -> tuple[Engine | None, Mapping[str, Any], bytes]:
-    do = request.pop("do")
-    if do == "load":
-        return Engine(**request), {}, b""
-    assert engine is not None
-    if do == "row":
-        entries, row = engine.row(**request)
-        return engine, {"entries": entries, "bytes": row.nbytes}, row.tobytes()
-    return engine, {"token_ids": engine.tokenize(**request)}, b""
+class Answers:
+    """The engine's answers to requests; it is loaded by the first one."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+
+    def __call__(self, request: dict[str, Any]) -> tuple[Mapping[str, Any], np.ndarray]:
+        """Head and data of the answer to `request`."""
+        do = request.pop("do")
+        if do == "load":
+            self._engine = Engine(**request)
+            return {}, NOTHING
+        assert self._engine is not None
+        if do == "row":
+            entries, row = self._engine.row(**request)
+            return {"entries": entries}, row
+        return {"token_ids": self._engine.tokenize(**request)}, NOTHING
 
 
-def serve() -> None:
-    """Answer requests until stdin ends. What the engine prints goes to stderr, stdout belongs to the answers."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    engine: Engine | None = None
-    for line in sys.stdin:
-        try:
-            engine, head, data = _answer(engine, json.loads(line))
-        except Exception as error:  # the engine's own exceptions have no common base; the parent names the artifact
-            head, data = {"error": str(error) or type(error).__name__}, b""
-        answers.write(json.dumps(head).encode() + b"\n" + data)
-        answers.flush()
+def main() -> None:
+    """Answer until stdin ends."""
+    serve(Answers())
