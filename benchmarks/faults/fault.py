@@ -12,6 +12,9 @@ FILES, IDENTITY, NUMBERS, PREDICTIONS, ENGINE = "files", "identity", "numbers", 
 """The steps of `verify` in order. What readers refuse fails in IDENTITY, or in NUMBERS where they find it late."""
 
 
+CONTAINERS = ("folder", "gguf")
+
+
 class NotApplicable(Exception):
     """The fault makes no sense for this artifact; the message says why."""
 
@@ -73,11 +76,15 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One way in, what the artifact is then compared with, and the steps of which one must catch it."""
+    """One way in, what the artifact is then compared with, and the steps of which one must catch it.
+
+    containers: where that can be caught.
+    """
 
     way: Way
     proof: Proof
     steps: tuple[str, ...]
+    containers: tuple[str, ...] = CONTAINERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +101,7 @@ class Fault:
     change: Callable[..., Any]
     trials: tuple[Trial, ...]
     tensor: str = ""
-    containers: tuple[str, ...] = ("folder", "gguf")
+    containers: tuple[str, ...] = CONTAINERS
 
 
 SPEC_TRIALS = (
@@ -116,9 +123,10 @@ WEIGHT_TRIALS = (*SUBTLE_WEIGHT_TRIALS, Trial(Way.WRITTEN, Proof.GOLDEN, (NUMBER
 
 SUBTLE_CODE_TRIALS = (
     Trial(Way.SIGNED, Proof.GOLDEN, (NUMBERS,)),
-    Trial(Way.WRITTEN, Proof.ORIGINAL, (NUMBERS,)),
+    Trial(Way.WRITTEN, Proof.ORIGINAL, (NUMBERS,), ("folder",)),
     Trial(Way.WRITTEN, Proof.PARENT, (NUMBERS,)),
 )
+"""A GGUF file may hold codes otherwise than the run made them; its parent tells, and is caught itself."""
 CODE_TRIALS = (*SUBTLE_CODE_TRIALS, Trial(Way.WRITTEN, Proof.GOLDEN, (NUMBERS, PREDICTIONS)))
 
 FILE_TRIALS = (Trial(Way.DAMAGED, Proof.GOLDEN, (FILES,)), Trial(Way.DAMAGED, Proof.ORIGINAL, (FILES,)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.fault import Fault, Inputs, Level, NotApplicable, Proof, Trial, Way
+from benchmarks.faults.fault import CONTAINERS, Fault, Inputs, Level, NotApplicable, Proof, Trial, Way
 from quantkit import registry
 from quantkit.artifacts.manifest import MANIFEST_NAME, manifest_path
 from quantkit.artifacts.publishing import publish, source_digest
@@ -55,7 +55,6 @@ GRIDS: Mapping[str, AffineGroups | None] = {
     "int4 asym": grid(4, symmetric=False),
     "int3": grid(3),
 }
-CONTAINERS = ("folder", "gguf")
 
 
 def variants(arch: str = "native") -> tuple[Variant, ...]:
@@ -126,7 +125,8 @@ class Workbench:
             yield from ((t, Inputs(honest.path, golden=self.golden, engine_reads=wrong)) for t in fault.trials)
             return
         made: dict[Way, Path] = {}
-        for trial in sorted(fault.trials, key=lambda trial: trial.way is Way.SIGNED):
+        trials = [trial for trial in fault.trials if variant.container in trial.containers]
+        for trial in sorted(trials, key=lambda trial: trial.way is Way.SIGNED):
             if trial.way not in made:
                 made[trial.way] = self._in_way(fault, variant, trial.way, folder, made.get(Way.WRITTEN))
             path = made[trial.way]
