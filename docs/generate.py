@@ -59,8 +59,13 @@ def formats_table() -> str:
     for name in registry.names("exporters"):
         exporter = registry.exporter(name)
         types = " ".join(f"`{kind}`" for kind in (*exporter.types, *exporter.targets))
-        lines.append(f"| `{name}` | {types} | {', '.join(exporter.engines)} | {exporter.summary} |")
+        lines.append(f"| `{name}` | {types} | {', '.join(map(_engine, exporter.engines))} | {exporter.summary} |")
     return "\n".join(lines)
+
+
+def _engine(name: str) -> str:
+    """An engine's name, with the option that artifacts of a native MiniCPM need for it."""
+    return name if "minicpm" in registry.runtime(name).architectures else f"{name} (`--arch llama`)"
 
 
 def readme() -> str:

@@ -22,21 +22,19 @@ from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import AnyWeight, Folder, select_weights
 from quantkit.models.folding import with_architecture, with_source_dtypes
-from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, ModelSpec, Role
+from quantkit.models.spec import LAYER_GROUPS, LAYER_NAMES, NORM_ROLES, ModelSpec, Role
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT32, check_range
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
-from quantkit.tensors.views import QuantizedView, TensorView, Weight
+from quantkit.tensors.views import QuantizedView, TensorView, Weight, mixture
+from quantkit.text.companions import with_companions
 
 if TYPE_CHECKING:
     from typing import TypeGuard
 
 FINAL_NORM = "model.norm.weight"
 ENDS = ("model.embed_tokens.weight", "lm_head.weight")
-FUSED_ROLES = ((Role.Q, Role.K, Role.V), (Role.O,), (Role.GATE, Role.UP), (Role.DOWN,))
-"""Linear layers of a block by the matrices that engines make of them: each tuple shares one grid, or is dense."""
 
 Shapes = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 """Part of a quantized weight ("qweight", "scales") to dtype and shape, in the order in which their bytes follow."""
@@ -105,9 +103,9 @@ def read_checkpoint(
         notes: what the reader has to say besides the folder's own notes.
 
     Raises:
-        IncompleteCheckpoint, InconsistentCheckpoint: see `select_weights`.
+        IncompleteCheckpoint, InconsistentCheckpoint, MalformedFile: see `select_weights` and `with_companions`.
     """
-    return Checkpoint(
+    checkpoint = Checkpoint(
         path=folder.path,
         format=container,
         config=folder.config,
@@ -117,6 +115,7 @@ def read_checkpoint(
         inputs=folder.inputs,
         notes=(*folder.notes, *notes),
     )
+    return with_companions(checkpoint)
 
 
 def quantized_views(checkpoint: Checkpoint, *, linears_only: bool = False) -> list[QuantizedView]:
@@ -146,20 +145,13 @@ def module_schemes(checkpoint: Checkpoint, *, container: str) -> dict[str, Affin
 def check_fused(checkpoint: Checkpoint, *, container: str) -> None:
     """Raise `UnsupportedSpec` when q, k and v of a block, or gate and up, are not on one grid (or all dense)."""
     for layer in range(checkpoint.spec.num_hidden_layers):
-        for roles in FUSED_ROLES:
-            first, *others = (_layer_weight(checkpoint, layer, role) for role in roles)
-            for other in others:
-                if grid(other) != grid(first):
-                    raise UnsupportedSpec(
-                        f"{other.name} is {grid(other) or 'dense'} and {first.name} {grid(first) or 'dense'}: engines "
-                        f"that load {container} make one matrix of them",
-                        hint="quantize q, k and v alike, and gate and up alike; or choose compressed-tensors",
-                    )
-
-
-def grid(weight: Weight) -> Scheme | None:
-    """The scheme of a quantized weight, whatever its scales are stored in; None when it is dense."""
-    return None if isinstance(weight, TensorView) else weight.scheme.with_settings(scale_dtype="float16")
+        for roles in LAYER_GROUPS:
+            mixed = mixture([_layer_weight(checkpoint, layer, role) for role in roles])
+            if mixed is not None:
+                raise UnsupportedSpec(
+                    f"{mixed}: engines that load {container} make one matrix of them",
+                    hint="quantize q, k and v alike, and gate and up alike; or choose compressed-tensors",
+                )
 
 
 def _layer_weight(checkpoint: Checkpoint, layer: int, role: Role) -> Weight:

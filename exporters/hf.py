@@ -6,7 +6,8 @@
                                    pass; or shards model-0000I-of-0000N.safetensors and model.safetensors.index.json
     tokenizer*, *.jinja, ...       as they were
 
-Types: bf16, f16, f32. A quantized weight is written as scale * (code - zero), rounded once to that type.
+Types: bf16, f16, f32. A quantized weight is written as the values that it stands for, rounded once
+to that type.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ import numpy as np
 
 from quantkit.errors import BadOption, QuantkitError, UnsupportedModel
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
+from quantkit.exporters._hf_folder import read_checkpoint
 from quantkit.exporters._recorded import measured
 from quantkit.files.json_file import read_json
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedTensor, blob
 from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names, open_folder, select_weights
+from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names, open_folder
 from quantkit.models.folding import EMBEDDING, with_architecture, with_source_dtypes
 from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
-from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 
@@ -59,9 +60,6 @@ class HuggingFace:
         except QuantkitError:
             return True
         return not config.get("quantization_config")
-
-    def accepts(self, spec: AffineGroups, options: ExportOptions) -> None:
-        """Every `AffineGroups` can be written as dense weights."""
 
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the folder: one unit per tensor.
@@ -103,25 +101,16 @@ class HuggingFace:
 
         Raises:
             UnsupportedModel: the config says that the weights are quantized.
-            IncompleteCheckpoint, InconsistentCheckpoint and others: see `open_folder` and `select_weights`.
+            IncompleteCheckpoint, InconsistentCheckpoint and others: see `open_folder` and `read_checkpoint`.
         """
         folder = open_folder(path)
         if folder.config.get("quantization_config"):
             raise UnsupportedModel(f"{path / CONFIG_NAME}: the weights are quantized; hf holds dense ones")
         spec = parse_config(folder.config, where=str(path / CONFIG_NAME))
-        weights = select_weights(folder.tensors, spec, str(path))
-        unused = [name for name in folder.tensors if name not in weights]
+        wanted = {slot.name for slot in spec.slots()}
+        unused = [name for name in folder.tensors if name not in wanted]
         surplus = (f"{len(unused)} tensors add nothing and are left out: {', '.join(unused)[:80]}",) if unused else ()
-        return Checkpoint(
-            path=path,
-            format=self.name,
-            config=folder.config,
-            spec=spec,
-            weights=weights,
-            files=folder.files,
-            inputs=folder.inputs,
-            notes=(*folder.notes, *surplus),
-        )
+        return read_checkpoint(folder, spec, folder.tensors, container=self.name, notes=surplus)
 
 
 def _is_pickle(name: str) -> bool:

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from quantkit.pipeline.recipe import Recipe as Recipe
     from quantkit.pipeline.runs import export as export
     from quantkit.pipeline.runs import quantize as quantize
+    from quantkit.pipeline.verdicts import loads_in as loads_in
     from quantkit.protocols import ExportOptions as ExportOptions
     from quantkit.registry import open_checkpoint as open_checkpoint
     from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
     from quantkit.tensors.schemes.offset_groups import OffsetGroups as OffsetGroups
+    from quantkit.verification.continuation import Continuation as Continuation
+    from quantkit.verification.continuation import Sampling as Sampling
+    from quantkit.verification.continuation import generate as generate
 
 __version__ = "0.1.0"
 
@@ -39,14 +43,18 @@ _HOMES = {
     "CalibrationOptions": "calibration.samples",
     "Checkpoint": "models.checkpoint",
     "Compute": "calibration.compute",
+    "Continuation": "verification.continuation",
     "ExportOptions": "protocols",
     "OffsetGroups": "tensors.schemes.offset_groups",
     "Published": "artifacts.publishing",
     "QuantizeOptions": "pipeline.options",
     "QuantkitError": "errors",
     "Recipe": "pipeline.recipe",
+    "Sampling": "verification.continuation",
     "export": "pipeline.runs",
+    "generate": "verification.continuation",
     "inspection": "models.inspection",
+    "loads_in": "pipeline.verdicts",
     "open_checkpoint": "registry",
     "parse_target": "pipeline.plan",
     "plan": "pipeline.plan",
@@ -59,14 +67,18 @@ __all__ = [
     "CalibrationOptions",
     "Checkpoint",
     "Compute",
+    "Continuation",
     "ExportOptions",
     "OffsetGroups",
     "Published",
     "QuantizeOptions",
     "QuantkitError",
     "Recipe",
+    "Sampling",
     "export",
+    "generate",
     "inspection",
+    "loads_in",
     "open_checkpoint",
     "parse_target",
     "plan",

@@ -31,7 +31,7 @@ def load(room: str, name: str, kind: str, *, called: str | None = None) -> objec
     Args:
         room: a package, such as "quantkit.exporters".
         name: one of `names(room)`.
-        kind: what the plug-in is, such as "exporter".
+        kind: what the plug-in is, such as "exporter"; in the plural where a file holds several.
         called: what users call it, where that is another word ("format").
 
     Raises:

@@ -1,4 +1,4 @@
-"""The three seams: `Method`, `Exporter`, `Runtime`.
+"""The seams: `Method`, `Exporter`, `Runtime`, and `Kernel`, what an engine can load and compute with.
 
 Protocols rather than base classes: a plug-in is one file whose module-level object (`METHOD`, `EXPORTER`, `RUNTIME`)
 has these attributes. It inherits nothing, so nothing can leak from one to another. `tests/support/laws.py` holds the
@@ -98,6 +98,23 @@ class InputScales:
 
     exponent: float
     scale: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether a kernel takes a model, told before any work.
+
+    kernel: its name, one of `engine`'s. refusal: why not, with the weight's name; None = it does. setting: what the
+    engine must be told to take it, such as "--trust-remote-code". remark: at what cost it does. mend: the option of
+    quantkit that would make it take the model, such as "--arch llama".
+    """
+
+    kernel: str
+    engine: str
+    refusal: str | None = None
+    setting: str | None = None
+    remark: str | None = None
+    mend: str | None = None
 
 
 class Method(Protocol):
@@ -273,4 +290,32 @@ class Runtime(Protocol):
 
     def open(self, path: Path) -> Session:
         """Load the artifact; raise `EngineFailed` or a reading error in one line."""
+        ...
+
+
+class Kernel(Protocol):
+    """One way in which an engine loads a model and multiplies; the engine need not be one that quantkit runs."""
+
+    @property
+    def name(self) -> str:
+        """What users see: "vllm-cpu"."""
+        ...
+
+    @property
+    def engine(self) -> str:
+        """The engine that it belongs to, by the runtime's name where there is one."""
+        ...
+
+    @property
+    def containers(self) -> tuple[str, ...]:
+        """Names of the exporters whose artifacts it reads."""
+        ...
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Of a container that has several targets, those that it reads; empty = any."""
+        ...
+
+    def verdict(self, model: Checkpoint) -> Verdict:
+        """What it says to `model` as it lies in the container `model.format`; reads no tensor data."""
         ...

@@ -1,4 +1,4 @@
-"""Plug-ins by name: methods, exporters and runtimes (`quantkit.discovery` says how they are found)."""
+"""Plug-ins by name: methods, exporters, runtimes, kernels of engines (`quantkit.discovery` says how they are found)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import cast
 from quantkit import discovery
 from quantkit.errors import BadOption, MalformedFile
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.protocols import Exporter, Method, Runtime
+from quantkit.protocols import Exporter, Kernel, Method, Runtime
 
 
 def names(room: str) -> tuple[str, ...]:
@@ -29,6 +29,21 @@ def exporter(name: str) -> Exporter:
 def runtime(name: str) -> Runtime:
     """The runtime `name`; raises `BadOption` for an unknown one."""
     return cast(Runtime, discovery.load("quantkit.runtimes", name, "runtime", called="engine"))
+
+
+def kernels(container: str, target: str | None = None) -> tuple[Kernel, ...]:
+    """The kernels of all engines that read `container`, engines in the order of their names.
+
+    target: the engine whose layout is meant, where the container has several; None = any.
+    """
+    room = "quantkit.runtimes._kernels"
+    tables = (cast("tuple[Kernel, ...]", discovery.load(room, name, "kernels")) for name in discovery.names(room))
+    return tuple(
+        kernel
+        for table in tables
+        for kernel in table
+        if container in kernel.containers and (target is None or not kernel.targets or target in kernel.targets)
+    )
 
 
 def recognize(path: Path) -> Exporter:

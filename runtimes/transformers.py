@@ -1,12 +1,9 @@
 """Hugging Face transformers: its own classes only, float32, no remote code, no network.
 
-Stock transformers has no dense MiniCPM class, so a native export is refused with the way out: `export hf --arch llama`
-folds the family's three scalars into the weights, and the result runs in its Llama class.
+What it takes is told by `_kernels/transformers.py`. A native MiniCPM is refused with the way out: `export hf
+--arch llama` folds the family's three scalars into the weights, and the result runs in its Llama class.
 
 transformers fills a tensor that it does not find with random numbers and says so in a log; here that is an error.
-
-Of quantized folders its usual path wants zero points in another shape than they are stored in, and leaves a quantized
-embedding alone; dequantizing while loading takes both, but knows a single grid only.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
@@ -27,9 +23,8 @@ import numpy as np
 from quantkit import registry
 from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folding import EMBEDDING
 from quantkit.models.spec import ModelSpec
-from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
+from quantkit.runtimes._kernels.transformers import DENSE, must_dequantize
 from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
@@ -99,8 +94,8 @@ class TransformersRuntime:
 
     name = "transformers"
     summary = "Hugging Face transformers, stock classes, float32 on the CPU"
-    formats = ("hf", "compressed-tensors")
-    architectures = ("llama",)
+    formats = DENSE.containers
+    architectures = DENSE.architectures
 
     def missing(self) -> str | None:
         """None when transformers and torch are installed."""
@@ -109,20 +104,18 @@ class TransformersRuntime:
 
     def arithmetic(self, checkpoint: Checkpoint) -> str:
         """Float32; weights that it dequantizes while loading are rounded to the dtype of their scales first."""
-        if not _must_dequantize(checkpoint):
+        if not must_dequantize(checkpoint):
             return "float32"
         dtypes = {view.scheme.scale_dtype for view in checkpoint.weights.values() if isinstance(view, QuantizedView)}
         return "bfloat16 inputs" if "bfloat16" in dtypes else "float16 inputs" if "float16" in dtypes else "float32"
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why transformers cannot load this folder, or None."""
-        if checkpoint.spec.architecture != "llama":
-            return "it has no class for a native MiniCPM"
-        if checkpoint.format == "compressed-tensors" and not importlib.util.find_spec("compressed_tensors"):
-            return "it loads quantized folders with the package compressed-tensors, which is not installed"
-        if _must_dequantize(checkpoint) and len(_schemes(checkpoint)) > 1:
-            return "it takes zero points and quantized embeddings of a single grid only, and this folder has several"
-        return None
+        refusal = DENSE.verdict(checkpoint).refusal
+        if refusal is not None or checkpoint.format != "compressed-tensors":
+            return refusal
+        installed = importlib.util.find_spec("compressed_tensors")
+        return None if installed else "it loads quantized folders with the package compressed-tensors, not installed"
 
     def open(self, path: Path) -> TransformersSession:
         """Read the folder strictly, then load it in transformers; raises `EngineFailed` if it knows no such model."""
@@ -132,7 +125,7 @@ class TransformersRuntime:
         checkpoint = registry.open_checkpoint(path)
         refusal = self.refuses(checkpoint)
         if refusal is not None:
-            hint = FOLD_HINT if checkpoint.spec.architecture != "llama" else None
+            hint = FOLD_HINT if checkpoint.spec.architecture not in self.architectures else None
             raise EngineFailed(f"{path}: transformers cannot run this: {refusal}", hint=hint)
         session = TransformersSession(path, checkpoint.spec, _load(path, checkpoint))
         with _quiet():
@@ -140,24 +133,11 @@ class TransformersRuntime:
         return session
 
 
-def _schemes(checkpoint: Checkpoint) -> set[AffineGroups]:
-    """The different schemes in the folder; a scale's dtype is no part of what loaders ask."""
-    views = (view for view in checkpoint.weights.values() if isinstance(view, QuantizedView))
-    schemes = (affine(view.name, view.scheme, container=checkpoint.format) for view in views)
-    return {replace(scheme, scale_dtype="float16") for scheme in schemes}
-
-
-def _must_dequantize(checkpoint: Checkpoint) -> bool:
-    """Whether the folder has zero points or a quantized embedding."""
-    zero_points = any(not scheme.symmetric for scheme in _schemes(checkpoint))
-    return zero_points or isinstance(checkpoint.weights[EMBEDDING], QuantizedView)
-
-
 def _load(path: Path, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - the package is not typed
     import torch  # noqa: PLC0415 - heavy, wanted only here
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaForCausalLM  # noqa: PLC0415
 
-    loading = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if _must_dequantize(checkpoint) else {}
+    loading = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if must_dequantize(checkpoint) else {}
     try:
         with _quiet():
             model, report = AutoModelForCausalLM.from_pretrained(

@@ -33,10 +33,9 @@ from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS, CONFIG_CLASS_FILE
-from quantkit.models.spec import LINEAR_ROLES, ModelSpec, Role
+from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._engine_process import EngineProcess
-from quantkit.tensors.scheme import PER_ROW, Scheme
-from quantkit.tensors.schemes.affine_groups import affine
+from quantkit.runtimes._kernels.vllm import CPU
 from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
@@ -60,11 +59,6 @@ CONTEXT = 4096
 """Tokens of context that the engine starts with, where the model has so many."""
 LOAD_SECONDS = 1800.0
 ANSWER_SECONDS = 3600.0
-BITS = 4
-GROUP_SIZES = (32, 64, 128, PER_ROW)
-STEP = 32
-FUSED = ((Role.Q, Role.K, Role.V), (Role.GATE, Role.UP))
-"""Layers that vLLM joins into one matrix, which then has one grid."""
 
 
 class VLLMSession:
@@ -155,8 +149,8 @@ class VLLMRuntime:
 
     name = "vllm"
     summary = "vLLM on this machine's CPU, in an environment of its own (.venv-vllm)"
-    formats = ("awq", "compressed-tensors", "gptq", "hf")
-    architectures = ("minicpm", "llama")
+    formats = CPU.containers
+    architectures = CPU.architectures
 
     def missing(self) -> str | None:
         """None when vLLM is there; its environment is not looked into."""
@@ -171,7 +165,7 @@ class VLLMRuntime:
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why vLLM's kernels for the CPU, or its loader, cannot take this artifact; None when they can."""
-        return _refused_code(checkpoint) or _refused_shapes(checkpoint) or _refused_grids(checkpoint)
+        return _refused_code(checkpoint) or CPU.verdict(checkpoint).refusal
 
     def open(self, path: Path) -> VLLMSession:
         """Read the folder strictly, then start vLLM on it; raises `EngineFailed` for what it cannot take."""
@@ -224,48 +218,6 @@ def _may_ask_for_code(path: Path) -> bool:
         return "auto_map" in read_json(path, limit=MAX_CONFIG_BYTES)
     except QuantkitError:
         return True
-
-
-def _refused_shapes(checkpoint: Checkpoint) -> str | None:
-    spec = checkpoint.spec
-    if spec.architecture == "minicpm" and spec.head_dim * spec.num_attention_heads != spec.hidden_size:
-        return (
-            f"its MiniCPM takes {spec.hidden_size} / {spec.num_attention_heads} channels per head, not {spec.head_dim}"
-        )
-    return None
-
-
-def _refused_grids(checkpoint: Checkpoint) -> str | None:
-    grids: dict[tuple[int | None, Role], Scheme | None] = {}
-    for slot in checkpoint.spec.slots():
-        weight = checkpoint.weights[slot.name]
-        if not isinstance(weight, QuantizedView):
-            grids[slot.layer, slot.role] = None
-            continue
-        if slot.role not in LINEAR_ROLES:
-            return f"{slot.name} is quantized; on the CPU it takes dense embeddings and heads only"
-        refusal = _refused_grid(checkpoint.format, weight)
-        if refusal is not None:
-            return f"{slot.name} is {refusal}"
-        grids[slot.layer, slot.role] = weight.scheme
-    for layer in range(checkpoint.spec.num_hidden_layers):
-        for roles in FUSED:
-            if len({grids[layer, role] for role in roles}) > 1:
-                return f"{', '.join(role.value for role in roles)} of layer {layer} are not quantized alike"
-    return None
-
-
-def _refused_grid(container: str, weight: QuantizedView) -> str | None:
-    spec, (rows, cols) = affine(weight.name, weight.scheme, container=container), weight.shape
-    if spec.bits != BITS:
-        return f"{spec}; its kernel for the CPU takes {BITS} bits only"
-    if container == "gptq" and not spec.symmetric:
-        return f"{spec}; it takes GPTQ without zero points only"
-    if spec.group_size not in GROUP_SIZES and (container != "compressed-tensors" or spec.group_size % 2):
-        return f"{spec}; its kernel for the CPU does not take such groups"
-    if rows % STEP or cols % STEP:
-        return f"{rows} x {cols}; its kernel for the CPU takes multiples of {STEP}"
-    return None
 
 
 RUNTIME = VLLMRuntime()

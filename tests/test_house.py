@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for room in ("quantkit", "exporters", "runtimes") for path in (ROOT / room).rglob("*.py"))
 FLOORS = (
     ("errors",),
-    ("discovery", "threads"),
+    ("discovery", "threads", "progress"),
     ("tensors",),
     ("files",),
     ("models", "artifacts"),

@@ -21,7 +21,7 @@ from quantkit.protocols import Exporter, ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
-from tests.support.laws import check_damage, check_exporter, output_name
+from tests.support.laws import check_damage, check_exporter, check_method, output_name
 from tests.support.memory import tiny_config
 from tests.support.quantized_models import Choice, linears, quantized_model
 
@@ -115,6 +115,11 @@ def test_damage_to_an_artifact_is_found(offer: Offer, tmp_path: Path) -> None:
     pytest.fail(f"{exporter} takes none of {', '.join(SOURCES)}")
 
 
+@pytest.mark.parametrize("name", registry.names("methods"))
+def test_a_method_holds_its_laws(name: str) -> None:
+    check_method(registry.method(name))
+
+
 class Sabotaged:
     """An exporter whose `read` or `prepare` was spoilt; everything else is the honest one's."""
 
@@ -125,13 +130,14 @@ class Sabotaged:
         return self.spoilt.get(name) or getattr(self.honest, name)
 
 
-def changed(checkpoint: Checkpoint, **arrays: Callable[[QuantizedTensor], np.ndarray]) -> Checkpoint:
-    """`checkpoint` whose last quantized weight has some of its arrays replaced."""
+def changed(checkpoint: Checkpoint, **parts: Callable[[QuantizedTensor], np.ndarray]) -> Checkpoint:
+    """`checkpoint` whose last quantized weight has its codes or some of its arrays replaced."""
     name = [name for name, weight in checkpoint.weights.items() if isinstance(weight, QuantizedView)][-1]
     view = checkpoint.weights[name]
     assert isinstance(view, QuantizedView)
     tensor = view.read()
-    other = replace(tensor, **{part: change(tensor) for part, change in arrays.items()})
+    made = {part: change(tensor) for part, change in parts.items()}
+    other = QuantizedTensor(tensor.scheme, made.pop("codes", tensor.codes), {**tensor.arrays, **made})
     return replace(checkpoint, weights={**checkpoint.weights, name: replace(view, read=lambda: other)})
 
 

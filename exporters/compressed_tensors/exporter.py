@@ -41,7 +41,6 @@ from quantkit.exporters._hf_folder import (
     taken_parts,
 )
 from quantkit.exporters.compressed_tensors.config import (
-    EMBEDDING,
     FORMAT,
     METHOD,
     quantization_config,
@@ -99,7 +98,6 @@ class CompressedTensors:
             container=METHOD,
             read=self.read,
             options={"type": FORMAT, "arch": options.arch},
-            notes=_notes(specs),
         )
 
     def read(self, path: Path) -> Checkpoint:
@@ -124,15 +122,6 @@ class CompressedTensors:
             if scheme is not None:
                 weights[slot.name] = _taken(slot, scheme, tensors, path)
         return read_checkpoint(folder, spec, {**tensors, **weights}, container=self.name)
-
-
-def _notes(specs: Mapping[str, AffineGroups | None]) -> Iterator[str]:
-    """What loaders cannot do with such a folder."""
-    loading = "transformers 5 loads it with CompressedTensorsConfig(dequantize=True) only"
-    if any(spec is not None and not spec.symmetric for spec in specs.values()):
-        yield f"zero points are packed: {loading}"
-    if specs[EMBEDDING] is not None:
-        yield f"the embedding is quantized: {loading}"
 
 
 def _shapes(view: QuantizedView) -> Shapes:

@@ -55,7 +55,7 @@ from quantkit.exporters.gguf.tensors import (
     quantized_view,
 )
 from quantkit.exporters.gguf.types import padding, tensor_bytes
-from quantkit.exporters.gguf.vocabulary import read_tokenizer, vocabulary_entries
+from quantkit.exporters.gguf.vocabulary import read_tokenizer, tokenizer_notes, unfollowed_keys, vocabulary_entries
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
@@ -124,7 +124,8 @@ class GGUF:
             for place, block in chosen.items()
             if isinstance(weight := model.weights[place.slot.name], QuantizedView) and block not in PLAIN
         }
-        entries = [*model_entries(model, main), *vocabulary_entries(vocabulary), *quantization_entries(carried)]
+        tokenizer = vocabulary_entries(vocabulary, model.spec.eos_token_ids)
+        entries = [*model_entries(model, main), *tokenizer, *quantization_entries(carried)]
         header = header_bytes(entries, infos)
         moved: dict[str, float] = {}
         units = [_unit(place, block, model.weights[place.slot.name], moved) for place, block in chosen.items()]
@@ -164,7 +165,7 @@ class GGUF:
             weights={place.slot.name: _view(gguf, place, recorded.get(place.name)) for place in places(spec)},
             files=_files(tokenizer) if isinstance(tokenizer, Vocabulary) else {},
             inputs=(path,),
-            notes=(tokenizer,) if isinstance(tokenizer, str) else (),
+            notes=(tokenizer,) if isinstance(tokenizer, str) else tuple(unfollowed_keys(gguf)),
         )
 
 
@@ -273,10 +274,7 @@ def _notes(
             "llama.cpp chooses LongRoPE's long factors by the context that it allocates, not by the text's length: "
             f"above {rope.original_max_position_embeddings} tokens"
         )
-    if vocabulary is None:
-        yield "the source has no tokenizer; llama.cpp loads such a file, but its server and chat need one"
-    elif vocabulary.normalizer != "identity":
-        yield f"the tokenizer changes text by the rule {vocabulary.normalizer!r}, which GGUF cannot express"
+    yield from tokenizer_notes(model, vocabulary)
 
 
 def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, Scheme]) -> None:
@@ -307,7 +305,8 @@ def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
     if block in PLAIN:
         return dense_view(gguf, place)
     scheme = recorded or carried_scheme(block, AffineGroups(bits=block.bits, group_size=blocks.BLOCK))
-    if not holds(block, scheme, place.slot.shape[1]):
+    held = holds(block, scheme, place.slot.shape[1])
+    if not held or (not block.has_minimum and carried_scheme(block, scheme) != scheme):
         raise InconsistentCheckpoint(
             f"{gguf.path}: tensor {place.name!r} is recorded as {scheme}, {block.name} holds no such codes"
         )

@@ -18,6 +18,7 @@ from quantkit.exporters.gguf.file import GGUFFile
 from quantkit.exporters.gguf.keys import Keys
 from quantkit.exporters.gguf.metadata import CONFIG_KEY, QUANTIZATION_KEY, SCALE_KEYS
 from quantkit.exporters.gguf.tensors import LONG_FACTORS, SHORT_FACTORS
+from quantkit.exporters.gguf.vocabulary import END_KEYS
 from quantkit.files.json_file import parse_json
 from quantkit.models.spec import ModelSpec, parse_config
 from quantkit.tensors.scheme import Scheme, scheme_from_json
@@ -87,7 +88,7 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
             raise UnsupportedModel(f"{gguf.path}: {arch}.{key} {keys.integer(key)} differs from head size {head_dim}")
     embedding = gguf.tensors.get("token_embd.weight")
     tokenizer = Keys(gguf, "tokenizer.ggml.")
-    eos = [i for i in (tokenizer.optional_id("eos_token_id"), tokenizer.optional_id("eot_token_id")) if i is not None]
+    eos = [index for key in END_KEYS if (index := tokenizer.optional_id(key)) is not None]
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[arch]],
         "model_type": arch,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from quantkit.errors import InconsistentCheckpoint, MalformedFile
@@ -9,14 +11,48 @@ from quantkit.exporters.gguf.file import GGUFFile
 from quantkit.exporters.gguf.header import entry, number_array, string_array
 from quantkit.exporters.gguf.keys import Keys
 from quantkit.exporters.gguf.types import ValueType
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.text.end_tokens import GENERATION_FILE
 from quantkit.text.sentencepiece_model import TokenKind
+from quantkit.text.tokenizer_files import read_object
 from quantkit.text.vocabulary import Vocabulary
 
 END_OF_TURN = "<|im_end|>"
+END_TEXTS = (END_OF_TURN, "</s>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>")
+"""Tokens at which llama.cpp stops whatever the keys say (`llama_vocab::impl::load`)."""
+END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+"""The three tokens at which it stops because the keys say so."""
+
+_GENERATION_IN_GGUF = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
+"""What generation_config.json says that a GGUF file says as well, or that says nothing about the model."""
+
+_KNOWN_KEYS = frozenset(
+    {"model", "pre", "tokens", "scores", "token_type", "token_type_count"}
+    | {"add_bos_token", "add_eos_token", "add_space_prefix"}
+)
+_TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
 
-def vocabulary_entries(vocabulary: Vocabulary | None) -> list[bytes]:
-    """tokenizer.*; a model without a tokenizer says so, and takes token ids only."""
+def end_ids(vocabulary: Vocabulary, eos_token_ids: Sequence[int]) -> tuple[dict[str, int | None], list[int]]:
+    """The ids under `END_KEYS` for a text that ends with any of `eos_token_ids`, and those that find no place."""
+    turn = vocabulary.tokens.index(END_OF_TURN) if END_OF_TURN in vocabulary.tokens else None
+    ids = dict(zip(END_KEYS, (vocabulary.eos_token_id, turn, None), strict=True))
+    rest = [i for i in eos_token_ids if i not in ids.values() and vocabulary.tokens[i] not in END_TEXTS]
+    places = [key for key in END_KEYS if ids[key] is None]
+    if turn is not None:
+        places.append("eot_token_id")  # the end of turn gives way last: llama.cpp knows it by its text
+    ids |= zip(places, rest, strict=False)
+    return ids, rest[len(places) :]
+
+
+def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[int]) -> list[bytes]:
+    """tokenizer.*; a model without a tokenizer says so, and takes token ids only.
+
+    eos_token_ids: the tokens that end a text, see `end_ids`.
+
+    Raises:
+        InconsistentCheckpoint: two chat templates whose names give one key.
+    """
     if vocabulary is None:
         return [entry("tokenizer.ggml.model", ValueType.STRING, "none")]
     entries = [
@@ -26,12 +62,14 @@ def vocabulary_entries(vocabulary: Vocabulary | None) -> list[bytes]:
         number_array("tokenizer.ggml.scores", ValueType.FLOAT32, vocabulary.scores),
         number_array("tokenizer.ggml.token_type", ValueType.INT32, vocabulary.kinds),
     ]
+    ends, _ = end_ids(vocabulary, eos_token_ids)
     ids = {
         "bos_token_id": vocabulary.bos_token_id,
-        "eos_token_id": vocabulary.eos_token_id,
+        "eos_token_id": ends["eos_token_id"],
         "unknown_token_id": vocabulary.unk_token_id,
         "padding_token_id": vocabulary.pad_token_id,
-        "eot_token_id": vocabulary.tokens.index(END_OF_TURN) if END_OF_TURN in vocabulary.tokens else None,
+        "eot_token_id": ends["eot_token_id"],
+        "eom_token_id": ends["eom_token_id"],
     }
     flags = {
         "add_bos_token": vocabulary.add_bos,
@@ -41,8 +79,35 @@ def vocabulary_entries(vocabulary: Vocabulary | None) -> list[bytes]:
     entries += [entry(f"tokenizer.ggml.{k}", ValueType.UINT32, v) for k, v in ids.items() if v is not None]
     entries += [entry(f"tokenizer.ggml.{k}", ValueType.BOOL, v) for k, v in flags.items()]
     if vocabulary.chat_template is not None:
-        entries.append(entry("tokenizer.chat_template", ValueType.STRING, vocabulary.chat_template))
+        entries.append(entry(_TEMPLATE, ValueType.STRING, vocabulary.chat_template))
+    if vocabulary.named_templates:
+        named = {_key_name(name): text for name, text in vocabulary.named_templates}
+        if len(named) < len(vocabulary.named_templates):
+            names = ", ".join(name for name, _ in vocabulary.named_templates)
+            raise InconsistentCheckpoint(f"of the chat templates {names[:160]}, two have one name in a GGUF file")
+        entries.append(string_array(_TEMPLATES, list(named)))
+        entries += [entry(f"{_TEMPLATE}.{name}", ValueType.STRING, text) for name, text in named.items()]
     return entries
+
+
+def tokenizer_notes(model: Checkpoint, vocabulary: Vocabulary | None) -> Iterator[str]:
+    """What a GGUF file does not say of the files beside the weights, one line each."""
+    sampling = sorted(set(read_object(model.files, GENERATION_FILE)) - _GENERATION_IN_GGUF)
+    if sampling:
+        yield f"{GENERATION_FILE} does not travel in a GGUF file: {', '.join(sampling)[:80]} are up to the engine"
+    if vocabulary is None:
+        yield "the source has no tokenizer; llama.cpp loads such a file, but its server and chat need one"
+        return
+    if vocabulary.normalizer != "identity":
+        yield f"the tokenizer changes text by the rule {vocabulary.normalizer!r}, which GGUF cannot express"
+    unheard = end_ids(vocabulary, model.spec.eos_token_ids)[1]
+    if unheard:
+        yield f"GGUF has no key for the end tokens {', '.join(map(str, unheard))}: llama.cpp does not stop at them"
+
+
+def _key_name(name: str) -> str:
+    """A template's name as part of a key: letters, digits and underscores, as in gguf-py."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
 
 
 def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
@@ -78,7 +143,25 @@ def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
         add_eos=keys.flag("add_eos_token", default=False),
         add_space_prefix=keys.flag("add_space_prefix", default=True),
         chat_template=Keys(gguf, "tokenizer.").text("chat_template", "") or None,
+        named_templates=tuple(
+            (key.removeprefix(f"{_TEMPLATE}."), Keys(gguf, "").text(key))
+            for key in gguf.metadata
+            if key.startswith(f"{_TEMPLATE}.")
+        ),
     )
+
+
+def unfollowed_keys(gguf: GGUFFile) -> Iterator[str]:
+    """A line about keys of the tokenizer that are not understood and may change the ids of a text."""
+    unknown = [
+        key
+        for key in gguf.metadata
+        if key.startswith("tokenizer.ggml.")
+        and key.removeprefix("tokenizer.ggml.") not in _KNOWN_KEYS
+        and not key.endswith("_token_id")
+    ]
+    if unknown:
+        yield f"keys of the tokenizer are not followed: {', '.join(unknown)[:160]}"
 
 
 def _token_id(keys: Keys, key: str, size: int, *, default: int | None) -> int | None:

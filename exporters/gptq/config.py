@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import BadConfig, UnsupportedSpec
-from quantkit.exporters._hf_folder import FUSED_ROLES, module_name
+from quantkit.exporters._hf_folder import module_name
 from quantkit.files.json_file import read_json
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES
-from quantkit.models.spec import LAYER_NAMES, Role
+from quantkit.models.spec import LAYER_GROUPS, LAYER_NAMES, Role
 from quantkit.tensors.scheme import PER_ROW
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView
@@ -67,7 +67,7 @@ def _grid_settings(spec: AffineGroups) -> dict[str, Any]:
 
 def _fused_grids(model: Checkpoint) -> Iterator[tuple[tuple[int, tuple[Role, ...]], AffineGroups | None]]:
     """The grid of every layer that engines fuse, by block and roles."""
-    first = {roles[0]: roles for roles in FUSED_ROLES}
+    first = {roles[0]: roles for roles in LAYER_GROUPS}
     for slot in model.spec.slots():
         if slot.layer is not None and slot.role in first:
             weight = model.weights[slot.name]

@@ -34,6 +34,7 @@ from quantkit.errors import OutputExists, QuantkitError, SourceChanged
 from quantkit.files.digest import source_digest
 from quantkit.files.planned_files import PlannedArtifact, blob
 from quantkit.files.source_file import SourceFile
+from quantkit.progress import Progress, unwatched
 
 __all__ = ["Published", "check_files", "preflight", "publish", "read_manifest", "source_digest"]
 
@@ -56,7 +57,7 @@ def publish(
     *,
     inputs: Sequence[Path] = (),
     overwrite: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     report: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Published:
     """Turn a plan into files under the name `out`, completely or not at all.
@@ -68,7 +69,7 @@ def publish(
         inputs: the weight files that `planned` reads. They are hashed into the manifest while units are produced, and
             must not change meanwhile.
         overwrite: replace what is there, if it is a model. It stays whole until the new one is.
-        progress: called with the number of bytes just written, `planned.size` in all; in the caller's thread.
+        progress: told of bytes written, `planned.size` in all; in the caller's thread.
         report: called after the last unit; JSON values for the manifest.
 
     Raises:
@@ -109,7 +110,7 @@ def _write_stage(
     destination: Destination,
     *,
     sources: Sequence[SourceFile],
-    progress: Callable[[int], None] | None,
+    progress: Progress | None,
     report: Callable[[], Mapping[str, Any]] | None,
 ) -> Mapping[str, Any]:
     """Fill the stage with every file and the manifest, durable and checked; return the manifest."""
@@ -121,10 +122,12 @@ def _write_stage(
     hashing = ThreadPoolExecutor(1, "quantkit-source")
     try:
         hashed = hashing.submit(source_digest, [source.path for source in sources], cancelled)
-        with StageWriter(destination.shown, progress or _unwatched) as writer:
+        counted = _Counted(progress or unwatched, f"writing {destination.shown.name}", planned.size)
+        with StageWriter(destination.shown, counted.add) as writer:
             digests = {file.name: writer.write(destination.stage / file.name, file) for file in planned.files}
             reported = report() if report is not None else {}
             writer.drain()
+        counted.tell("checking what was written and read")
         wait([hashed])
         _check_unchanged(sources)  # first, because hashing stumbles over a change, too, and says less
         files = {file.name: {"size": file.size, "sha256": digests[file.name].result()} for file in planned.files}
@@ -139,7 +142,7 @@ def _write_stage(
     data = encoded(manifest)
     with refusals(f"{destination.shown}: cannot write {MANIFEST_NAME}"):
         allocate(destination.stage / MANIFEST_NAME, len(data))
-    with StageWriter(destination.shown, _unwatched) as writer:
+    with StageWriter(destination.shown, lambda count: None) as writer:
         writer.write(destination.stage / MANIFEST_NAME, blob(MANIFEST_NAME, data))
         writer.drain()
     with refusals(f"{destination.shown}: cannot write"):
@@ -157,8 +160,21 @@ def _check_unchanged(sources: Sequence[SourceFile]) -> None:
             raise SourceChanged(f"{source.path} changed while it was read", hint="run again when nothing writes to it")
 
 
-def _unwatched(count: int) -> None:
-    """Progress that nobody asked for."""
+class _Counted:
+    """Adds up bytes written and tells `progress`."""
+
+    def __init__(self, progress: Progress, what: str, total: int) -> None:
+        self._progress = progress
+        self._what = what
+        self._total = total
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+        self.tell(self._what)
+
+    def tell(self, what: str) -> None:
+        self._progress(what, self._done, self._total)
 
 
 def _commit(destination: Destination, planned: PlannedArtifact) -> None:

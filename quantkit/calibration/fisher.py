@@ -41,12 +41,15 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_block, read_float32
 from quantkit.models.spec import LAYER_NAMES, WEIGHED_ROLES, Role
 from quantkit.models.torch_model import Block, RMSNorm, rotary_tables
+from quantkit.progress import Progress, unwatched
 from quantkit.threads import torch_map
 
 PAIRS = 16
 """Differences in a sum: more would not bring it much closer to a normal distribution, whose squares scatter least."""
 POSITIONS = 64
 """Positions whose logits are in memory at a time."""
+FORWARDS = 0.25
+"""Share of a block's time on the way forwards; on the way back it is run again, and its gradients follow."""
 POSITION_ROLES = (Role.O, Role.DOWN)
 """Layers that write to the residual stream."""
 
@@ -75,6 +78,7 @@ def sensitivities(
     threads: int = 1,
     device: torch.device = CPU,
     bfloat16: bool = False,
+    progress: Progress | None = None,
 ) -> list[Sensitivities]:
     """The sensitivities of every block, G of `WEIGHED_ROLES`.
 
@@ -85,6 +89,7 @@ def sensitivities(
         threads: how many to use; the result does not depend on it.
         device: where it is computed.
         bfloat16: whether in it (`quantkit.calibration.autocast`).
+        progress: told of blocks times tokens, forwards and backwards.
 
     Raises:
         NonFiniteValues: NaN or infinity in a weight, with its name.
@@ -97,8 +102,9 @@ def sensitivities(
         for _ in found
     ]
     tokens = 0
+    told = _Told(progress, checkpoint.spec.num_hidden_layers * sum(map(len, sequences)))
     with torch.inference_mode(mode=False), torch.no_grad():
-        passes = _Pass(checkpoint, device, threads, bfloat16)
+        passes = _Pass(checkpoint, device, threads, bfloat16, told)
         for first, wave in _waves(sequences):
             for layer, gradients in passes.run(wave, first):
                 for role in WEIGHED_ROLES:
@@ -128,6 +134,19 @@ def _waves(sequences: Sequence[np.ndarray]) -> Iterator[tuple[int, list[np.ndarr
             wave = []
 
 
+class _Told:
+    """Adds up blocks times tokens and tells `progress`."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress = progress or unwatched
+        self.total = total
+        self.done = 0.0
+
+    def add(self, sequences: Sequence[np.ndarray], share: float) -> None:
+        self.done += share * sum(map(len, sequences))
+        self.progress("Fisher pass", self.done, self.total)
+
+
 @dataclass(frozen=True, slots=True)
 class _Pass:
     """The way through the blocks and back."""
@@ -136,6 +155,7 @@ class _Pass:
     device: torch.device
     threads: int
     bfloat16: bool
+    told: _Told
 
     def run(
         self, sequences: Sequence[np.ndarray], first: int
@@ -149,11 +169,13 @@ class _Pass:
         states = [[x.to(self.device) for x in embedded(self.checkpoint, sequences)]]
         for layer in range(spec.num_hidden_layers):
             states.append(self._forwards(load_block(self.checkpoint, layer).to(self.device), states[-1], tables))
+            self.told.add(sequences, FORWARDS)
         gradients = self._of_logits(states.pop(), first)
         for layer in reversed(range(spec.num_hidden_layers)):
             block = load_block(self.checkpoint, layer).to(self.device)
             gradients, found = self._through(block, states.pop(), gradients, tables)
             del block  # before the next one is read
+            self.told.add(sequences, 1 - FORWARDS)
             yield layer, found
 
     def _forwards(self, block: Block, states: Sequence[Tensor], tables: Tables) -> list[Tensor]:

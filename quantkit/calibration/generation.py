@@ -10,7 +10,7 @@ generator of its own, so that the thread count changes nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from threading import Lock
 
@@ -21,6 +21,7 @@ from quantkit.calibration.samples import CalibrationOptions, Samples, make_sampl
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_model
 from quantkit.models.torch_model import Cache, MiniCPM
+from quantkit.progress import Progress
 from quantkit.text.tokenizer import Tokenizer
 from quantkit.threads import torch_map
 
@@ -36,7 +37,7 @@ def generated_samples(
     *,
     threads: int = 1,
     device: torch.device = CPU,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Samples:
     """`options.sequences` sequences of `options.length` tokens; the whole float32 model is on `device` meanwhile."""
     text = resources.files("quantkit.calibration").joinpath(PROMPTS_FILE).read_text(encoding="utf-8")
@@ -106,7 +107,7 @@ def _sampled(logits: torch.Tensor, uniform: np.ndarray) -> np.ndarray:
 class _Counter:
     """Adds up what several threads have done and tells `progress`."""
 
-    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(self, total: int, progress: Progress | None) -> None:
         self.total = total
         self.progress = progress
         self.done = 0
@@ -116,4 +117,4 @@ class _Counter:
         with self.lock:
             self.done += count
             if self.progress is not None:
-                self.progress(self.done, self.total)
+                self.progress("generating calibration text", self.done, self.total)

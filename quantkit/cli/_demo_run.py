@@ -22,11 +22,23 @@ from quantkit import (
     quantize,
 )
 from quantkit.errors import BadOption
+from quantkit.progress import Progress, StagedWork
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.proof import verify
 from quantkit.verification.report import Report
 
 SCHEME = AffineGroups(bits=4, group_size=128)
+WORK = {
+    "quantize": 70.0,
+    "verify int4": 3.0,
+    "write model-q4_0.gguf": 0.5,
+    "verify model-q4_0.gguf": 10.0,
+    "write model-f16.gguf": 0.5,
+    "verify model-f16.gguf": 10.0,
+    "write llama": 0.5,
+    "verify llama": 3.0,
+}
+"""What each step takes of the whole, in hundredths."""
 Tell = Callable[[str], None]
 
 
@@ -51,7 +63,9 @@ def bundled_model() -> Path:
     return folder
 
 
-def run_demo(model: Path, golden_file: Path, out: Path, *, threads: int, overwrite: bool, tell: Tell) -> Iterator[Row]:
+def run_demo(
+    model: Path, golden_file: Path, out: Path, *, threads: int, overwrite: bool, tell: Tell, progress: Progress
+) -> Iterator[Row]:
     """Write every artifact into `out` and yield each one's row as soon as it is proved.
 
     Raises:
@@ -64,9 +78,17 @@ def run_demo(model: Path, golden_file: Path, out: Path, *, threads: int, overwri
     out.mkdir(exist_ok=overwrite)
     weights = sum(weight.size for weight in checkpoint.weights.values())
     tell(f"quantizing {model.name} to {SCHEME} with GPTQ, on text that the model writes itself")
-    options = QuantizeOptions(method="gptq", scheme=SCHEME)
-    done = quantize(checkpoint, out / "int4", options, compute=Compute(threads=threads), overwrite=overwrite)
-    yield _prove(done, "compressed-tensors int4", weights, golden, engine="reference")
+    work = StagedWork(progress, WORK)
+    done = quantize(
+        checkpoint,
+        out / "int4",
+        QuantizeOptions(method="gptq", scheme=SCHEME),
+        compute=Compute(threads=threads),
+        overwrite=overwrite,
+        progress=work.stage("quantize"),
+    )
+    proof = work.stage("verify int4")
+    yield _prove(done, "compressed-tensors int4", weights, golden, engine="reference", progress=proof)
     exports = [
         ("gguf", ExportOptions(type="q4_0"), done.path, "model-q4_0.gguf", "llama-cpp"),
         ("gguf", ExportOptions(type="f16"), model, "model-f16.gguf", "llama-cpp"),
@@ -74,13 +96,14 @@ def run_demo(model: Path, golden_file: Path, out: Path, *, threads: int, overwri
     ]
     for name, choices, source, target, engine in exports:
         tell(f"exporting {name} {choices.type} from {source.name}, and verifying it")
-        done = export(name, source, out / target, choices, overwrite=overwrite)
+        writing, proof = work.stage(f"write {target}"), work.stage(f"verify {target}")
+        done = export(name, source, out / target, choices, overwrite=overwrite, progress=writing)
         label = f"{name} {choices.type}" + (" llama" if choices.arch == "llama" else "")
-        yield _prove(done, label, weights, golden, engine=engine)
+        yield _prove(done, label, weights, golden, engine=engine, progress=proof)
 
 
-def _prove(done: Published, name: str, weights: int, golden: Golden, *, engine: str) -> Row:
-    report: Report = verify(done.path, golden=golden, engine=engine)
+def _prove(done: Published, name: str, weights: int, golden: Golden, *, engine: str, progress: Progress) -> Row:
+    report: Report = verify(done.path, golden=golden, engine=engine, progress=progress)
     last = report.checks[-1] if report.checks else None
     return Row(
         name=name,

@@ -41,19 +41,26 @@ def demo(
     rows = []
     shown = table("format", "size", "bits/weight", "engine", "KL", "top-1", "verdict", right=("size", "bits/weight"))
     golden = model.parent / "golden.bin"
-    for row in run_demo(
-        model, golden, out, threads=threads or os.cpu_count() or 1, overwrite=overwrite, tell=output.note
-    ):
-        rows.append(row)
-        shown.add_row(
-            row.name,
-            human_size(row.size),
-            f"{row.bits_per_weight:.2f}",
-            row.engine,
-            f"{row.kl:.1e}",
-            f"{row.top1:.1%}",
-            "verified" if row.passed else "FAILED",
-        )
+    with output.progress(f"reading {model.name}") as progress:
+        for row in run_demo(
+            model,
+            golden,
+            out,
+            threads=threads or os.cpu_count() or 1,
+            overwrite=overwrite,
+            tell=output.note,
+            progress=progress,
+        ):
+            rows.append(row)
+            shown.add_row(
+                row.name,
+                human_size(row.size),
+                f"{row.bits_per_weight:.2f}",
+                row.engine,
+                f"{row.kl:.1e}",
+                f"{row.top1:.1%}",
+                "verified" if row.passed else "FAILED",
+            )
     output.result({"rows": [asdict(row) for row in rows]}, shown)
     if not all(row.passed for row in rows):
         raise typer.Exit(1)

@@ -25,16 +25,26 @@ def export(
 ) -> None:
     """Write SOURCE as FORMAT. Quantized weights are carried code for code, or refused; never quantized twice."""
     from quantkit import export as write
-    from quantkit import open_checkpoint, parse_target
+    from quantkit import loads_in, open_checkpoint, parse_target
 
     output = Output(as_json=as_json)
     name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
     checkpoint = open_checkpoint(source)
-    with output.bars() as bars:
-        progress = bars.fraction(f"writing {out.name}")
-        done = write(name, checkpoint, out, options, overwrite=overwrite, wrote=progress)
-    for note in done.manifest["notes"]:
+    for note in checkpoint.notes:
         output.note(f"note: {note}")
+    with output.progress(f"reading {source.name}") as progress:
+        done = write(name, checkpoint, out, options, overwrite=overwrite, progress=progress)
+    for note in done.manifest["notes"]:
+        if note not in checkpoint.notes:
+            output.note(f"note: {note}")
+    moved = done.manifest["figures"].get("largest_move_in_steps", {})
+    if moved:
+        worst, steps = max(moved.items(), key=lambda item: float(item[1]))
+        output.note(
+            f"note: minimums are rounded to float16: weights of {len(moved)} tensors move by at most {steps:.2g} "
+            f"steps ({worst})"
+        )
+    loading = loads_in(done.path, target=target)
     weights = sum(weight.size for weight in checkpoint.weights.values())
     output.result(
         {
@@ -43,7 +53,12 @@ def export(
             "size": done.size,
             "bits_per_weight": done.size * 8 / weights,
             "options": done.manifest["options"],
+            "loads_in": loading,
             "notes": done.manifest["notes"],
+            "figures": done.manifest["figures"],
         },
-        lines=[f"{out}: {human_size(done.size)}, {done.size * 8 / weights:.2f} bits per weight, re-read and hashed"],
+        lines=[
+            f"{out}: {human_size(done.size)}, {done.size * 8 / weights:.2f} bits per weight, re-read and hashed",
+            loading,
+        ],
     )

@@ -18,9 +18,10 @@ def formats(as_json: Json = False) -> None:
     for container in containers:
         kinds = " ".join((*container.types, *container.targets))
         rows.add_row(container.name, kinds, ", ".join(container.engines), container.summary)
-    here = table("engine", "here", "loads")
+    here = table("engine", "here", "loads", "of")
     for engine in engines:
-        here.add_row(engine.name, missing[engine.name] or "yes", ", ".join(engine.formats))
+        loads = ", ".join(engine.formats)
+        here.add_row(engine.name, missing[engine.name] or "yes", loads, ", ".join(engine.architectures))
     output.result(
         {
             "formats": [
@@ -34,7 +35,13 @@ def formats(as_json: Json = False) -> None:
                 for c in containers
             ],
             "engines": [
-                {"name": e.name, "formats": list(e.formats), "available": missing[e.name] is None} for e in engines
+                {
+                    "name": e.name,
+                    "formats": list(e.formats),
+                    "architectures": list(e.architectures),
+                    "available": missing[e.name] is None,
+                }
+                for e in engines
             ],
         },
         rows,

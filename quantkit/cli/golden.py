@@ -39,9 +39,11 @@ def golden(
             hint="give the model that it was made from; --quantized records it all the same, and proves nothing",
         )
     prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
-    with output.bars() as bars:
-        planned = record(checkpoint, prompts, progress=bars.steps())
-        progress = bars.counter(f"recording {out.name}", planned.size)
+    for note in checkpoint.notes:
+        output.note(f"note: {note}")
+    with output.progress(f"reading {model.name}") as progress:
+        planned = record(checkpoint, prompts, progress=progress)
+        progress("recording logits", 0, planned.size)
         done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
     rows = table("prompt", "tokens", right=("tokens",))
     for prompt in prompts:

@@ -21,7 +21,8 @@ def inspect(
     from quantkit.registry import open_checkpoint
 
     output = Output(as_json=as_json)
-    found = inspection(open_checkpoint(path))
+    checkpoint = open_checkpoint(path)
+    found = inspection(checkpoint)
     summary = table("", "")
     for key, value in found.facts.items():
         summary.add_row(key, str(value))
@@ -32,4 +33,6 @@ def inspect(
     for tensor in found.tensors if tensors else ():
         listing.add_row(tensor.name, tensor.type, " x ".join(map(str, tensor.shape)))
     shown = [summary, kinds, listing] if tensors else [summary, kinds]
-    output.result(found.to_json(), *shown)
+    output.result({**found.to_json(), "notes": list(checkpoint.notes)}, *shown)
+    for note in checkpoint.notes:
+        output.note(f"note: {note}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantkit.cli.options import Arch, Bits, GroupSize, Json, Length, Method, Recipe, Samples, Symmetric, Target
 from quantkit.cli.output import Output, human_size, table
+
+if TYPE_CHECKING:
+    from quantkit.pipeline.plan import Target as PlannedTarget
 
 
 def plan(
@@ -45,26 +49,19 @@ def plan(
         recipe=Rules.read(recipe) if recipe is not None else None,
         calibration_tokens=samples * length,
     )
-    rows = table("format", "type", "size", "bits/weight", "engines", "", right=("size", "bits/weight"))
+    rows = table("format", "type", "size", "bits/weight", "", right=("size", "bits/weight"))
     for container in made.targets:
         rows.add_row(
             container.format,
             container.type,
             human_size(container.size) if container.size is not None else "-",
             f"{container.bits_per_weight:.2f}" if container.bits_per_weight is not None else "-",
-            ", ".join(container.engines),
             f"refused: {container.refusal}" if container.refusal else "",
         )
     listing = table("tensor", "shape", "becomes", "by")
     for weight in made.weights:
         listing.add_row(weight.name, " x ".join(map(str, weight.shape)), weight.type, weight.method or "")
-    kernels = [
-        f"{container.format}: {verdict.kernel} "
-        + (f"refuses: {verdict.refusal}" if verdict.refusal else "takes it")
-        + (f", but {verdict.remark}" if verdict.remark else "")
-        for container in made.targets
-        for verdict in container.kernels
-    ]
+    told = [line for container in made.targets for line in _loading(container)]
     counts = ", ".join(f"{count} x {kind}" for kind, count in made.tensors.items())
     output.result(
         made.to_json(),
@@ -74,7 +71,7 @@ def plan(
             f"{made.source}: {made.parameters:,} parameters; {counts}",
             f"peak memory about {human_size(made.peak_memory_bytes)}, about {made.seconds:.0f} s, "
             f"disk {human_size(made.disk_bytes)}",
-            *kernels,
+            *told,
         ],
     )
     for container in made.targets:
@@ -84,3 +81,14 @@ def plan(
             output.note(f"{container.format}: hint: {container.hint}")
     if not made.possible:
         raise typer.Exit(2)
+
+
+def _loading(container: PlannedTarget) -> Iterator[str]:
+    """What loads one container, and why a kernel does not, or at what cost it does."""
+    if container.loads_in is not None:
+        yield f"{container.format} {container.loads_in}"
+    for verdict in container.kernels:
+        if verdict.refusal is not None and verdict.mend is None:
+            yield f"{container.format}: {verdict.kernel} refuses: {verdict.refusal}"
+        elif verdict.remark is not None:
+            yield f"{container.format}: {verdict.kernel} takes it, but {verdict.remark}"

@@ -1,4 +1,4 @@
-"""`quantkit quantize`: codes and scales, in a folder that vLLM and transformers load as it is."""
+"""`quantkit quantize`: codes and scales, in a compressed-tensors folder."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def quantize(
 
     A run that was stopped, by whatever, goes on after its last finished block when the same command is given again.
     """
-    from quantkit import AffineGroups, CalibrationOptions, Compute, QuantizeOptions
+    from quantkit import AffineGroups, CalibrationOptions, Compute, QuantizeOptions, loads_in, open_checkpoint
     from quantkit import Recipe as Rules
     from quantkit import quantize as make
 
@@ -98,25 +98,19 @@ def quantize(
         fisher=fisher,
     )
     compute = Compute(threads=threads or os.cpu_count() or 1, device=device, bfloat16=bfloat16)
-    with output.bars() as bars:
-        done = make(
-            model,
-            out,
-            options,
-            compute=compute,
-            arch=arch,
-            overwrite=overwrite,
-            wrote=bars.fraction(f"quantizing to {out.name}"),
-            generated=bars.fraction("writing calibration text"),
-        )
-    report = done.manifest["report"]
+    checkpoint = open_checkpoint(model)
+    for note in checkpoint.notes:
+        output.note(f"note: {note}")
+    with output.progress(f"reading {model.name}") as progress:
+        done = make(checkpoint, out, options, compute=compute, arch=arch, overwrite=overwrite, progress=progress)
+    report, loading = done.manifest["report"], loads_in(done.path)
     rows = table("layer", "error", right=("error",))
     for name, tensor in report["tensors"].items():
         rows.add_row(name, f"{tensor['error']:.2e}" + (f"  {tensor['fallback']}" if tensor["fallback"] else ""))
     output.result(
-        {"path": str(out), "size": done.size, "report": report},
+        {"path": str(out), "size": done.size, "loads_in": loading, "report": report},
         rows,
-        lines=[f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}"],
+        lines=[f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}", loading],
     )
     for name, tensor in report["tensors"].items():
         if tensor["fallback"]:

@@ -24,36 +24,23 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Continue a prompt, streaming. The engine only computes logits; sampling is the same everywhere."""
-    from quantkit.registry import open_checkpoint
-    from quantkit.text.tokenizer import StreamDecoder, open_tokenizer
-    from quantkit.verification.engines import choose_engine
-    from quantkit.verification.generation import generate
+    from quantkit import Sampling, generate
 
     output = Output(as_json=as_json)
-    checkpoint = open_checkpoint(artifact)
-    tokenizer = open_tokenizer(checkpoint)
-    text = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
-    token_ids = tokenizer.encode(text)
-    runtime = choose_engine(engine, checkpoint)
-    decoder = StreamDecoder(tokenizer, token_ids)
-    produced: list[int] = []
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    continuation = generate(artifact, prompt, sampling, chat=chat, engine=engine)
     pieces: list[str] = []
-    with runtime.open(artifact) as session:
-        for token in generate(
-            session,
-            token_ids,
-            max_tokens=max_tokens,
-            eos_token_ids=checkpoint.spec.eos_token_ids,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        ):
-            produced.append(token)
-            pieces.append(decoder.push(token))
-            if not as_json:
-                sys.stdout.write(pieces[-1])
-                sys.stdout.flush()
-    pieces.append(decoder.finish())
+    for piece in continuation:
+        pieces.append(piece)
+        if not as_json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
     output.result(
-        {"engine": runtime.name, "prompt": text, "text": "".join(pieces), "token_ids": produced}, lines=[pieces[-1]]
+        {
+            "engine": continuation.engine,
+            "prompt": continuation.prompt,
+            "text": "".join(pieces),
+            "token_ids": continuation.token_ids,
+        },
+        lines=[""],
     )

@@ -50,7 +50,7 @@ def verify(
 
     output = Output(as_json=as_json)
     recorded = read_golden(golden) if golden is not None else None
-    with output.bars() as bars:
+    with output.progress(f"checking the files of {artifact.name}") as progress:
         report = make_report(
             artifact,
             golden=recorded,
@@ -59,7 +59,7 @@ def verify(
             max_kl=max_kl,
             prompts=prompts,
             needs_manifest=needs_manifest,
-            progress=bars.steps(),
+            progress=progress,
         )
     output.result(report.to_json(), lines=report.lines())
     if not report.passed:

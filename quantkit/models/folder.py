@@ -1,7 +1,7 @@
 """A Hugging Face model folder, opened strictly: config, weights (one file or shards with an index), small files.
 
 Only `*.safetensors`, `*.json`, `*.jinja` and `tokenizer*` are read. Files and config keys that hold or name code are
-never opened; a note says so. Opening reads headers, no tensor data.
+never opened; a note says so, and another names the other files that stay behind. Opening reads headers, no tensor data.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_SMALL_FILE_BYTES = 64 << 20
 
 _SMALL_FILES = ("added_tokens.json", "chat_template.json", "generation_config.json", "special_tokens_map.json")
+_TEMPLATE_FOLDER = "additional_chat_templates"
+_OWN_FILES = ("quantkit.json", "config.json", "quantize_config.json")
+"""Read by whoever knows the container, and written anew."""
 _TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
 _CODE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py")
 _CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
@@ -58,7 +61,8 @@ class Folder:
 
     config: config.json; of a multimodal model, the part that describes its text model.
     tensors: every tensor of the weight files, by name (`llm.` stripped), in the order of files and data.
-    files: tokenizer, templates, generation_config.json: bare name to a thunk that reads the bytes.
+    files: tokenizer, templates, generation_config.json: name to a thunk that reads the bytes; the name of a further
+        template begins with its sub folder, `additional_chat_templates/`.
     inputs: config.json's weights: the .safetensors files that were opened.
     notes: what was left aside or does not add up, one line each.
     """
@@ -78,9 +82,11 @@ def open_folder(path: Path) -> Folder:
         BadOption: no such folder.
         IncompleteCheckpoint: config.json, the weights, a shard or an indexed tensor is missing.
         InconsistentCheckpoint: index and shards contradict each other, or two sets of weights lie there.
+        UnsupportedModel: an adapter lies in the folder.
         MalformedFile, IncompleteFile, UnsafePath, UnsupportedModel, ReadFailed: from the files themselves.
     """
     names = file_names(path)
+    _refuse_adapter(path, names)
     config = read_json(_member(path, CONFIG_NAME), limit=MAX_CONFIG_BYTES)
     index = _index(path, names)
     shards = index.shards if index else (_single_file(path, names),)
@@ -93,7 +99,8 @@ def open_folder(path: Path) -> Folder:
         tensors = {
             name.removeprefix(_TEXT_PREFIX): view for name, view in tensors.items() if name.startswith(_TEXT_PREFIX)
         }
-    files = {name: _reader(path, name) for name in names if _travels(name)}
+    travelling = [name for name in names if _travels(name)] + _further_templates(path, names)
+    files = {name: _reader(path, name) for name in travelling}
     return Folder(path, config, tensors, files, tuple(path / shard for shard in shards), tuple(map(escaped, notes)))
 
 
@@ -234,6 +241,10 @@ def _notes(
     unread = [name for name in names if name.endswith(_CODE_SUFFIXES) and not (ours and name == CONFIG_CLASS_FILE)]
     if unread:
         notes.append(f"{len(unread)} files that hold code or pickles are not read: {', '.join(unread)[:80]}")
+    left = [name for name in names if not (_is_known(name) or name in shards or name in unread)]
+    if left:
+        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        notes.append(f"left behind: {', '.join(left[:8])}{more}")
     total = sum(view.nbytes for view in tensors.values())
     if index is not None and index.total_size not in (None, total):
         notes.append(f"{INDEX_NAME}: total_size says {index.total_size:,} bytes, the shards hold {total:,}")
@@ -248,6 +259,30 @@ def _travels(name: str) -> bool:
     """Whether a small file belongs to what is written: tokenizer, templates, generation defaults; never code."""
     tokenizer = name.startswith("tokenizer") and name.endswith(_TOKENIZER_SUFFIXES)
     return tokenizer or name.endswith(".jinja") or name in _SMALL_FILES
+
+
+def _is_known(name: str) -> bool:
+    """Whether a file travels, is read or told elsewhere, or belongs to the folder rather than to the model."""
+    known = name in _OWN_FILES or name in (INDEX_NAME, CONFIG_CLASS_FILE, _TEMPLATE_FOLDER)
+    return known or _travels(name) or name.endswith(".safetensors") or name.startswith(".")
+
+
+def _further_templates(path: Path, names: Sequence[str]) -> list[str]:
+    """The templates beside chat_template.jinja, each with its sub folder's name before its own."""
+    if _TEMPLATE_FOLDER not in names or not (path / _TEMPLATE_FOLDER).is_dir():
+        return []
+    folder = _member(path, _TEMPLATE_FOLDER)
+    return [f"{_TEMPLATE_FOLDER}/{name}" for name in file_names(folder) if name.endswith(".jinja")]
+
+
+def _refuse_adapter(path: Path, names: Sequence[str]) -> None:
+    """transformers applies an adapter that lies beside the weights, so the weights alone are another model."""
+    found = [name for name in names if name == "adapter_config.json" or name.startswith("adapter_model.")]
+    if found:
+        raise UnsupportedModel(
+            f"{path} holds an adapter ({', '.join(found)[:120]}), which is not part of the weights",
+            hint="merge it into the base model first (peft: merge_and_unload), or take its files out of the folder",
+        )
 
 
 def _reader(path: Path, name: str) -> Callable[[], bytes]:

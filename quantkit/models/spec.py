@@ -41,7 +41,11 @@ class Role(str, Enum):
     LM_HEAD = "lm_head"
 
 
-LINEAR_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.GATE, Role.UP, Role.DOWN)
+LAYER_GROUPS = ((Role.Q, Role.K, Role.V), (Role.O,), (Role.GATE, Role.UP), (Role.DOWN,))
+"""Linear layers of a block in computing order, those that read the same input together. Engines that fuse layers make
+one matrix of each group.
+"""
+LINEAR_ROLES = tuple(role for group in LAYER_GROUPS for role in group)
 WEIGHED_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.DOWN)
 """Layers whose outputs are weighed by what they do to the predictions (`quantkit.calibration.fisher` says why not
 all).

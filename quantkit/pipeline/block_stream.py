@@ -22,10 +22,11 @@ from quantkit.calibration.fisher import Sensitivities, sensitivities
 from quantkit.calibration.samples import Samples
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_block
-from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, Role
+from quantkit.models.spec import LAYER_NAMES, LINEAR_ROLES, NORM_ROLES, Role
 from quantkit.models.torch_model import Block
 from quantkit.pipeline.layer_group import StageSolver, Task
 from quantkit.pipeline.resumption import decoded_block, encoded_block
+from quantkit.pipeline.run_work import FISHER, RunWork, group_name
 from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
 from quantkit.solver.smoothing import READERS, smooth, smoothable, weight_name
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -62,6 +63,7 @@ class BlockStream:
         device: torch.device = CPU,
         bfloat16: bool = False,
         journal: Journal | None = None,
+        work: RunWork | None = None,
     ) -> None:
         self.coverage = samples.coverage
         self.layer = -1
@@ -75,6 +77,7 @@ class BlockStream:
         self._device = device
         self._bfloat16 = bfloat16
         self._journal = journal
+        self._work = work or RunWork(source, {}, samples, fisher=fisher, progress=None)
         self._samples = samples
         self._skip_positions = skip_positions
         self._weighed = fisher and any(method.weighs_outputs for _, method in wanted.values())
@@ -94,6 +97,8 @@ class BlockStream:
         self.tensors = {}
         step = f"block-{self.layer:05}"
         kept = self._journal.recall(step) if self._journal is not None else None
+        if kept is not None:
+            self._work.skip_block(self.layer)
         # It reads blocks itself, so it goes first.
         sensitivity = self._sensitivities[self.layer] if kept is None else NOT_WEIGHED
         original = load_block(self._source, self.layer).to(self._device)
@@ -121,6 +126,7 @@ class BlockStream:
         may_be = smoothable(self._wanted, self.layer, self._smooth)
         if not may_be:
             return {}
+        self._work.begin_block(self.layer, "smoothing")
         before = {READERS[role]: role for role in may_be}
         smoothed = deepcopy(original)
         choices: dict[Role, InputScales] = {}
@@ -175,10 +181,12 @@ class BlockStream:
                 threads=self._threads,
                 device=self._device,
                 bfloat16=self._bfloat16,
+                progress=self._work.stage(FISHER),
             )
 
     def _solve(self, block: Block, original: Block, sensitivity: Sensitivities) -> dict[str, TensorReport]:
         reports: dict[str, TensorReport] = {}
+        self._work.begin_block(self.layer, group_name(LINEAR_ROLES[0]))
         for stage in self._hidden.stages(block, original, sensitivity.positions):
             parameters = {weight_name(self.layer, role): block.get_parameter(LAYER_NAMES[role]) for role in stage.roles}
             tasks = {
@@ -189,6 +197,7 @@ class BlockStream:
             for name, (tensor, report) in StageSolver(stage, self._threads).quantized(tasks).items():
                 self.tensors[name], reports[name] = tensor, report
                 parameters[name].copy_(torch.from_numpy(tensor.dequantized()))
+            self._work.end_layers(self.layer, stage.roles)
         return reports
 
 

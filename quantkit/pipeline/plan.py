@@ -19,11 +19,11 @@ from quantkit.calibration.samples import WAVE_TOKENS, weighed_tokens
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
-from quantkit.models.spec import LINEAR_ROLES, WEIGHED_ROLES, ModelSpec, Role
+from quantkit.models.spec import LAYER_GROUPS, LINEAR_ROLES, WEIGHED_ROLES, ModelSpec
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.recipe import Recipe
-from quantkit.protocols import ExportOptions
-from quantkit.runtimes._kernels import Verdict, verdicts
+from quantkit.pipeline.verdicts import as_written, loading_line, taking, verdicts
+from quantkit.protocols import ExportOptions, Verdict
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import TensorView, Weight
 
@@ -32,13 +32,17 @@ TORCH_BYTES = 350 << 20
 ALLOCATED = 1.2
 """Resident bytes of calibrated runs over those in use: measured 1.0 to 1.25 on models of 1 to 24 blocks."""
 DENSE_STREAM_BYTES = 160 << 20
-INPUT_ROLES = (Role.Q, Role.O, Role.GATE, Role.DOWN)
+INPUT_ROLES = tuple(group[0] for group in LAYER_GROUPS)
 """One role for each input that a block's linear layers read; the others share them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One container that was asked for: its exact size, or why it cannot hold the result."""
+    """One container that was asked for: its exact size, or why it cannot hold the result.
+
+    engines: those that load it. kernels: what every engine's kernels say to it. loads_in: the same in one line, None
+    where the container cannot hold it.
+    """
 
     format: str
     type: str
@@ -50,6 +54,7 @@ class Target:
     hint: str | None = None
     notes: tuple[str, ...] = ()
     kernels: tuple[Verdict, ...] = ()
+    loads_in: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,15 +175,17 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
             refusal=str(refusal),
             hint=refusal.hint,
         )
+    found = verdicts(as_written(source, artifact), target=options.target)
     return Target(
         format=name,
         type=str(artifact.options.get("type") or options.type or "default"),
         arch=options.arch,
         size=artifact.size,
         bits_per_weight=artifact.size * 8 / parameters,
-        engines=exporter.engines,
+        engines=taking(name, found),
         notes=artifact.notes,
-        kernels=verdicts(source, name, target=options.target or next(iter(exporter.targets), None)),
+        kernels=found,
+        loads_in=loading_line(name, found),
     )
 
 

@@ -26,7 +26,9 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
+from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
 from quantkit.pipeline.weight_errors import WeightErrors
+from quantkit.progress import Progress
 from quantkit.protocols import Layer, Method, TensorReport
 from quantkit.solver.smoothing import smoothable, weight_name
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from quantkit.pipeline.block_stream import BlockStream
 
 SAMPLES_STEP = "samples"
-Progress = Callable[[int, int], None]
-"""progress(done, total): tokens of calibration text generated; called now and then, maybe from another thread."""
 
 
 class Quantization:
@@ -49,7 +49,7 @@ class Quantization:
         options: how to quantize it.
         compute: with what.
         samples: the calibration sequences themselves, instead of those that `options.calibration` describes.
-        progress: told how far the generation of calibration text is.
+        progress: told how far the run is, in units of work (`quantkit.pipeline.run_work`).
 
     Raises:
         BadOption: an unknown method, a checkpoint that is quantized already, a recipe that does not fit the model, or
@@ -71,7 +71,6 @@ class Quantization:
         self._options = options
         self._compute = compute
         self._given = samples
-        self._progress = progress
         method = registry.method(options.method) if isinstance(options.method, str) else options.method
         self._method = method
         assignments = options.recipe.assign(source.spec, options.scheme, method.name)
@@ -91,6 +90,8 @@ class Quantization:
             )
         if compute.device != "cpu":
             check_device(compute.device, method.name, calibrated=self._calibrated)
+        text = (samples or options.calibration) if self._calibrated else None
+        self._work = RunWork(source, self._methods, text, fisher=options.fisher, progress=progress)
         self._reports: dict[str, TensorReport] = {}
         self._weight_errors = WeightErrors(source)
         self._stream: BlockStream | None = None
@@ -124,6 +125,11 @@ class Quantization:
         key = run_key(self._source, self._wanted(self.checkpoint), self._options, self._compute, given=self._given)
         with Journal(resolve(planned, out), key) as self._journal:
             yield
+
+    @property
+    def writing(self) -> Progress:
+        """What `publish` is to tell: its writing is a part of the run's work."""
+        return self._work.stage(WRITING)
 
     def journal_size(self) -> int:
         """Bytes that `journal` will keep, samples and reports aside."""
@@ -217,6 +223,7 @@ class Quantization:
             device=torch.device(self._compute.device),
             bfloat16=self._compute.in_bfloat16(),
             journal=self._journal,
+            work=self._work,
         )
 
     def _wanted(self, plan: Checkpoint) -> dict[str, tuple[Scheme, Method]]:
@@ -234,13 +241,14 @@ class Quantization:
         if samples is None:
             kept = journal.recall(SAMPLES_STEP) if journal is not None and options.file is None else None
             if kept is not None:
+                self._work.skip(CALIBRATION_TEXT)
                 return decoded_samples(kept)
             samples = calibration_samples(
                 self._source,
                 options,
                 threads=self._compute.threads,
                 device=torch.device(self._compute.device),
-                progress=self._progress,
+                progress=self._work.stage(CALIBRATION_TEXT),
             )
         if journal is not None:
             journal.keep(SAMPLES_STEP, encoded_samples(samples))

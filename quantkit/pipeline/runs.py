@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from quantkit import registry
@@ -12,6 +11,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture, with_source_dtypes
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.quantization import Quantization
+from quantkit.progress import Progress
 from quantkit.protocols import ExportOptions
 
 INTERMEDIATE = "compressed-tensors"
@@ -29,10 +29,9 @@ def quantize(
     compute: Compute = ONE_THREAD,
     arch: str = "native",
     overwrite: bool = False,
-    wrote: Callable[[int, int], None] | None = None,
-    generated: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Published:
-    """Quantize a dense model into a folder that vLLM and transformers load as it is, and that every exporter reads.
+    """Quantize a dense model into a folder that every exporter reads; `loads_in` says which engines load it as it is.
 
     A run that was stopped, by whatever, goes on after its last finished block when it is asked for again.
 
@@ -43,8 +42,7 @@ def quantize(
         compute: threads and device.
         arch: "native", or "llama" to fold MiniCPM's scalars into the weights beforehand.
         overwrite: replace what lies at `out`, at the very end.
-        wrote: told (bytes written, bytes in all).
-        generated: told (tokens of calibration text generated, tokens in all).
+        progress: told how far the run is, by the work in its stages.
 
     Returns:
         The artifact; `manifest["report"]` tells how well every layer was quantized.
@@ -53,7 +51,7 @@ def quantize(
         What `Quantization`, reading, calibrating and `publish` raise; all are `QuantkitError`s.
     """
     source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
-    run = Quantization(with_architecture(source, arch), options, compute=compute, progress=generated)
+    run = Quantization(with_architecture(source, arch), options, compute=compute, progress=progress)
     planned = registry.exporter(INTERMEDIATE).prepare(with_source_dtypes(run.checkpoint, source), AS_IT_IS)
     target = Path(out)
     preflight(planned, target, inputs=source.inputs, overwrite=overwrite, journal_size=run.journal_size())
@@ -64,7 +62,7 @@ def quantize(
             target,
             inputs=source.inputs,
             overwrite=overwrite,
-            progress=_counted(wrote, planned.size),
+            progress=run.writing,
             report=run.report,
         )
 
@@ -76,7 +74,7 @@ def export(
     options: ExportOptions = AS_IT_IS,
     *,
     overwrite: bool = False,
-    wrote: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Published:
     """Write a model as one container. Quantized weights are carried code for code, or refused.
 
@@ -86,7 +84,7 @@ def export(
         out: the file or folder to make.
         options: type, architecture and target.
         overwrite: replace what lies at `out`, at the very end.
-        wrote: told (bytes written, bytes in all).
+        progress: told of bytes written.
 
     Returns:
         The artifact; `manifest["notes"]` says what the user should know.
@@ -102,19 +100,5 @@ def export(
         Path(out),
         inputs=checkpoint.inputs,
         overwrite=overwrite,
-        progress=_counted(wrote, planned.size),
+        progress=progress,
     )
-
-
-def _counted(told: Callable[[int, int], None] | None, total: int) -> Callable[[int], None] | None:
-    """From bytes just written to (bytes written, bytes in all)."""
-    if told is None:
-        return None
-    done = 0
-
-    def count(just: int) -> None:
-        nonlocal done
-        done += just
-        told(done, total)
-
-    return count

@@ -7,7 +7,7 @@ input that is truncated while mapped kills the process; `pread` returns an error
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -83,3 +83,20 @@ class QuantizedView:
 
 
 Weight = TensorView | QuantizedView
+
+
+def grid_of(weight: Weight) -> Scheme | None:
+    """The scheme of a quantized weight, whatever its scales are stored in; None when it is dense."""
+    return None if isinstance(weight, TensorView) else weight.scheme.with_settings(scale_dtype="float16")
+
+
+def mixture(weights: Sequence[Weight]) -> str | None:
+    """Which two of `weights` are not on one grid ("b is dense and a int4 g64 sym"), so that they cannot be one matrix.
+
+    None when all are on one grid, or all dense.
+    """
+    first, *others = weights
+    for other in others:
+        if grid_of(other) != grid_of(first):
+            return f"{other.name} is {grid_of(other) or 'dense'} and {first.name} {grid_of(first) or 'dense'}"
+    return None

@@ -2,9 +2,11 @@
 
     ModelProto      1 repeated SentencePiece, 2 TrainerSpec, 3 NormalizerSpec
     SentencePiece   1 piece (string), 2 score (float), 3 type (enum, default 1 = normal)
-    TrainerSpec     3 model_type (1 unigram, 2 BPE, 3 word, 4 char), 4 vocab_size, 35 byte_fallback,
+    TrainerSpec     3 model_type (1 unigram, 2 BPE, 3 word, 4 char), 4 vocab_size, 24 treat_whitespace_as_suffix,
+                    35 byte_fallback,
                     40 unk_id, 41 bos_id, 42 eos_id, 43 pad_id, 45 unk_piece, 46 bos_piece, 47 eos_piece
-    NormalizerSpec  1 name, 2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces
+    NormalizerSpec  1 name, 2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces,
+                    5 escape_whitespaces
 
 A message is a run of fields: varint (number * 8 + wire type), then a varint (0), 8 bytes (1), a varint length and that
 many bytes (2), or 4 bytes (5). Source: `sentencepiece_model.proto` and the protobuf encoding guide.
@@ -85,6 +87,8 @@ def parse_model(data: bytes, where: str) -> SentencePieceModel:
     trainer, normalizer = specs[2], specs[3]
     if trainer.get(3, 1) != BPE:
         raise UnsupportedModel(f"{where} is not a BPE model; only SentencePiece BPE is supported")
+    if trainer.get(24, 0) or not normalizer.get(5, 1):
+        raise UnsupportedModel(f"{where} writes spaces otherwise than as U+2581 before a word, which is not supported")
     unknown = [i for i, kind in enumerate(kinds) if kind is TokenKind.UNKNOWN]
     if len(unknown) != 1:
         raise MalformedFile(f"{where} has {len(unknown)} unknown pieces; there must be one")

@@ -13,9 +13,11 @@ from typing import Any
 
 from quantkit.errors import BadOption, MalformedFile, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.text.added_tokens import WORD_BOUNDARY
 from quantkit.text.chat_template import render
 from quantkit.text.sentencepiece_model import TokenKind
-from quantkit.text.vocabulary import MODEL_FILE, WORD_BOUNDARY, Vocabulary, read_vocabulary
+from quantkit.text.tokenizer_files import MODEL_FILE
+from quantkit.text.vocabulary import Vocabulary, read_vocabulary
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: objects with `role` and `content`."""

@@ -14,23 +14,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.errors import InconsistentCheckpoint, MalformedFile, UnsupportedModel
-from quantkit.files.json_file import parse_json
+from quantkit.errors import InconsistentCheckpoint, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.text.added_tokens import read_added_tokens
 from quantkit.text.sentencepiece_model import SentencePieceModel, TokenKind, model_bytes, parse_model
+from quantkit.text.templates import DEFAULT, read_templates
+from quantkit.text.tokenizer_config import check_config, flag, further_specials, named_token
+from quantkit.text.tokenizer_files import ADDED_FILE, CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, Files, read_object
+from quantkit.text.tokenizer_json import added_edges, check_same_text, read_tokenizer_json
 
-MODEL_FILE = "tokenizer.model"
-ADDED_FILE = "added_tokens.json"
-CONFIG_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
 FILES = (MODEL_FILE, ADDED_FILE, CONFIG_FILE)
 """What `vocabulary_files` makes."""
 
 ADDED_SCORE = -1000.0
 FILLER_SCORE = -10000.0
-WORD_BOUNDARY = "\u2581"  # SentencePiece's visible space
-MAX_JSON_BYTES = 1 << 26
-MAX_TEMPLATE_BYTES = 1 << 18
 
 _SPECIAL = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
 
@@ -41,8 +38,8 @@ class Vocabulary:
 
     tokens, scores, kinds: one entry per id; a space inside an ordinary piece is U+2581.
     add_bos, add_eos: what encoding a text adds. add_space_prefix: a space is put before the text.
-    chat_template: Jinja source, never rendered here. normalizer: "identity", or the name of a rule that changes text
-    before it is split (no flat list can hold it).
+    chat_template: Jinja source, never rendered here; named_templates: further ones, each with its name.
+    normalizer: "identity", or the name of a rule that changes text before it is split (no flat list can hold it).
     """
 
     tokens: tuple[str, ...]
@@ -56,12 +53,13 @@ class Vocabulary:
     add_eos: bool
     add_space_prefix: bool
     chat_template: str | None
+    named_templates: tuple[tuple[str, str], ...] = ()
     normalizer: str = "identity"
 
 
 def has_vocabulary(checkpoint: Checkpoint) -> bool:
     """Whether the checkpoint carries a tokenizer at all."""
-    return MODEL_FILE in checkpoint.files or "tokenizer.json" in checkpoint.files
+    return MODEL_FILE in checkpoint.files or TOKENIZER_FILE in checkpoint.files
 
 
 def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
@@ -77,9 +75,10 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
             f"{checkpoint.path}: no {MODEL_FILE}; only SentencePiece tokenizers are supported",
             hint="add the model's tokenizer.model, or remove tokenizer.json to go on with token ids only",
         )
-    model = parse_model(checkpoint.files[MODEL_FILE](), MODEL_FILE)
-    config = _json(checkpoint, CONFIG_FILE)
-    size = checkpoint.spec.vocab_size
+    files, size = checkpoint.files, checkpoint.spec.vocab_size
+    model = parse_model(files[MODEL_FILE](), MODEL_FILE)
+    config, tokenizer = read_object(files, CONFIG_FILE), read_tokenizer_json(files)
+    check_config(config)
     if len(model.pieces) > size:
         raise InconsistentCheckpoint(
             f"{MODEL_FILE} has {len(model.pieces):,} pieces, more than vocab_size {size:,} of config.json"
@@ -88,24 +87,32 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     tokens = [*model.pieces, *map(_filler, range(len(model.pieces), size))]
     scores = [*model.scores, *[FILLER_SCORE] * fill]
     kinds = [*model.kinds, *[TokenKind.UNUSED] * fill]
-    for index, (text, kind) in _added_tokens(_json(checkpoint, ADDED_FILE), config, size).items():
-        _check_replaced(model, index, text)
-        tokens[index], scores[index] = text, ADDED_SCORE
-        kinds[index] = TokenKind.UNKNOWN if index == model.unk_id else kind
+    added = read_added_tokens(files, size)
+    for index, token in added.items():
+        _check_replaced(model, index, token.text)
+        tokens[index], scores[index] = token.text, ADDED_SCORE
+        kinds[index] = TokenKind.CONTROL if token.special else TokenKind.USER_DEFINED
+        if index == model.unk_id:
+            kinds[index] = TokenKind.UNKNOWN
+    if tokenizer is not None:
+        check_same_text(tokenizer, model, added)
     ids = _ids(tokens)
-    eos = checkpoint.spec.eos_token_ids
+    _check_specials(files, ids, kinds)
+    eos, templates = checkpoint.spec.eos_token_ids, read_templates(files)
+    edges = added_edges(tokenizer) if tokenizer is not None else None
     return Vocabulary(
         tokens=tuple(tokens),
         scores=tuple(scores),
         kinds=tuple(kinds),
-        bos_token_id=_named_id(config, "bos_token", ids, default=checkpoint.spec.bos_token_id),
-        eos_token_id=_named_id(config, "eos_token", ids, default=eos[0] if eos else None),
-        unk_token_id=_named_id(config, "unk_token", ids, default=model.unk_id),
-        pad_token_id=_named_id(config, "pad_token", ids, default=checkpoint.spec.pad_token_id),
-        add_bos=_flag(config, "add_bos_token", default=True),
-        add_eos=_flag(config, "add_eos_token", default=False),
+        bos_token_id=_named_id(files, "bos_token", ids, default=checkpoint.spec.bos_token_id),
+        eos_token_id=_named_id(files, "eos_token", ids, default=eos[0] if eos else None),
+        unk_token_id=_named_id(files, "unk_token", ids, default=model.unk_id),
+        pad_token_id=_named_id(files, "pad_token", ids, default=checkpoint.spec.pad_token_id),
+        add_bos=flag(config, "add_bos_token", default=edges is None or edges[0] is not None),
+        add_eos=flag(config, "add_eos_token", default=edges is not None and edges[1] is not None),
         add_space_prefix=model.add_dummy_prefix,
-        chat_template=_chat_template(checkpoint, config),
+        chat_template=templates.default,
+        named_templates=tuple(templates.named.items()),
         normalizer=model.normalizer,
     )
 
@@ -179,7 +186,11 @@ def _tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
         "tokenizer_class": "LlamaTokenizer",
         "unk_token": name(vocabulary.unk_token_id),
     }
-    return config if vocabulary.chat_template is None else {**config, "chat_template": vocabulary.chat_template}
+    template = vocabulary.chat_template
+    if vocabulary.named_templates:
+        every = [*([(DEFAULT, template)] if template is not None else []), *vocabulary.named_templates]
+        return {**config, "chat_template": [{"name": name, "template": text} for name, text in every]}
+    return config if template is None else {**config, "chat_template": template}
 
 
 def _filler(index: int) -> str:
@@ -195,42 +206,6 @@ def _piece_count(vocabulary: Vocabulary) -> int:
         if vocabulary.kinds[index] not in _SPECIAL and not filler:
             return index + 1
     return unk + 1
-
-
-def _added_tokens(added: Mapping[str, Any], config: Mapping[str, Any], size: int) -> dict[int, tuple[str, TokenKind]]:
-    """Id to text and kind, from `added_tokens.json` and `added_tokens_decoder`, which must agree."""
-    result: dict[int, tuple[str, TokenKind]] = {}
-    for text, value in added.items():
-        index = _checked_id(value, size, f"{ADDED_FILE}: {text!r}")
-        if index in result:
-            raise InconsistentCheckpoint(f"{ADDED_FILE}: tokens {result[index][0]!r} and {text!r} share id {index}")
-        result[index] = (text, TokenKind.USER_DEFINED)
-    decoder = config.get("added_tokens_decoder") or {}
-    if not isinstance(decoder, Mapping):
-        raise MalformedFile(f"{CONFIG_FILE}: added_tokens_decoder must be an object")
-    for key, entry in decoder.items():
-        where = f"{CONFIG_FILE}: added token {key[:20]!r}"
-        index = _checked_id(int(key) if key.isascii() and key.isdigit() and len(key) < 12 else None, size, where)
-        content = entry.get("content") if isinstance(entry, Mapping) else None
-        if not isinstance(content, str) or not content:
-            raise MalformedFile(f"{where} has no content")
-        if index in result and result[index][0] != content:
-            raise InconsistentCheckpoint(
-                f"token {index} is {result[index][0]!r} in {ADDED_FILE}, {content!r} in {CONFIG_FILE}"
-            )
-        if entry.get("special") is True:
-            result[index] = (content, TokenKind.CONTROL)
-        else:
-            result[index] = (content.replace(WORD_BOUNDARY, " "), TokenKind.USER_DEFINED)
-    return result
-
-
-def _checked_id(index: object, size: int, where: str) -> int:
-    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-        raise MalformedFile(f"{where} has no valid id")
-    if index >= size:
-        raise InconsistentCheckpoint(f"{where} has id {index}; vocab_size is {size}")
-    return index
 
 
 def _check_replaced(model: SentencePieceModel, index: int, text: str) -> None:
@@ -251,52 +226,28 @@ def _ids(tokens: list[str]) -> dict[str, int]:
     return ids
 
 
-def _named_id(config: Mapping[str, Any], key: str, ids: Mapping[str, int], *, default: int | None) -> int | None:
-    """The id of the token that `key` names, as a string or as an object with `content`."""
-    value = config.get(key)
-    if value is None:
+def _named_id(files: Files, key: str, ids: Mapping[str, int], *, default: int | None) -> int | None:
+    """The id of the token that `key` names in the tokenizer's config or in the map of special tokens."""
+    named = named_token(files, key)
+    if named is None:
         return default
-    text = value.get("content") if isinstance(value, Mapping) else value
-    if not isinstance(text, str):
-        raise MalformedFile(f"{CONFIG_FILE}: {key} must be a string, is {str(value)[:80]!r}")
+    text, file = named
     if text not in ids:
-        raise InconsistentCheckpoint(f"{CONFIG_FILE}: {key} {text!r} is not in the vocabulary")
+        raise InconsistentCheckpoint(f"{file}: {key} {text!r} is not in the vocabulary")
     return ids[text]
 
 
-def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
-    value = config.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise MalformedFile(f"{CONFIG_FILE}: {key} must be true or false, is {str(value)[:80]!r}")
-    return default if value is None else value
-
-
-def _chat_template(checkpoint: Checkpoint, config: Mapping[str, Any]) -> str | None:
-    """`chat_template.jinja`, else the config's template; of several named ones the one called "default"."""
-    if TEMPLATE_FILE in checkpoint.files:
-        try:
-            template: Any = checkpoint.files[TEMPLATE_FILE]().decode("utf-8")
-        except UnicodeDecodeError:
-            raise MalformedFile(f"{TEMPLATE_FILE} is not UTF-8") from None
-    else:
-        template = config.get("chat_template")
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, Mapping) and entry.get("name") == "default"]
-        template = named[0].get("template") if named else None
-    if template is None:
-        return None
-    if not isinstance(template, str) or len(template.encode("utf-8")) > MAX_TEMPLATE_BYTES:
-        raise MalformedFile(f"the chat template must be a string of at most {MAX_TEMPLATE_BYTES:,} bytes")
-    return template
-
-
-def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    if name not in checkpoint.files:
-        return {}
-    data = checkpoint.files[name]()
-    if len(data) > MAX_JSON_BYTES:
-        raise MalformedFile(f"{name} has {len(data):,} bytes; the limit for such a file is {MAX_JSON_BYTES:,}")
-    return parse_json(data, name)
+def _check_specials(files: Files, ids: Mapping[str, int], kinds: list[TokenKind]) -> None:
+    """Refuse a special token that no file gives an id: transformers would give it one that the model does not know."""
+    for text, file in further_specials(files).items():
+        index = ids.get(text)
+        if index is None:
+            raise InconsistentCheckpoint(
+                f"{file}: the special token {text!r} has no id in any file",
+                hint=f"add it to {ADDED_FILE} with the id that the model was trained with",
+            )
+        if kinds[index] in (TokenKind.NORMAL, TokenKind.UNUSED):
+            kinds[index] = TokenKind.CONTROL
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:

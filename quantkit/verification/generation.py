@@ -11,7 +11,7 @@ from quantkit.protocols import Session
 from quantkit.verification.metrics import log_softmax
 
 
-def generate(
+def generated_tokens(
     session: Session,
     token_ids: Sequence[int],
     *,

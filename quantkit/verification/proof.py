@@ -13,7 +13,7 @@ docs/decisions/0010-what-verify-proves.md tells what each limit rests on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.models.precision import precision_of
 from quantkit.models.spec import ModelSpec
+from quantkit.progress import Progress, unwatched
 from quantkit.protocols import Runtime
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.text.vocabulary import has_vocabulary
@@ -43,9 +44,6 @@ from quantkit.verification.steps.identity import (
 )
 from quantkit.verification.steps.numbers import WeightCheck, parent_problems, read_record
 from quantkit.verification.steps.tracing import artifact_divergence
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, work done, work in all."""
 
 PARTS = 1000
 """Parts that the whole work is counted in."""
@@ -109,7 +107,7 @@ class Proof:
         self, path: Path, golden: Golden | None, against: Path | None, options: VerifyOptions, progress: Progress | None
     ) -> None:
         self._path, self._golden, self._against, self._options = path, golden, against, options
-        self._tell = progress or (lambda what, done, total: None)
+        self._tell = progress or unwatched
         self._steps: list[Step] = []
         self._notes: list[str] = []
         self._divergence: Divergence | None = None
@@ -202,7 +200,7 @@ class Proof:
         if self._golden is not None:
             return self._golden.prompts[: self._options.prompts]
         source = registry.open_checkpoint(self._against) if self._against is not None else checkpoint
-        if self._options.engine == NO_ENGINE and not has_vocabulary(source):
+        if (self._options.engine == NO_ENGINE or self._failed) and not has_vocabulary(source):
             return ()
         made = default_prompts(open_tokenizer(source), max_tokens=checkpoint.spec.max_position_embeddings)
         return made[: self._options.prompts]

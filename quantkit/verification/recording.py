@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from quantkit.errors import BadOption, GoldenMismatch, MissingDependency
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES
+from quantkit.progress import Progress
 from quantkit.tensors.views import QuantizedView
 from quantkit.verification.golden import (
     COMMAND,
@@ -41,9 +42,6 @@ BITS = (8, 4, 3, 2)
 """Whose cost is recorded."""
 GROUPS = (128, 64, 32)
 """Columns per scale, the first that divides a layer's width; else the row."""
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, steps done, steps in all."""
 
 
 def record(checkpoint: Checkpoint, prompts: Sequence[Prompt], *, progress: Progress | None = None) -> PlannedArtifact:

@@ -10,6 +10,7 @@ from quantkit import registry
 from quantkit.errors import MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.precision import QUANTIZED, precision_of
+from quantkit.runtimes._kernels.llama_cpp import GGML
 from quantkit.runtimes.llama_cpp.library import UnknownLayout
 from quantkit.runtimes.llama_cpp.server_session import ServerSession
 from quantkit.runtimes.llama_cpp.session import LlamaCppSession
@@ -20,8 +21,8 @@ class LlamaCppRuntime:
 
     name = "llama-cpp"
     summary = "llama.cpp on this machine's CPU or GPU (package xllamacpp)"
-    formats = ("gguf",)
-    architectures = ("minicpm", "llama")
+    formats = GGML.containers
+    architectures = GGML.architectures
 
     def missing(self) -> str | None:
         """None when xllamacpp is installed."""
@@ -32,8 +33,9 @@ class LlamaCppRuntime:
         inputs = {QUANTIZED: "int8 inputs", "float16": "float16 inputs", "bfloat16": "bfloat16 inputs"}
         return inputs.get(precision_of(checkpoint), "float32")
 
-    def refuses(self, checkpoint: Checkpoint) -> None:
-        """Always None: a GGUF that was read strictly is one that it loads."""
+    def refuses(self, checkpoint: Checkpoint) -> str | None:
+        """Why llama.cpp cannot load this file, or None."""
+        return GGML.verdict(checkpoint).refusal
 
     def open(self, path: Path) -> LlamaCppSession | ServerSession:
         """Read the file strictly, then let the engine load it; its parser never sees what ours refused.

@@ -162,9 +162,11 @@ def test_the_producer_waits_when_the_writer_is_slow(tmp_path: Path, monkeypatch:
 
 def test_progress_adds_up_to_the_planned_size_in_the_callers_thread(tmp_path: Path) -> None:
     calls = []
-    publish(DEMO, tmp_path / "out", progress=lambda count: calls.append((count, threading.get_ident())))
-    assert sum(count for count, _ in calls) == DEMO.size == 9
-    assert {thread for _, thread in calls} == {threading.get_ident()}
+    publish(DEMO, tmp_path / "out", progress=lambda *told: calls.append((*told, threading.get_ident())))
+    assert [done for _, done, _, _ in calls] == sorted(done for _, done, _, _ in calls)
+    assert calls[-1] == ("checking what was written and read", 9, 9, threading.get_ident())
+    assert {call[2:] for call in calls} == {(DEMO.size, threading.get_ident())}
+    assert {what for what, *_ in calls[:-1]} == {"writing out"}
 
 
 def test_the_report_is_asked_for_after_the_last_unit_and_cannot_void_the_work(tmp_path: Path) -> None:

@@ -363,8 +363,8 @@ def test_sampling_follows_the_distribution():
 
 
 def test_progress_counts_all_tokens_once(checkpoint: Checkpoint):
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, float, float]] = []
     options = CalibrationOptions(sequences=20, length=24)
     calibration_samples(checkpoint, options, threads=2, progress=lambda *call: calls.append(call))
-    assert calls[-1] == (480, 480)
-    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert calls[-1] == ("generating calibration text", 480, 480)
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)

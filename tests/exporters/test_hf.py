@@ -190,8 +190,10 @@ def test_quantized_weights_are_written_as_their_values_rounded_once(type_name: s
 
 
 def test_the_files_of_the_tokenizer_are_carried_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    for name in ("tokenizer.model", "chat_template.jinja", "generation_config.json"):
+    for name in ("tokenizer.model", "chat_template.jinja"):
         (tiny_checkpoint / name).write_bytes(name.encode() * 3)
+    generation = b'{"eos_token_id": [292, 2], "top_p": 0.5}'
+    (tiny_checkpoint / "generation_config.json").write_bytes(generation)
     (tiny_checkpoint / "modeling_minicpm.py").write_text("code")
     out = exported(HF.read(tiny_checkpoint), tmp_path / "out")
     assert sorted(path.name for path in out.iterdir()) == [
@@ -204,6 +206,7 @@ def test_the_files_of_the_tokenizer_are_carried_along(tiny_checkpoint: Path, tmp
         "tokenizer.model",
     ]
     assert (out / "tokenizer.model").read_bytes() == b"tokenizer.model" * 3
+    assert (out / "generation_config.json").read_bytes() == generation
 
 
 def test_the_plan_is_exact_and_reads_no_tensor(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from quantkit.errors import BadOption, NonFiniteValues, UnsupportedSpec, ValueOu
 from quantkit.methods.awq import METHOD
 from quantkit.tensors.rounding import round_to_nearest
 from quantkit.tensors.schemes.affine_groups import AffineGroups
-from tests.support.laws import check_method, correlated_statistics, relative_output_error
+from tests.support.laws import correlated_statistics, relative_output_error
 from tests.support.runs import one_layer
 
 INT4 = AffineGroups(bits=4, group_size=32)
@@ -20,10 +20,6 @@ INT4 = AffineGroups(bits=4, group_size=32)
 
 def random_weights(rows: int, cols: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
-
-
-def test_it_obeys_the_laws_of_methods() -> None:
-    check_method(METHOD)
 
 
 def test_it_asks_for_smoothing_and_the_others_do_not() -> None:

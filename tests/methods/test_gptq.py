@@ -46,10 +46,6 @@ def textbook_gptq(
     return codes, quantized
 
 
-def test_it_obeys_the_laws_of_methods():
-    check_method(METHOD)
-
-
 def test_the_textbook_keeps_the_laws():
     check_method(TEXTBOOK)
 

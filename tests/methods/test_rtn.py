@@ -9,7 +9,6 @@ from quantkit.errors import NonFiniteValues, UnsupportedSpec, ValueOutOfRange
 from quantkit.methods.rtn import METHOD
 from quantkit.tensors.rounding import round_to_nearest
 from quantkit.tensors.schemes.affine_groups import AffineGroups
-from tests.support.laws import check_method
 from tests.support.runs import one_layer
 
 
@@ -19,10 +18,6 @@ def matrix(*rows: list[float]) -> np.ndarray:
 
 def random_weights(rows: int = 16, cols: int = 64, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
-
-
-def test_it_obeys_the_laws_of_methods():
-    check_method(METHOD)
 
 
 def test_a_symmetric_group_has_the_codes_worked_out_by_hand():

@@ -38,7 +38,7 @@ def with_scale(checkpoint: Checkpoint, name: str, value: float) -> Checkpoint:
     tensor = view.read()
     scale = tensor.scale.copy()
     scale[2, 1] = value
-    other = replace(tensor, scale=scale)
+    other = replace(tensor, arrays={**tensor.arrays, "scale": scale})
     return replace(checkpoint, weights={**checkpoint.weights, name: replace(view, read=lambda: other)})
 
 

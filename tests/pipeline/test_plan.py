@@ -115,9 +115,13 @@ def test_every_target_says_which_kernels_take_it(tiny_checkpoint: Path):
         "gptq": {"vllm-cpu", "vllm-cuda-marlin", "gptqmodel-torch"},
         "marlin": {"cpm.cu"},
         "gguf": {"llama.cpp"},
-        "hf": set(),
+        "hf": {"vllm-cpu", "vllm-cuda-marlin", "transformers"},
     }
-    assert not [verdict for target in made.targets for verdict in target.kernels if verdict.refusal]
+    refusing = {verdict.kernel for target in made.targets for verdict in target.kernels if verdict.refusal}
+    assert refusing == {"transformers", "gptqmodel-torch"}  # no class for a native MiniCPM
+    engines = {target.format: target.engines for target in made.targets}
+    assert engines["gptq"] == engines["hf"] == ("vllm", "reference")
+    assert engines["marlin"] == ("cpm.cu", "reference")
 
 
 def test_a_head_of_73448_rows_is_named_before_any_work(tmp_path: Path):
@@ -141,7 +145,7 @@ def test_the_command_line_shows_the_recipe_and_who_refuses_it(
     shown = capsys.readouterr().out
     first = f"{K_1} is int4 g64 sym and {K_1.replace('k_proj', 'q_proj')} int4 g128 sym, which it makes one matrix of"
     assert f"compressed-tensors: vllm-cpu refuses: {first}\n" in shown
-    assert "compressed-tensors: transformers takes it\n" in shown
+    assert "compressed-tensors loads in: reference (transformers: needs --arch llama; vllm-cpu: refuses it; " in shown
     (listed,) = [line.split() for line in shown.splitlines() if line.startswith(K_1)]
     assert listed == [K_1, "128", "x", "256", "int4", "g64", "sym", "rtn"]
     assert main([*command, "--json"]) == 0

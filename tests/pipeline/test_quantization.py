@@ -210,7 +210,7 @@ def test_the_report_says_how_well_it_went():
     tensors_of(run.checkpoint)
     report = json.loads(json.dumps(run.report()))
     assert report["method"] == "gptq"
-    assert report["spec"] == INT4.to_json()
+    assert report["scheme"] == INT4.to_json()
     assert report["calibration"]["tokens"] == 70
     assert list(report["tensors"]) == linear_names(run.checkpoint)
     for entry in report["tensors"].values():
@@ -282,12 +282,13 @@ def test_round_to_nearest_needs_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from tests.support.memory import memory_checkpoint, tiny_config\n"
-        "from tests.support.runs import quantized\n"
-        "from quantkit.tensors.schemes.affine_groups import AffineGroups\n"
-        "run = quantized(memory_checkpoint(tiny_config()), AffineGroups(bits=4, group_size=32), 'rtn', threads=2)\n"
-        "print(sum(hasattr(view, 'spec') and view.read() is not None for view in run.checkpoint.weights.values()))\n"
+        "from quantkit import AffineGroups, Compute, QuantizeOptions\n"
+        "from quantkit.pipeline.quantization import Quantization\n"
+        "source, scheme = memory_checkpoint(tiny_config()), AffineGroups(bits=4, group_size=32)\n"
+        "run = Quantization(source, QuantizeOptions(method='rtn', scheme=scheme), compute=Compute(threads=2))\n"
+        "print(sum(hasattr(view, 'scheme') and view.read() is not None for view in run.checkpoint.weights.values()))\n"
         "try:\n"
-        "    quantized(memory_checkpoint(tiny_config()), AffineGroups(bits=4, group_size=32), 'gptq')\n"
+        "    Quantization(source, QuantizeOptions(method='gptq', scheme=scheme))\n"
         "except Exception as error:\n"
         "    print(type(error).__name__, error.hint)\n"
     )

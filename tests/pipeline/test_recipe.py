@@ -65,7 +65,7 @@ def test_without_rules_every_linear_layer_is_alike_and_the_head_stays():
     found = assigned()
     spec = parse_config(UNTIED)
     assert list(found) == [slot.name for slot in spec.slots() if slot.role in LINEAR_ROLES] + [HEAD]
-    assert found.pop(HEAD).spec is None
+    assert found.pop(HEAD).scheme is None
     assert set(found.values()) == {Assignment(INT4, "gptq")}
 
 
@@ -86,7 +86,7 @@ def test_the_first_rule_that_matches_decides():
 @pytest.mark.parametrize("pattern", ["*.down_proj", "*.down_proj.weight", "model.layers.?.mlp.down*"])
 def test_a_pattern_speaks_of_the_weight_or_of_its_module(pattern: str):
     found = assigned({"match": pattern, "bits": 8})
-    assert [name for name, given in found.items() if given.spec == INT8] == [DOWN_0, DOWN_1, DOWN_2]
+    assert [name for name, given in found.items() if given.scheme == INT8] == [DOWN_0, DOWN_1, DOWN_2]
 
 
 @pytest.mark.parametrize("name", [{"role": "lm_head"}, {"match": "lm_head"}, {"match": "lm_head*"}])
@@ -175,7 +175,7 @@ def test_the_example_of_the_page_is_a_recipe(tmp_path: Path, golden_model: Path)
     found = made.assign(spec, AffineGroups(bits=4, group_size=128), "gptq")
     last = f"model.layers.{spec.num_hidden_layers - 1}.mlp"
     assert found[f"{last}.down_proj.weight"] == Assignment(AffineGroups(bits=8, group_size=128), "rtn")
-    assert found[f"{last}.up_proj.weight"].spec == AffineGroups(bits=4, group_size=64)
+    assert found[f"{last}.up_proj.weight"].scheme == AffineGroups(bits=4, group_size=64)
     assert found[Q_0].scheme is None
     assert found[Q_1].scheme == AffineGroups(bits=4, group_size=128)
 

@@ -267,7 +267,7 @@ def test_text_that_the_model_wrote_is_not_written_again(
         raise AssertionError("generated again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("quantkit.calibration.generation.generated_samples", explode)
+        patch.setattr("quantkit.calibration.sources.generated_samples", explode)
         quantize(model, out, calibration=options)
         assert (out / "model.safetensors").read_bytes() == wanted
         with pytest.raises(AssertionError, match="generated again"):
@@ -382,7 +382,7 @@ def test_a_block_comes_back_from_its_bytes(bits: int, scale_dtype: str) -> None:
     }
     assert list(found) == ["a", "b"]
     for name, tensor in tensors.items():
-        assert found[name].spec == spec
+        assert found[name].scheme == spec
         for part in ("codes", "scale", "zero"):
             assert getattr(found[name], part).tobytes() == getattr(tensor, part).tobytes()
     arrays = sum(kept_bytes(tensor.shape, spec) for tensor in tensors.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,11 @@ from quantkit import registry
 from quantkit.errors import UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
-from quantkit.models.spec import Role, TensorSlot
+from quantkit.models.spec import Role
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.recipe import Recipe
-from quantkit.protocols import ExportOptions
-from quantkit.runtimes._kernels import KERNELS, verdicts
+from quantkit.protocols import ExportOptions, Verdict
+from quantkit.runtimes._kernels._rules import KernelRules
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import memory_checkpoint, tiny_config
 from tests.support.quantized_models import Choice, linears, quantized_model
@@ -31,13 +30,20 @@ K_1 = "model.layers.1.self_attn.k_proj.weight"
 
 
 def model(spec: AffineGroups, *rules: dict[str, Any], config: Mapping[str, Any] = CONFIG) -> Checkpoint:
-    source = memory_checkpoint(config)
+    """A plain Llama, which every engine has a class for."""
+    source = folded(memory_checkpoint(config))
     return planned(source, Recipe.from_json({"rule": list(rules)}).assign(source.spec, spec, "rtn"))
+
+
+def verdicts(checkpoint: Checkpoint, container: str, target: str | None = None) -> dict[str, Verdict]:
+    """What every kernel says to a model that lies in `container` as it is."""
+    written = replace(checkpoint, format=container)
+    return {kernel.name: kernel.verdict(written) for kernel in registry.kernels(container, target)}
 
 
 def answers(checkpoint: Checkpoint, container: str, target: str | None = None) -> dict[str, str | None]:
     """Kernel to refusal, None where it takes the model."""
-    return {verdict.kernel: verdict.refusal for verdict in verdicts(checkpoint, container, target=target)}
+    return {name: verdict.refusal for name, verdict in verdicts(checkpoint, container, target).items()}
 
 
 def takers(checkpoint: Checkpoint, container: str, target: str | None = None) -> set[str]:
@@ -67,7 +73,6 @@ ALL_GPTQ = {"vllm-cpu", "vllm-cuda-marlin", "gptqmodel-torch"}
         (AffineGroups(bits=4, group_size=8), CT, {"vllm-cpu", "transformers"}),
         (AffineGroups(bits=4, group_size=1), CT, {"transformers"}),
         (SYM4, "gguf", {"llama.cpp"}),
-        (SYM4, "hf", set()),
     ],
 )
 def test_a_grid_is_taken_by(spec: AffineGroups, container: str, expected: set[str]):
@@ -149,14 +154,11 @@ def test_a_head_of_73448_rows_is_named(vocabulary: int, taken: bool):
         assert (found["vllm-cuda-marlin"] or "").startswith(
             "lm_head.weight is 73448 x 64; it takes a quantized head in"
         )
-    assert takers(given, "gptq") == ALL_GPTQ  # which writes the head's values
 
 
 def test_marlin_in_vllm_pads_and_says_what():
     narrow = {**CONFIG, "intermediate_size": 544}
-    found = {
-        verdict.kernel: verdict for verdict in verdicts(model(AffineGroups(bits=4, group_size=32), config=narrow), CT)
-    }
+    found = verdicts(model(AffineGroups(bits=4, group_size=32), config=narrow), CT)
     assert found["vllm-cuda-marlin"].refusal is None
     remark = found["vllm-cuda-marlin"].remark or ""
     assert remark == "pads 2 matrices at every step (model.layers.0.mlp.down_proj.weight, 256 x 544, ...)"
@@ -169,34 +171,57 @@ def test_llama_cpp_wants_blocks_of_32_columns():
     assert found == {"llama.cpp": "model.layers.0.mlp.down_proj.weight is 256 x 48; it takes multiples of 32 columns"}
 
 
-def test_kernels_name_containers_and_targets_that_there_are():
-    for kernel in KERNELS:
-        for container in kernel.containers:
-            assert set(kernel.targets) <= set(registry.exporter(container).targets)
+ALL_CONTAINERS = registry.names("exporters")
 
 
-CHOICES: Mapping[str, Choice] = {
-    "sym4": linears(SYM4),
-    "asym4": linears(ASYM4),
-    "sym8": linears(SYM8),
-    "odd group": linears(AffineGroups(bits=4, group_size=1)),
-    "group 256": linears(AffineGroups(bits=4, group_size=256)),
-    "q alone": lambda slot: SYM4 if slot.role is Role.Q else None,
-    "o alone": lambda slot: SYM4 if slot.role is Role.O else None,
-    "head": lambda slot: SYM4 if slot.role in (Role.O, Role.LM_HEAD) else None,
-}
+@pytest.mark.parametrize("container", ALL_CONTAINERS)
+def test_kernels_follow_the_protocol(container: str):
+    for kernel in registry.kernels(container):
+        assert isinstance(kernel, KernelRules)
+        assert container in kernel.containers
+        assert set(kernel.targets) <= set(registry.exporter(container).targets)
+        verdict = kernel.verdict(replace(folded(memory_checkpoint(CONFIG)), format=container))
+        assert (verdict.kernel, verdict.engine, verdict.mend) == (kernel.name, kernel.engine, None)
 
 
-@pytest.mark.parametrize("container", ["gptq", "awq", CT])
-@pytest.mark.parametrize("choice", CHOICES)
-def test_the_table_agrees_with_what_the_runtime_of_vllm_refuses(container: str, choice: str, tmp_path: Path):
-    """`runtimes/vllm.py` was held against the engine itself; the two are written apart."""
+def test_every_engine_that_is_run_here_has_kernels_that_read_what_it_says():
+    for name in set(registry.names("runtimes")) - {"reference"}:
+        runtime = registry.runtime(name)
+        for container in ALL_CONTAINERS:
+            asked = name in {kernel.engine for kernel in registry.kernels(container)}
+            assert asked == (container in runtime.formats)
 
-    def choose(slot: TensorSlot) -> AffineGroups | None:
-        if container != CT and slot.role is Role.LM_HEAD:
-            return None
-        return CHOICES[choice](slot)
 
-    given = replace(folded(quantized_model(CONFIG, choose)), format=container, path=tmp_path)
-    refused = registry.runtime("vllm").refuses(given)
-    assert (refused is None) == ("vllm-cpu" in takers(given, container)), refused
+@pytest.mark.parametrize("container", ["hf", CT, "gptq"])
+def test_a_native_minicpm_is_taken_by_engines_that_have_its_class(container: str):
+    native = replace(memory_checkpoint(CONFIG), format=container)
+    found = {kernel.name: kernel.verdict(native) for kernel in registry.kernels(container)}
+    assert {name for name, verdict in found.items() if verdict.refusal is None} == {"vllm-cpu", "vllm-cuda-marlin"}
+    assert {verdict.setting for verdict in found.values() if verdict.refusal is None} == {"--trust-remote-code"}
+    (refusal,) = {verdict.refusal for verdict in found.values() if verdict.refusal is not None} or {None}
+    assert refusal == "it has no class for a native MiniCPM"
+
+
+def test_vllm_takes_no_quantized_embedding_and_no_odd_heads_of_a_minicpm():
+    given = folded(quantized_model(CONFIG, lambda slot: SYM4 if slot.role in (Role.EMBED, Role.Q) else None))
+    for kernel in ("vllm-cpu", "vllm-cuda-marlin"):
+        refusal = answers(given, CT)[kernel]
+        assert refusal == "model.embed_tokens.weight is int4 g64 sym; it takes a dense embedding only"
+    odd = memory_checkpoint({**CONFIG, "head_dim": 32})
+    assert answers(odd, "hf")["vllm-cpu"] == "its MiniCPM takes 256 / 4 channels per head, not 32"
+    assert answers(folded(odd), "hf")["vllm-cpu"] is None
+
+
+@pytest.mark.parametrize(
+    ("choose", "setting", "taken"),
+    [
+        (linears(SYM4), None, True),
+        (linears(ASYM4), "CompressedTensorsConfig(dequantize=True)", True),
+        (lambda slot: SYM4 if len(slot.shape) == 2 else None, "CompressedTensorsConfig(dequantize=True)", True),
+        (lambda slot: {Role.Q: ASYM4, Role.O: SYM4}.get(slot.role), None, False),
+    ],
+    ids=["symmetric", "asymmetric", "embedding", "two grids"],
+)
+def test_what_transformers_must_be_told_is_said(choose: Choice, setting: str | None, taken: bool):
+    verdict = verdicts(folded(quantized_model(CONFIG, choose)), CT)["transformers"]
+    assert ((verdict.refusal is None), verdict.setting) == (taken, setting)

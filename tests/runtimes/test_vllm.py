@@ -175,10 +175,19 @@ def test_only_our_own_config_class_is_ever_run(native, tmp_path):
 @pytest.mark.parametrize(
     ("choose", "reason"),
     [
-        (linears(AffineGroups(bits=8, group_size=64)), "q_proj.weight is int8 g64 sym; its kernel .* 4 bits"),
-        (lambda slot: SPEC if slot.role in (Role.Q, Role.EMBED) else None, "embed_tokens.weight is quantized"),
-        (lambda slot: SPEC if slot.role in (Role.Q, Role.K) else None, "q, k, v of layer 0"),
-        (lambda slot: SPEC if slot.role in (Role.Q, Role.K, Role.V, Role.UP) else None, "gate, up of layer 0"),
+        (linears(AffineGroups(bits=8, group_size=64)), r"q_proj.weight \+ k_proj \+ v_proj is int8 g64 sym; .* 4 bits"),
+        (
+            lambda slot: SPEC if slot.role in (Role.Q, Role.EMBED) else None,
+            "embed_tokens.weight is int4 g64 sym; .* dense",
+        ),
+        (
+            lambda slot: SPEC if slot.role in (Role.Q, Role.K) else None,
+            "layers.0.self_attn.v_proj.weight is dense and .*q_proj.weight int4",
+        ),
+        (
+            lambda slot: SPEC if slot.role in (Role.Q, Role.K, Role.V, Role.UP) else None,
+            "layers.0.mlp.up_proj.weight is int4 .* and .*gate_proj.weight dense",
+        ),
     ],
 )
 def test_what_its_kernels_cannot_take_is_refused_before_it_starts(tmp_path, choose, reason):
@@ -191,7 +200,7 @@ def test_shapes_and_layouts_of_its_kernels_are_known(native):
     down = checkpoint.weights["model.layers.0.mlp.down_proj.weight"]
     odd = replace(checkpoint, weights={**checkpoint.weights, down.name: replace(down, shape=(256, 528))})
     assert "256 x 528" in (RUNTIME.refuses(odd) or "")
-    free = replace(down, spec=replace(SPEC, symmetric=False))
+    free = replace(down, scheme=replace(SPEC, symmetric=False))
     asymmetric = replace(checkpoint, weights={**checkpoint.weights, down.name: free})
     assert RUNTIME.refuses(asymmetric) is None
     assert "without zero points" in (RUNTIME.refuses(replace(asymmetric, format="gptq")) or "")

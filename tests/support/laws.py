@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,20 +37,18 @@ def check_exporter(exporter: Exporter, checkpoint: Checkpoint, options: ExportOp
     try:
         planned = exporter.prepare(checkpoint, options)
         one, two = folder / output_name("one", planned), folder / output_name("two", planned)
-        publish(planned, one, inputs=checkpoint.inputs)
+        done = publish(planned, one, inputs=checkpoint.inputs)
     except UnsupportedSpec as refusal:
         check_refusal(exporter, checkpoint, refusal)
         assert list(folder.iterdir()) == []
         return False
-    for weight in checkpoint.weights.values():
-        if isinstance(weight, QuantizedView):
-            exporter.accepts(weight.scheme, options)
     check_sizes(planned, one)
     publish(exporter.prepare(checkpoint, options), two, inputs=checkpoint.inputs)
     assert contents(one) == contents(two), "writing twice gives different bytes"
     assert registry.recognize(one).name == exporter.name
     given = with_architecture(checkpoint, options.arch)
-    check_inverse(given, exporter.read(one), planned, exact_codes=options.type is None)
+    moved = done.manifest["figures"].get("largest_move_in_steps", {})
+    check_inverse(given, exporter.read(one), planned, exact_codes=options.type is None, moved=moved)
     return True
 
 
@@ -80,8 +79,13 @@ def check_sizes(planned: PlannedArtifact, artifact: Path) -> None:
     assert len({tensor.name for tensor in planned.tensors}) == len(planned.tensors)
 
 
-def check_inverse(given: Checkpoint, back: Checkpoint, planned: PlannedArtifact, *, exact_codes: bool) -> None:
-    """read(write(q)) == q. With `exact_codes`, down to codes and zero points, otherwise to what they stand for."""
+def check_inverse(
+    given: Checkpoint, back: Checkpoint, planned: PlannedArtifact, *, exact_codes: bool, moved: Mapping[str, float]
+) -> None:
+    """read(write(q)) == q. With `exact_codes`, down to codes and zero points, otherwise to what they stand for.
+
+    moved: by how many steps the container says that it moved weights at most, by name.
+    """
     assert back.spec == given.spec
     assert list(back.weights) == [slot.name for slot in given.spec.slots()]
     for name, weight in given.weights.items():
@@ -89,7 +93,7 @@ def check_inverse(given: Checkpoint, back: Checkpoint, planned: PlannedArtifact,
         assert found.name == name
         assert found.shape == weight.shape
         if isinstance(weight, QuantizedView) and isinstance(found, QuantizedView):
-            check_same_codes(name, weight.read(), found.read(), exact=exact_codes)
+            check_same_codes(name, weight.read(), found.read(), exact=exact_codes, moved=moved.get(name, 0.0))
         elif isinstance(found, QuantizedView) or (isinstance(weight, TensorView) and is_narrow(weight, planned)):
             check_requantized(name, weight, found)
         else:
@@ -106,20 +110,29 @@ def is_narrow(weight: TensorView, planned: PlannedArtifact) -> bool:
     return any(tensor.nbytes < 2 * math.prod(tensor.shape) for tensor in alike)
 
 
-def check_same_codes(name: str, given: QuantizedTensor, back: QuantizedTensor, *, exact: bool) -> None:
-    """Equal scales, and equal differences code - zero; the container may repeat a scale in smaller groups.
+def check_same_codes(name: str, given: QuantizedTensor, back: QuantizedTensor, *, exact: bool, moved: float) -> None:
+    """Equal scales, and equal weights but for what the container says; it may repeat a scale in smaller groups.
 
-    exact: where the grid is the same, codes and zeros are equal too. A zero point whose scale is 0 need not come back.
+    exact: where the scheme is the same, codes and parameters are equal too. A zero point whose scale is 0 need not come
+    back. moved: by how many steps a weight may differ; some weight does, by just so much.
     """
     cols = given.shape[1]
-    scale = spread(given.scale, cols).astype(back.scale.dtype)
-    assert same_values(spread(back.scale, cols), scale), f"{name}: scales differ"
+    (scale, wanted), (other, found) = (
+        [spread(x, cols) for x in tensor.scheme.effective(tensor.arrays)] for tensor in (given, back)
+    )
+    assert same_values(other, scale), f"{name}: scales differ"
     matters = scale != 0
-    wanted, found = (spread(tensor.zero, cols).astype(int) for tensor in (given, back))
-    if exact and back.spec == given.spec:
+    if exact and back.scheme == given.scheme:
         assert np.array_equal(back.codes, given.codes), f"{name}: codes differ"
         assert np.array_equal(found[matters], wanted[matters]), f"{name}: zero points differ"
-    assert np.array_equal((back.codes - found)[matters], (given.codes - wanted)[matters]), f"{name}: weights differ"
+    if isinstance(back.scheme, AffineGroups):
+        steps = [np.rint(tensor.dequantized()[matters] / scale[matters]) for tensor in (given, back)]
+        assert np.array_equal(*steps), f"{name}: weights differ"
+        assert moved == 0
+        return
+    assert np.array_equal(back.codes, given.codes), f"{name}: codes differ"
+    distance = np.abs(found.astype(np.float64) - wanted)[matters] / np.abs(scale[matters])
+    assert distance.max(initial=0.0) == pytest.approx(moved, rel=1e-6), f"{name}: weights moved otherwise than said"
 
 
 def check_same_values(name: str, given: Weight, back: TensorView) -> None:

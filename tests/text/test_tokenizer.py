@@ -79,8 +79,8 @@ def test_decoding_inverts_encoding(tokenizer: Tokenizer):
 
 def test_the_longest_special_token_wins(golden_model: Path):
     added = b'{"<|a|>": 2040, "<|a|><|b|>": 2041, "<|b|>": 2042}'
-    files = {"added_tokens.json": added, "tokenizer_config.json": b"{}"}
-    tokenizer = open_tokenizer(checkpoint_of(golden_model, **files))
+    files = {"tokenizer.model": (golden_model / "tokenizer.model").read_bytes(), "added_tokens.json": added}
+    tokenizer = open_tokenizer(memory_checkpoint(tiny_config(vocab_size=2048), files=files))
     assert tokenizer.encode("<|a|><|b|><|a|>", add_bos=False) == [2041, 2040]
 
 

@@ -229,6 +229,8 @@ REFUSED_MODELS: dict[str, tuple[bytes, type[QuantkitError], str]] = {
     "two trainer specs": (UNK + TRAINER + TRAINER, MalformedFile, "twice"),
     "a unigram model": (UNK + field(2, b"\x18\x01"), UnsupportedModel, "BPE"),
     "a model that does not say": (UNK, UnsupportedModel, "BPE"),
+    "spaces after words": (UNK + field(2, b"\x18\x02\xc0\x01\x01"), UnsupportedModel, "spaces"),
+    "spaces as they are": (UNK + TRAINER + field(3, b"\x28\x00"), UnsupportedModel, "spaces"),
 }
 
 

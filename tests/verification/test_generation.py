@@ -9,7 +9,7 @@ import pytest
 
 from quantkit.errors import BadOption, NonFiniteValues
 from quantkit.runtimes.reference.runtime import ReferenceSession
-from quantkit.verification.generation import choose, generate
+from quantkit.verification.generation import choose, generated_tokens
 from tests.support.memory import memory_checkpoint, tiny_config
 
 
@@ -26,17 +26,17 @@ class Scripted:
 
 def test_greedy_generation_follows_the_most_likely_token():
     session = Scripted()
-    assert list(generate(session, [0, 1], max_tokens=4, eos_token_ids=())) == [2, 3, 4, 0]
+    assert list(generated_tokens(session, [0, 1], max_tokens=4, eos_token_ids=())) == [2, 3, 4, 0]
     assert session.asked == [[0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 
 def test_any_end_token_ends_it_and_is_not_given_out():
-    assert list(generate(Scripted(), [0], max_tokens=9, eos_token_ids=(4, 3))) == [1, 2]
+    assert list(generated_tokens(Scripted(), [0], max_tokens=9, eos_token_ids=(4, 3))) == [1, 2]
 
 
 def test_it_computes_nothing_before_the_first_token_is_asked_for():
     session = Scripted()
-    tokens = generate(session, [0], max_tokens=9, eos_token_ids=())
+    tokens = generated_tokens(session, [0], max_tokens=9, eos_token_ids=())
     assert session.asked == []
     next(tokens)
     assert len(session.asked) == 1
@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_text():
 
     def sample(seed: int) -> list[int]:
         session = ReferenceSession(checkpoint)
-        return list(generate(session, [1], max_tokens=20, eos_token_ids=(), temperature=1.0, seed=seed))
+        return list(generated_tokens(session, [1], max_tokens=20, eos_token_ids=(), temperature=1.0, seed=seed))
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
@@ -90,12 +90,12 @@ def test_the_same_seed_gives_the_same_text():
 @pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}])
 def test_options_outside_their_range_are_refused(options):
     with pytest.raises(BadOption):
-        next(generate(Scripted(), [0], max_tokens=1, eos_token_ids=(), **options))
+        next(generated_tokens(Scripted(), [0], max_tokens=1, eos_token_ids=(), **options))
 
 
 def test_an_empty_prompt_is_refused():
     with pytest.raises(BadOption, match="no tokens"):
-        next(generate(Scripted(), [], max_tokens=1, eos_token_ids=()))
+        next(generated_tokens(Scripted(), [], max_tokens=1, eos_token_ids=()))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

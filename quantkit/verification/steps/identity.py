@@ -18,13 +18,14 @@ from quantkit.errors import GoldenMismatch, MalformedFile, MissingDependency, Qu
 from quantkit.files.json_file import parse_json
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec, RopeSpec
+from quantkit.text.templates import OLD_TEMPLATE_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
 from quantkit.text.tokenizer import open_tokenizer
-from quantkit.text.vocabulary import FILES, TEMPLATE_FILE, has_vocabulary, read_vocabulary
+from quantkit.text.vocabulary import FILES, has_vocabulary, read_vocabulary
 from quantkit.verification.prompts import Prompt
 
 GENERATION_FILE = "generation_config.json"
 GENERATION_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-OWN_FILES = (*FILES, TEMPLATE_FILE, "chat_template.json", "config.json")
+OWN_FILES = (*FILES, TEMPLATE_FILE, OLD_TEMPLATE_FILE, "config.json")
 """Compared by what they mean (`TextFacts`): a container without files gives them back in other words."""
 PAD = "pad_token_id"
 
@@ -51,7 +52,9 @@ def text_facts(checkpoint: Checkpoint) -> TextFacts:
         What `read_vocabulary` raises.
     """
     files = {
-        name: _file_digest(name, read()) for name, read in sorted(checkpoint.files.items()) if name not in OWN_FILES
+        name: _file_digest(name, read())
+        for name, read in sorted(checkpoint.files.items())
+        if name not in OWN_FILES and not name.startswith(TEMPLATE_FOLDER)
     }
     if not has_vocabulary(checkpoint):
         return TextFacts(None, None, {}, files)
@@ -63,7 +66,10 @@ def text_facts(checkpoint: Checkpoint) -> TextFacts:
     return TextFacts(
         sha256.hexdigest(),
         None if vocabulary.chat_template is None else _text_digest(vocabulary.chat_template),
-        {name: getattr(vocabulary, name) for name in names},
+        {
+            **{name: getattr(vocabulary, name) for name in names},
+            **{f"template {name!r}": _text_digest(text) for name, text in vocabulary.named_templates},
+        },
         files,
     )
 

@@ -25,7 +25,7 @@ from quantkit.errors import MalformedFile
 from quantkit.models.spec import ModelSpec
 
 FACTOR = 6.0
-"""How many times the cost of round-to-nearest an honest artifact may show on one prompt."""
+"""How many times the cost of round-to-nearest an honest artifact may show on one prompt; 1.6 was measured."""
 ENGINE_FACTOR = 4.0
 """How many times what its arithmetic costs an engine may lie from the reference on one prompt."""
 PRIOR_POSITIONS = 16

@@ -6,7 +6,7 @@ and let go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -16,6 +16,7 @@ import numpy as np
 from quantkit import registry
 from quantkit.errors import EngineFailed
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.progress import Progress
 from quantkit.protocols import OracleSession, Predictions, Runtime, Session
 from quantkit.verification.engines import ORACLE
 from quantkit.verification.golden import Golden
@@ -24,8 +25,6 @@ from quantkit.verification.prompts import Prompt
 from quantkit.verification.report import Check, Comparison, Divergence
 from quantkit.verification.steps.limits import ENGINE_FACTOR, FACTOR, noise, noise_limits, prediction_limits
 from quantkit.verification.steps.tracing import engine_divergence, first_position
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

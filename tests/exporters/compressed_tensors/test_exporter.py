@@ -296,17 +296,3 @@ def test_several_grids_become_several_groups_that_name_their_modules(tmp_path: P
     assert config["quantization_config"]["ignore"] == [
         f"model.layers.{layer}.mlp.down_proj" for layer in range(3)
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("choose", "told"),
-    [
-        (linears(SYM4), []),
-        (linears(ASYM4), ["zero points are packed"]),
-        (lambda slot: SYM4 if len(slot.shape) == 2 else None, ["the embedding is quantized"]),
-    ],
-    ids=["symmetric", "asymmetric", "embedding"],
-)
-def test_what_transformers_cannot_load_as_it_is_is_told(choose: Choice, told: list[str]) -> None:
-    notes = EXPORTER.prepare(quantized_model(LLAMA, choose), ExportOptions()).notes
-    assert [note.partition(":")[0] for note in notes] == told

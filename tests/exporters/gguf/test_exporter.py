@@ -293,7 +293,7 @@ def test_asymmetric_weights_are_exact_in_types_that_hold_the_difference(bits: in
     source = quantized(AffineGroups(bits=bits, group_size=64, symmetric=False))
     back = EXPORTER.read(write(source, tmp_path / "m.gguf", kind)).weights[UP_PROJ]
     assert isinstance(back, QuantizedView)
-    assert back.spec == AffineGroups(bits=int(kind[1]), group_size=64)
+    assert back.scheme == AffineGroups(bits=int(kind[1]), group_size=64)
     assert np.array_equal(back.read().dequantized(), source.weights[UP_PROJ].read().dequantized())  # type: ignore[union-attr]
 
 
@@ -317,7 +317,7 @@ def test_what_a_type_holds(kind: str, symmetric: bool) -> None:
     for bits in range(2, 9):
         spec = AffineGroups(bits=bits, group_size=64, symmetric=symmetric)
         if bits in HOLDS[kind, symmetric]:
-            EXPORTER.accepts(spec, ExportOptions(type=kind))
+            EXPORTER.prepare(quantized(spec), ExportOptions(type=kind))
             continue
         with pytest.raises(UnsupportedSpec, match="gguf") as refusal:
             EXPORTER.prepare(quantized(spec), ExportOptions(type=kind))
@@ -367,7 +367,7 @@ def test_codes_that_no_block_holds_are_refused_with_a_hint(spec: AffineGroups, h
 def test_mixed_codes_take_a_type_each() -> None:
     source = quantized(AffineGroups(bits=4, group_size=64))
     eight = random_quantized((256, 128), AffineGroups(bits=8, group_size=32))
-    view = QuantizedView(UP_PROJ, (256, 128), eight.spec, lambda: eight)
+    view = QuantizedView(UP_PROJ, (256, 128), eight.scheme, lambda: eight)
     mixed = replace(source, weights={**source.weights, UP_PROJ: view})
     types = {tensor.name: tensor.type for tensor in EXPORTER.prepare(mixed, ExportOptions()).tensors}
     assert (types["blk.0.ffn_up.weight"], types["blk.0.ffn_gate.weight"]) == ("q8_0", "q4_0")
@@ -379,7 +379,7 @@ def test_a_quantized_embedding_is_carried_in_q8_0_beside_smaller_types(tmp_path:
     source = quantized(AffineGroups(bits=4, group_size=64))
     name = "model.embed_tokens.weight"
     eight = random_quantized((2048, 128), AffineGroups(bits=8, group_size=32))
-    view = QuantizedView(name, (2048, 128), eight.spec, lambda: eight)
+    view = QuantizedView(name, (2048, 128), eight.scheme, lambda: eight)
     path = write(replace(source, weights={**source.weights, name: view}), tmp_path / "m.gguf", "q4_0")
     back = EXPORTER.read(path).weights[name].read()
     assert isinstance(back, QuantizedTensor)
@@ -395,7 +395,7 @@ def test_only_scales_that_are_float16_are_carried(dtype: str, tmp_path: Path) ->
     assert isinstance(tensor, QuantizedTensor)
 
     def with_scale(value: float) -> Checkpoint:
-        other = replace(tensor, scale=np.full_like(tensor.scale, value))
+        other = replace(tensor, arrays={**tensor.arrays, "scale": np.full_like(tensor.scale, value)})
         weights = {
             name: QuantizedView(name, view.shape, spec, lambda shape=view.shape: flat(shape, spec))
             if isinstance(view, QuantizedView)
@@ -406,7 +406,7 @@ def test_only_scales_that_are_float16_are_carried(dtype: str, tmp_path: Path) ->
 
     def flat(shape: tuple[int, int], spec: AffineGroups) -> QuantizedTensor:
         made = random_quantized(shape, spec)
-        return replace(made, scale=np.full_like(made.scale, 0.25))
+        return replace(made, arrays={**made.arrays, "scale": np.full_like(made.scale, 0.25)})
 
     back = EXPORTER.read(write(with_scale(0.125), tmp_path / "m.gguf")).weights[UP_PROJ].read()
     assert isinstance(back, QuantizedTensor)
@@ -422,7 +422,7 @@ def test_a_minimum_beyond_float16_is_refused(tmp_path: Path) -> None:
     spec = AffineGroups(bits=4, group_size=64, symmetric=False)
     source = quantized(spec)
     tensor = random_quantized((256, 128), spec)
-    large = replace(tensor, scale=np.full_like(tensor.scale, 60000), zero=np.full_like(tensor.zero, 15))
+    large = replace(tensor, arrays={"scale": np.full_like(tensor.scale, 60000), "zero": np.full_like(tensor.zero, 15)})
     view = QuantizedView(UP_PROJ, (256, 128), spec, lambda: large)
     with pytest.raises(ValueOutOfRange, match=UP_PROJ):
         write(replace(source, weights={**source.weights, UP_PROJ: view}), tmp_path / "m.gguf")

@@ -28,7 +28,8 @@ from quantkit.exporters.gguf.file import read_gguf
 from quantkit.exporters.gguf.header import entry, header_bytes, number_array, string_array
 from quantkit.exporters.gguf.types import ValueType, padding
 from quantkit.tensors.schemes.affine_groups import AffineGroups
-from quantkit.tensors.views import QuantizedView, TensorView
+from quantkit.tensors.schemes.offset_groups import OffsetGroups
+from quantkit.tensors.views import QuantizedView
 
 EXPORTER = registry.exporter("gguf")
 UP_PROJ = "model.layers.0.mlp.up_proj.weight"
@@ -121,13 +122,12 @@ def test_blocks_without_a_record_are_groups_of_32(block: blocks.BlockType, bits:
 
 
 @pytest.mark.parametrize("block", [blocks.Q4_1, blocks.Q5_1], ids=["4", "5"])
-def test_blocks_with_a_minimum_and_no_record_are_dense_values(block: blocks.BlockType, tmp_path: Path) -> None:
+def test_blocks_with_a_minimum_are_read_as_what_ggml_computes_with(block: blocks.BlockType, tmp_path: Path) -> None:
     path = stranger(tmp_path / "m.gguf", types={"blk.0.ffn_up.weight": block})
-    back = EXPORTER.read(path)
-    view = back.weights[UP_PROJ]
-    assert isinstance(view, TensorView)
-    assert np.array_equal(view.fetch(7, 50), reference_values(path, "blk.0.ffn_up.weight")[7:50])
-    assert any("dense float32" in note for note in back.notes)
+    view = EXPORTER.read(path).weights[UP_PROJ]
+    assert isinstance(view, QuantizedView)
+    assert view.scheme == OffsetGroups(bits=block.bits, group_size=32)
+    assert np.array_equal(view.read().dequantized(), reference_values(path, "blk.0.ffn_up.weight"))
 
 
 @pytest.mark.parametrize("block", list(blocks.QUANTIZED.values()), ids=lambda block: block.name)
@@ -216,7 +216,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[QuantkitError], str]] = {
     "a record that is no JSON": ({"extra": record("[")}, MalformedFile, "quantkit.quantization"),
     "a record without groups": ({"extra": record('{"groups": 1}')}, MalformedFile, "list of groups"),
     "a record with strange bits": ({"extra": record(RECORD % ('"4"', 32, "true"))}, MalformedFile, "quantization"),
-    "a record with 99 bits": ({"extra": record(RECORD % (99, 32, "true"))}, UnsupportedSpec, "bits"),
+    "a record with 99 bits": ({"extra": record(RECORD % (99, 32, "true"))}, MalformedFile, "bits"),
     "a record for a dense tensor": ({"extra": record(RECORD % (4, 32, "true"))}, InconsistentCheckpoint, "has none"),
     "a record that the blocks cannot hold": (
         {"extra": record(RECORD % (8, 32, "true")), "types": {"blk.0.ffn_up.weight": blocks.Q4_0}},
@@ -246,19 +246,20 @@ def test_blocks_that_are_not_what_the_record_says_are_refused(text: str, complai
         EXPORTER.read(path).weights[UP_PROJ].read()
 
 
-@pytest.mark.parametrize("minimum", [-0.5, 3.0, -16.0], ids=["a fraction", "below zero", "beyond 15"])
-def test_minimums_that_are_no_zero_points_are_refused(minimum: float, tmp_path: Path) -> None:
-    """Blocks with scale 1: the zero point would be -minimum."""
+@pytest.mark.parametrize("minimum", [-0.5, 3.0, -16.0, -7.0], ids=["a fraction", "below zero", "beyond 15", "whole"])
+def test_a_minimum_is_taken_as_it_is_whatever_the_record_says(minimum: float, tmp_path: Path) -> None:
+    """Blocks with scale 1, of a file that was written when minimums were read as integer zero points."""
 
     def overwrite(name: str, data: np.ndarray) -> None:
         if name == "blk.0.ffn_up.weight":
             data.reshape(-1, blocks.Q4_1.nbytes)[:, :4] = np.frombuffer(struct.pack("<ee", 1, minimum), np.uint8)
 
-    text = RECORD % (4, 32, "false")
     types = {"blk.0.ffn_up.weight": blocks.Q4_1}
-    path = stranger(tmp_path / "m.gguf", types=types, extra=record(text), fill=overwrite)
-    with pytest.raises(InconsistentCheckpoint, match="minimums"):
-        EXPORTER.read(path).weights[UP_PROJ].read()
+    path = stranger(tmp_path / "m.gguf", types=types, extra=record(RECORD % (4, 32, "false")), fill=overwrite)
+    tensor = EXPORTER.read(path).weights[UP_PROJ].read()
+    assert tensor.scheme == OffsetGroups(bits=4, group_size=32)
+    assert np.array_equal(tensor.dequantized(), tensor.codes + np.float32(minimum))
+    assert np.array_equal(tensor.dequantized(), reference_values(path, "blk.0.ffn_up.weight"))
 
 
 def test_a_tokenizer_of_another_kind_is_left_aside(tmp_path: Path) -> None:

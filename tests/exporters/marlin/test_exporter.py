@@ -364,7 +364,7 @@ def with_bfloat16_scales(**changed: np.float32) -> Checkpoint:
             tensor = random_quantized(weight.shape, BFLOAT16, seed)
             scale = np.where(np.abs(tensor.scale.astype(np.float32)) < 2**-13, 0, tensor.scale)
             scale[0, 0] = changed.get(name.replace(".", "_"), 0)
-            replaced[name] = replace(tensor, scale=scale.astype(tensor.scale.dtype))
+            replaced[name] = replace(tensor, arrays={**tensor.arrays, "scale": scale.astype(tensor.scale.dtype)})
     return quantized_model(MINICPM, linears(BFLOAT16), replaced=replaced)
 
 

@@ -1,0 +1,133 @@
+"""How much work the stages of a quantization run are, so that the time left can be told from what is done.
+
+The unit is a millisecond of one core of the machine on which the costs below were measured, with gptq and the default
+options on models of 256 and 1024 channels. Another machine has another unit; what counts is the ratio of the stages,
+which tests/pipeline/test_run_work.py holds to a factor of two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from quantkit.calibration.samples import CalibrationOptions, Samples, weighed_tokens
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import LAYER_GROUPS, LINEAR_ROLES, WEIGHED_ROLES, ModelSpec, Role
+from quantkit.progress import Progress, StagedWork
+from quantkit.protocols import Method
+
+BILLION = 1e9
+BATCH, ROWS = 16, 128
+"""Sequences that are generated together; rows that are solved together."""
+CALIBRATION_TEXT, FISHER, WRITING = "calibration text", "Fisher pass", "writing"
+"""Stages of a run besides its blocks."""
+
+
+class RunWork:
+    """The stages of one run: calibration text, Fisher pass, every block, and writing, which goes on beside the others.
+
+    Args:
+        model: the dense model.
+        methods: of every weight that is quantized, by name.
+        calibration: what calibrated methods run on; None where there are none, and writing is all there is.
+        fisher: whether there is a Fisher pass, where a method asks for it.
+        progress: who is told.
+    """
+
+    def __init__(
+        self,
+        model: Checkpoint,
+        methods: Mapping[str, Method],
+        calibration: CalibrationOptions | Samples | None,
+        *,
+        fisher: bool,
+        progress: Progress | None,
+    ) -> None:
+        self._layers = model.spec.num_hidden_layers
+        self._layer_work: dict[Role, float] = {}
+        weights: dict[str, float] = {}
+        if calibration is not None:
+            weighed = fisher and any(method.weighs_outputs for method in methods.values())
+            tokens = _tokens(calibration)
+            self._layer_work = {role: _layer_work(model.spec, role, tokens) for role in LINEAR_ROLES}
+            weights[CALIBRATION_TEXT] = _generation(model.spec, calibration)
+            weights[FISHER] = _fisher(model.spec, weighed_tokens(tokens)) if weighed else 0.0
+            weights |= dict.fromkeys(map(_block, range(self._layers)), sum(self._layer_work.values()))
+        weights[WRITING] = 1e-5 * sum(weight.size for weight in model.weights.values())
+        self._work = StagedWork(progress, weights)
+
+    def stage(self, name: str) -> Progress:
+        """The progress of `CALIBRATION_TEXT`, `FISHER` or `WRITING`, in any unit of its own."""
+        return self._work.stage(name, beside=name == WRITING)
+
+    def skip(self, name: str) -> None:
+        """Take out a stage that need not be done."""
+        self._work.skip(name)
+
+    def skip_block(self, layer: int) -> None:
+        """Take out a block that an earlier run has done."""
+        self._work.skip(_block(layer))
+
+    def begin_block(self, layer: int, what: str) -> None:
+        """Tell of block `layer`, with `what` comes first in it."""
+        self._tell_block(layer, what, 0.0)
+
+    def end_layers(self, layer: int, roles: Sequence[Role]) -> None:
+        """Tell of block `layer` when its layers `roles` are done, with those that come next."""
+        position = LINEAR_ROLES.index(roles[-1]) + 1
+        done = sum(self._layer_work[each] for each in LINEAR_ROLES[:position])
+        self._tell_block(layer, group_name(LINEAR_ROLES[min(position, len(LINEAR_ROLES) - 1)]), done)
+
+    def _tell_block(self, layer: int, what: str, done: float) -> None:
+        tell = self._work.stage(_block(layer))
+        tell(f"block {layer + 1} of {self._layers}: {what}", done, sum(self._layer_work.values()))
+
+
+def group_name(role: Role) -> str:
+    """The layers that read what `role` reads: "q,k,v"."""
+    return next(",".join(group) for group in LAYER_GROUPS if role in group)
+
+
+def _block(layer: int) -> str:
+    return f"block {layer}"
+
+
+def _tokens(calibration: CalibrationOptions | Samples) -> int:
+    if isinstance(calibration, CalibrationOptions):
+        return calibration.sequences * calibration.length
+    return sum(map(len, calibration.sequences))
+
+
+def _block_weights(spec: ModelSpec) -> int:
+    return sum(math.prod(spec.layer_shape(role)) for role in LINEAR_ROLES)
+
+
+def _head_weights(spec: ModelSpec) -> int:
+    return spec.vocab_size * spec.hidden_size
+
+
+def _generation(spec: ModelSpec, calibration: CalibrationOptions | Samples) -> float:
+    """Token by token: every step reads all weights, and the keys and values of the tokens before."""
+    if not isinstance(calibration, CalibrationOptions) or calibration.file is not None:
+        return 0.0
+    kept = calibration.length / 2 * spec.num_key_value_heads * spec.head_dim
+    block = 2.2 + 1e-6 * _block_weights(spec) + 7e-5 * kept
+    head = 1e-6 * _head_weights(spec) + 1.6e-4 * spec.vocab_size
+    steps = calibration.length * math.ceil(calibration.sequences / BATCH)
+    return steps * (spec.num_hidden_layers * block + head)
+
+
+def _fisher(spec: ModelSpec, tokens: int) -> float:
+    """Forwards, forwards again, and backwards, for many tokens at once."""
+    block = 0.044 + 3.7e-8 * _block_weights(spec)
+    head = 2e-8 * _head_weights(spec) + 1e-5 * spec.vocab_size
+    return tokens * (spec.num_hidden_layers * block + head)
+
+
+def _layer_work(spec: ModelSpec, role: Role, tokens: int) -> float:
+    """Both forwards, the statistics of the inputs (for the first of the layers that share them), and the solution."""
+    rows, cols = spec.layer_shape(role)
+    leads = any(role is group[0] for group in LAYER_GROUPS)
+    seen = tokens * cols * (25 * rows + (30 * cols if leads else 0)) / BILLION
+    loop = cols * (0.1 + (0.05 if role in WEIGHED_ROLES else 0.02) * math.ceil(rows / ROWS))
+    return seen + loop + cols**2 * (60 * rows + 16 * cols) / BILLION

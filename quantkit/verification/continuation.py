@@ -1,0 +1,103 @@
+"""Text from an artifact: `generate`, any engine, the same sampling everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quantkit import registry
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.protocols import Runtime
+from quantkit.text.tokenizer import StreamDecoder, Tokenizer, open_tokenizer
+from quantkit.verification.engines import choose_engine
+from quantkit.verification.generation import generated_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen.
+
+    max_tokens: at most so many. temperature: 0 takes the most likely token; else logits are divided by it. top_p:
+    sample among the fewest tokens that together reach this share of probability. seed: of the random numbers.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+DEFAULTS = Sampling()
+
+
+@dataclass(slots=True, eq=False)
+class Continuation:
+    """A text that is being continued; iterate over it for the pieces of what follows.
+
+    engine: who computes. prompt: what is continued, in the words of the chat template if there was one. token_ids: of
+    the pieces so far.
+    """
+
+    engine: str
+    prompt: str
+    token_ids: list[int] = field(default_factory=list)
+    _pieces: Iterator[str] = field(default_factory=lambda: iter(()))
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+
+def generate(
+    artifact: str | Path, prompt: str, sampling: Sampling = DEFAULTS, *, chat: bool = False, engine: str = "auto"
+) -> Continuation:
+    """Continue a text.
+
+    Args:
+        artifact: a model folder, a quantized folder, or a single-file artifact.
+        prompt: what to continue.
+        sampling: how many tokens, and how they are chosen.
+        chat: whether the prompt is a user's turn of the model's chat template.
+        engine: a runtime's name; "auto" = the first real engine here that runs the artifact, else the reference.
+
+    Returns:
+        The continuation, which computes while it is iterated over. End-of-sequence tokens end it.
+
+    Raises:
+        BadOption: no such engine, an option out of range, or a model without tokenizer or chat template.
+        What opening the artifact and loading it raise; all are `QuantkitError`s.
+    """
+    path = Path(artifact)
+    checkpoint = registry.open_checkpoint(path)
+    tokenizer = open_tokenizer(checkpoint)
+    text = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
+    runtime = choose_engine(engine, checkpoint)
+    made = Continuation(runtime.name, text)
+    made._pieces = _pieces(made, path, checkpoint, tokenizer, runtime=runtime, sampling=sampling)
+    return made
+
+
+def _pieces(
+    made: Continuation,
+    path: Path,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    *,
+    runtime: Runtime,
+    sampling: Sampling,
+) -> Iterator[str]:
+    prompt = tokenizer.encode(made.prompt)
+    decoder = StreamDecoder(tokenizer, prompt)
+    with runtime.open(path) as session:
+        for token in generated_tokens(
+            session,
+            prompt,
+            max_tokens=sampling.max_tokens,
+            eos_token_ids=checkpoint.spec.eos_token_ids,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        ):
+            made.token_ids.append(token)
+            yield decoder.push(token)
+    yield decoder.finish()

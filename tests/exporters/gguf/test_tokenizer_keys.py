@@ -1,0 +1,41 @@
+"""Keys of the tokenizer in a GGUF file of another writer: followed, or said by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quantkit import registry
+from quantkit.exporters.gguf.header import entry
+from quantkit.exporters.gguf.types import ValueType
+from quantkit.text.vocabulary import read_vocabulary
+from tests.exporters.gguf.test_reading import stranger, tokenizer_of
+
+EXPORTER = registry.exporter("gguf")
+
+
+@pytest.mark.parametrize("key", ["remove_extra_whitespaces", "clean_spaces", "escape_whitespaces"])
+def test_a_rule_that_is_not_followed_is_said(key: str, tmp_path: Path) -> None:
+    extra = [*tokenizer_of(), entry(f"tokenizer.ggml.{key}", ValueType.BOOL, True)]
+    notes = EXPORTER.read(stranger(tmp_path / "m.gguf", extra=extra)).notes
+    assert notes == (f"keys of the tokenizer are not followed: tokenizer.ggml.{key}",)
+
+
+@pytest.mark.parametrize("key", ["fim_pre_token_id", "mask_token_id"])
+def test_other_tokens_are_read_in_silence(key: str, tmp_path: Path) -> None:
+    extra = [*tokenizer_of(), entry(f"tokenizer.ggml.{key}", ValueType.UINT32, 3)]
+    assert EXPORTER.read(stranger(tmp_path / "m.gguf", extra=extra)).notes == ()
+
+
+def test_the_ends_of_text_of_turn_and_of_message_all_end_a_text(tmp_path: Path) -> None:
+    ids = {"eot_token_id": 7, "eom_token_id": 9}
+    extra = [entry(f"tokenizer.ggml.{key}", ValueType.UINT32, index) for key, index in ids.items()]
+    back = EXPORTER.read(stranger(tmp_path / "m.gguf", extra=[*tokenizer_of(), *extra]))
+    assert {7, 9} <= set(back.spec.eos_token_ids)
+
+
+def test_named_templates_are_read(tmp_path: Path) -> None:
+    extra = [entry("tokenizer.chat_template.rag", ValueType.STRING, "{{ 1 }}")]
+    back = EXPORTER.read(stranger(tmp_path / "m.gguf", extra=[*tokenizer_of(), *extra]))
+    assert dict(read_vocabulary(back).named_templates) == {"rag": "{{ 1 }}"}

@@ -1,0 +1,117 @@
+"""The small files of a model folder: which travel, which stay behind and are named, and which are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from quantkit import registry
+from quantkit.errors import UnsafePath, UnsupportedModel
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.folder import open_folder
+from tests.support.malformed_folders import FIRST, INDEX, SECOND, write_small_checkpoint
+
+
+def opened(path: Path) -> Checkpoint:
+    """As the command line opens it."""
+    return registry.exporter("hf").read(path)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return write_small_checkpoint(tmp_path / "model")
+
+
+def test_small_files_travel_and_code_does_not(small: Path) -> None:
+    kept = ["added_tokens.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"]
+    kept += ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    left = ["README.md", "LICENSE", "modeling_minicpm.py", "tokenizer.py", "tokenization_minicpm.py", "tokenizer.pkl"]
+    left += ["pytorch_model.bin", "training_args.bin"]
+    for name in kept + left:
+        (small / name).write_bytes(name.encode())
+    folder = open_folder(small)
+    assert sorted(folder.files) == kept
+    assert {name: read() for name, read in folder.files.items()} == {name: name.encode() for name in kept}
+    assert "left behind: LICENSE, README.md" in folder.notes
+
+
+LEFT_BEHIND = [
+    "preprocessor_config.json",
+    "processor_config.json",
+    "quant_strategy.yaml",
+    "LICENSE.txt",
+    "vocab.json",
+    "merges.txt",
+    "consolidated.safetensors.index.json",
+    "tokenization.md",
+]
+
+
+@pytest.mark.parametrize("name", LEFT_BEHIND)
+def test_a_file_that_stays_behind_is_named(name: str, small: Path) -> None:
+    (small / name).write_text("{}")
+    (small / ".gitattributes").write_text("*")
+    assert f"left behind: {name}" in opened(small).notes
+
+
+def test_a_folder_that_stays_behind_is_named_and_many_files_in_one_line(small: Path) -> None:
+    (small / "onnx").mkdir()
+    for number in range(12):
+        (small / f"a{number:02}.md").write_text("")
+    note = next(note for note in opened(small).notes if note.startswith("left behind"))
+    assert note == "left behind: " + ", ".join(f"a{number:02}.md" for number in range(8)) + " and 5 more"
+
+
+ADAPTERS = {
+    "beside the weights": (FIRST, ("adapter_config.json", "adapter_model.safetensors")),
+    "as a pickle": (FIRST, ("adapter_config.json", "adapter_model.bin")),
+    "its config alone": (FIRST, ("adapter_config.json",)),
+    "in place of the weights": ("", ("adapter_config.json", "adapter_model.safetensors")),
+    "its weights alone": (FIRST, ("adapter_model.safetensors",)),
+}
+
+
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_an_adapter_is_refused_by_name(case: str, small: Path) -> None:
+    kept, names = ADAPTERS[case]
+    if not kept:
+        for name in (FIRST, SECOND, INDEX):
+            (small / name).unlink()
+    for name in names:
+        if name.endswith(".safetensors"):
+            save_file({"base_model.lora_A.weight": np.zeros(3, np.float32)}, small / name)
+        else:
+            (small / name).write_text("{}")
+    with pytest.raises(UnsupportedModel, match=names[0]) as caught:
+        opened(small)
+    assert "merge" in str(caught.value.hint)
+
+
+def test_templates_of_the_sub_folder_travel(small: Path) -> None:
+    (small / "additional_chat_templates").mkdir()
+    (small / "additional_chat_templates" / "tool_use.jinja").write_text("{{ 'b' }}")
+    (small / "additional_chat_templates" / "notes.txt").write_text("")
+    (small / "chat_template.jinja").write_text("{{ 'a' }}")
+    assert "additional_chat_templates/tool_use.jinja" in open_folder(small).files
+    config = json.loads(opened(small).files["tokenizer_config.json"]())
+    assert [entry["template"] for entry in config["chat_template"]] == ["{{ 'a' }}", "{{ 'b' }}"]
+    assert "chat_template.jinja" not in opened(small).files
+
+
+def test_a_sub_folder_of_templates_that_leads_elsewhere_is_refused(small: Path) -> None:
+    (small.parent / "elsewhere").mkdir()
+    (small.parent / "elsewhere" / "tool_use.jinja").write_text("secret")
+    (small / "additional_chat_templates").symlink_to("../elsewhere")
+    with pytest.raises(UnsafePath, match="additional_chat_templates"):
+        opened(small)
+
+
+def test_a_small_file_that_links_out_of_the_folder_is_refused(small: Path) -> None:
+    (small.parent / "secret.json").write_text("{}")
+    (small / "tokenizer.json").symlink_to("../secret.json")
+    with pytest.raises(UnsafePath, match=r"tokenizer\.json"):
+        opened(small)

@@ -1,0 +1,137 @@
+"""What is said to load an artifact, held against the engine itself where it runs here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from quantkit import registry
+from quantkit.artifacts.publishing import publish
+from quantkit.cli.app import main
+from quantkit.models.folding import with_architecture
+from quantkit.pipeline.plan import parse_target, plan
+from quantkit.pipeline.planned_model import planned
+from quantkit.pipeline.recipe import Recipe
+from quantkit.pipeline.verdicts import as_written, loading_line, verdicts
+from quantkit.protocols import ExportOptions, Verdict
+from quantkit.tensors.schemes.affine_groups import AffineGroups
+from tests.support.memory import memory_checkpoint, tiny_config
+from tests.support.runs import quantized
+
+MODEL = Path(__file__).resolve().parents[2] / "golden" / "model"
+SYM4, ASYM4 = AffineGroups(bits=4, group_size=128), AffineGroups(bits=4, group_size=128, symmetric=False)
+CT = "compressed-tensors"
+
+
+def verdict(kernel: str, **said: str | None) -> Verdict:
+    return Verdict(kernel=kernel, engine=kernel.partition("-")[0], **said)
+
+
+def test_the_line_names_takers_settings_and_what_mends():
+    found = [
+        verdict("vllm-cpu", refusal="is int8"),
+        verdict("vllm-cuda", setting="--trust-remote-code", remark="pads 3 matrices"),
+        verdict("transformers", refusal="no class", mend="--arch llama"),
+    ]
+    assert loading_line(CT, found) == (
+        "loads in: vllm-cuda with --trust-remote-code, reference "
+        "(vllm-cpu: refuses it; transformers: needs --arch llama)"
+    )
+    taker = Verdict(kernel="llama.cpp", engine="llama-cpp")
+    assert loading_line("gguf", [taker]) == "loads in: llama-cpp, reference"
+    assert loading_line("marlin", [verdict("cpm.cu", refusal="is int3")]) == "loads in: reference (cpm.cu: refuses it)"
+
+
+def test_a_head_that_the_container_keeps_dense_is_no_matter():
+    config = tiny_config(hidden_size=256, intermediate_size=512, tie_word_embeddings=False)
+    source = with_architecture(memory_checkpoint(config), "llama")
+    head = Recipe.from_json({"rule": [{"role": "lm_head", "bits": 4}]})
+    model = planned(source, head.assign(source.spec, AffineGroups(bits=4, group_size=64), "rtn"))
+    refusals = {}
+    for container in (CT, "gptq", "awq", "hf"):
+        artifact = registry.exporter(container).prepare(model, ExportOptions())
+        refusals[container] = {v.kernel: v.refusal for v in verdicts(as_written(model, artifact))}
+    assert refusals[CT]["vllm-cpu"] == "lm_head.weight is int4 g64 sym; it takes a dense head only"
+    assert refusals["gptq"]["vllm-cpu"] is refusals["awq"]["vllm-cpu"] is refusals["hf"]["vllm-cpu"] is None
+
+
+def test_folding_is_offered_only_where_it_helps():
+    source = memory_checkpoint(tiny_config(hidden_size=256, intermediate_size=512))
+    for grid, recipe, mend in ((SYM4, None, "--arch llama"), (ASYM4, {"role": "o", "bits": 8}, None)):
+        rules = Recipe.from_json({"rule": [recipe] if recipe else []})
+        (made,) = plan(source, [parse_target(CT)], method="rtn", spec=grid, recipe=rules).targets
+        (said,) = [v for v in made.kernels if v.kernel == "transformers"]
+        assert said.refusal is not None
+        assert said.mend == mend
+
+
+CASES = {
+    "dense": ("hf", None),
+    "int4 sym": (CT, SYM4),
+    "int4 asym": (CT, ASYM4),
+    "int3 rows": (CT, AffineGroups(bits=3, group_size=-1)),
+}
+
+
+@pytest.mark.engine("transformers")
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("compressed_tensors") is None, reason="compressed-tensors is not installed"
+)
+@pytest.mark.parametrize("arch", ["native", "llama"])
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_plan_says_of_transformers_is_what_from_pretrained_does(case: str, arch: str, tmp_path: Path):
+    container, grid = CASES[case]
+    source = registry.open_checkpoint(MODEL)
+    made = plan(source, [parse_target(container, arch=arch)], method="rtn" if grid else None, spec=grid)
+    (said,) = [v for v in made.targets[0].kernels if v.engine == "transformers"]
+    model = quantized(with_architecture(source, arch), grid, "rtn").checkpoint if grid else source
+    folder = tmp_path / "model"
+    publish(registry.exporter(container).prepare(model, ExportOptions(arch=arch)), folder)
+    assert loaded(folder) == (said.refusal is None and said.setting is None)
+    if said.refusal is None:
+        assert loaded(folder, dequantize=said.setting is not None)
+    else:
+        assert "--arch llama" in made.targets[0].loads_in
+        assert not loaded(folder, dequantize=True)
+    assert (registry.runtime("transformers").refuses(registry.open_checkpoint(folder)) is None) == (
+        said.refusal is None
+    )
+
+
+def loaded(folder: Path, *, dequantize: bool = False) -> bool:
+    """Whether transformers loads every tensor of the folder and computes with finite numbers."""
+    import torch  # noqa: PLC0415 - heavy, and not everywhere
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig  # noqa: PLC0415
+
+    settings = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(folder), local_files_only=True, dtype=torch.float32, output_loading_info=True, **settings
+        )
+    except (ValueError, RuntimeError):
+        return False
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[1, 2, 3]])).logits
+    return not any(report[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")) and bool(
+        torch.isfinite(logits).all()
+    )
+
+
+@pytest.mark.parametrize(("arch", "said"), [("native", "(transformers: needs --arch llama)"), ("llama", None)])
+def test_plan_quantize_and_export_say_what_loads_the_result(arch: str, said: str | None, tmp_path: Path, capsys):
+    line = (
+        f"loads in: vllm with --trust-remote-code, reference {said}"
+        if said
+        else "loads in: transformers, vllm, reference"
+    )
+    rtn = ["--method", "rtn", "--arch", arch]
+    assert main(["plan", str(MODEL), *rtn, "--to", CT]) == 0
+    assert f"{CT} {line}\n" in capsys.readouterr().out
+    assert main(["quantize", str(MODEL), *rtn, "--out", str(tmp_path / "int4")]) == 0
+    assert f"\n{line}\n" in capsys.readouterr().out
+    assert main(["export", "hf", str(MODEL), "--arch", arch, "--out", str(tmp_path / "hf"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loads_in"] == line
