@@ -3,6 +3,8 @@
     tensors.NAME.digest   of a quantized tensor: `QuantizedTensor.numbers_digest`, the same in every container
     tensors.NAME.values   of a dense tensor that was quantized once: `quantkit.tensors.digests.values_digest`
     tensors.NAME.error    ||W - Q||^2 / ||W||^2, from the dense weights that it was made of (smoothing undone)
+    tensors.NAME.origin   `values_digest` of those dense weights
+    tensors.NAME.run      digest of what the run made, where the container keeps codes as they are
     norms, divided        what a run smoothed the model by, see `quantkit.pipeline.weight_errors`
 
 Errors and smoothing are handed on from the manifest of a quantized source; the digests are of what was written.
@@ -40,11 +42,23 @@ def measured(model: Checkpoint, read: Callable[[Path], Checkpoint]) -> Callable[
             entry = _entry(view, source)
             if entry and isinstance(source, QuantizedView) and name in known["errors"]:
                 entry["error"] = known["errors"][name]
+            if entry and isinstance(source, QuantizedView) and name in known["origins"]:
+                entry["origin"] = known["origins"][name]
+            if (
+                isinstance(source, QuantizedView)
+                and name in known["digests"]
+                and entry.get("digest") == _digest(source)
+            ):
+                entry["run"] = known["digests"][name]
             if entry:
                 tensors[name] = entry
         return {"tensors": tensors, "norms": known["norms"], "divided": known["divided"]}
 
     return measure
+
+
+def _digest(view: QuantizedView) -> str:
+    return view.read().numbers_digest()
 
 
 def _entry(view: Weight, source: Weight) -> dict[str, Any]:
@@ -53,6 +67,7 @@ def _entry(view: Weight, source: Weight) -> dict[str, Any]:
         tensor = view.read()
         entry["digest"] = tensor.numbers_digest()
         if isinstance(source, TensorView):
+            entry["origin"] = values_digest(source.chunks())
             entry["error"] = _error(source, TensorView(view.name, np.dtype("<f4"), view.shape, _rows_of(tensor)))
     elif isinstance(source, QuantizedView):
         entry["values"] = values_digest(view.chunks())
@@ -73,8 +88,8 @@ def _error(source: TensorView, written: TensorView) -> float:
 
 
 def _handed_on(model: Checkpoint) -> dict[str, Any]:
-    """What the manifest of a quantized source says: errors by tensor, and what smoothing did."""
-    known: dict[str, Any] = {"errors": {}, "norms": {}, "divided": {}}
+    """What the manifest of a quantized source says: errors and origins by tensor, and what smoothing did."""
+    known: dict[str, Any] = {"digests": {}, "errors": {}, "origins": {}, "norms": {}, "divided": {}}
     if not any(isinstance(view, QuantizedView) for view in model.weights.values()):
         return known
     manifest = read_manifest(model.path) or {}
@@ -88,5 +103,6 @@ def _handed_on(model: Checkpoint) -> dict[str, Any]:
                 known[key] |= part[key]
         entries = part.get("tensors")
         if isinstance(entries, Mapping):
-            known["errors"] |= {n: e["error"] for n, e in entries.items() if isinstance(e, Mapping) and "error" in e}
+            for key, field in (("digests", "run"), ("errors", "error"), ("origins", "origin")):
+                known[key] |= {n: e[field] for n, e in entries.items() if isinstance(e, Mapping) and field in e}
     return known

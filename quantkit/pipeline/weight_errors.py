@@ -8,7 +8,7 @@ quality; it says which weights these are.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ class WeightErrors:
         self._scales: dict[str, np.ndarray] = {}
         self._norms: dict[str, str] = {}
         self._errors: dict[str, float] = {}
+        self._origins: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
 
     def smoothed(self, layer: int, scales: Mapping[Role, np.ndarray], norms: Mapping[str, np.ndarray]) -> None:
         """Learn what block `layer` was smoothed by, before its tensors are measured."""
@@ -44,7 +46,13 @@ class WeightErrors:
             self._norms[name] = values_digest([changed])
 
     def measured(self, name: str, tensor: QuantizedTensor) -> QuantizedTensor:
-        """`tensor` itself, its error taken down."""
+        """`tensor` itself; its numbers, its error, and which weights it was made of, taken down."""
+        self._digests[name] = tensor.numbers_digest()
+        self._origins[name] = values_digest(self._compared(name, tensor))
+        return tensor
+
+    def _compared(self, name: str, tensor: QuantizedTensor) -> Iterator[np.ndarray]:
+        """Take down the error of `tensor`; yields the dense weights on the way, float32, in runs of rows."""
         view, slot = self._source.weights[name], self._slots[name]
         assert not isinstance(view, QuantizedView)
         smoothing = Smoothing(self._source.spec, self._scales)
@@ -55,11 +63,12 @@ class WeightErrors:
             values = smoothing.undone(slot, tensor.part(slice(start, start + step)).dequantized(), start)
             damage += float(np.square(np.subtract(weight, values, dtype=np.float64)).sum())
             power += float(np.square(weight, dtype=np.float64).sum())
+            yield weight
         self._errors[name] = damage / power if power else 0.0
-        return tensor
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest: error by tensor, digests of the norms that changed, scales of matrices that were divided.
+        """For the manifest: digests of the numbers of each tensor and of the dense weights that it was made of, its
+        error, digests of the norms that changed, scales of matrices that were divided.
 
         Scales are float32, little-endian, in base64: `verify` undoes with them what smoothing did.
         """
@@ -68,4 +77,10 @@ class WeightErrors:
             for name, scale in self._scales.items()
             if name not in self._norms
         }
-        return {"errors": dict(self._errors), "norms": dict(self._norms), "divided": divided}
+        return {
+            "digests": dict(self._digests),
+            "errors": dict(self._errors),
+            "origins": dict(self._origins),
+            "norms": dict(self._norms),
+            "divided": divided,
+        }

@@ -14,7 +14,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.models.spec import EMBEDDING, ModelSpec, TensorSlot
 from quantkit.tensors.digests import RoundedDigests
-from quantkit.tensors.views import QuantizedView, TensorView
+from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from quantkit.verification.weight_facts import SKETCH_DEVIATION, Sketcher, WeightFacts, value_chunks
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class OriginalWeights(Protocol):
 
     def digests(self, slot: TensorSlot) -> Mapping[str, str]:
         """Digests of the tensor, by the roundings of `quantkit.tensors.digests`."""
+        ...
+
+    def origins(self, slot: TensorSlot) -> Collection[str]:
+        """Digests of the dense weights that a quantized tensor may have been made of: folded already, or not yet."""
         ...
 
     def energy(self, slot: TensorSlot) -> float:
@@ -90,6 +94,10 @@ class RecordedWeights:
         own = self._digests.get(slot.name) if self._folds else None
         return own if own is not None else self._facts(slot)[1].digests
 
+    def origins(self, slot: TensorSlot) -> Collection[str]:
+        """See `OriginalWeights`."""
+        return {*self.digests(slot).values(), *self._facts(slot)[1].digests.values()}
+
     def energy(self, slot: TensorSlot) -> float:
         """See `OriginalWeights`."""
         _, facts, factor = self._facts(slot)
@@ -127,14 +135,18 @@ class ModelWeights:
 
     def __init__(self, model: Checkpoint, *, folds: bool) -> None:
         self._weights = (folded(model) if folds else model).weights
+        self._unfolded = model.weights
+        self._folds = folds
         self._energies: dict[str, float] = {}
 
     def digests(self, slot: TensorSlot) -> Mapping[str, str]:
         """See `OriginalWeights`."""
-        digests = RoundedDigests()
-        for _, values in value_chunks(self._weights[slot.name]):
-            digests.update(values)
-        return digests.digests()
+        return _digests(self._weights[slot.name])
+
+    def origins(self, slot: TensorSlot) -> Collection[str]:
+        """See `OriginalWeights`."""
+        unfolded = self._unfolded[source_name(self._unfolded, slot.name)]
+        return {*self.digests(slot).values(), *(_digests(unfolded).values() if self._folds else ())}
 
     def energy(self, slot: TensorSlot) -> float:
         """See `OriginalWeights`."""
@@ -159,6 +171,13 @@ class ModelWeights:
                 lambda start, stop: tensor.part(slice(start, stop)).dequantized(),
             )
         return _ExactMeter(view)
+
+
+def _digests(view: Weight) -> dict[str, str]:
+    digests = RoundedDigests()
+    for _, values in value_chunks(view):
+        digests.update(values)
+    return digests.digests()
 
 
 class _ExactMeter:

@@ -231,7 +231,8 @@ class Proof:
         if not same_files(checkpoint, original.model, source):
             return []
         same_place = original.model is not None and original.model.path.resolve() == checkpoint.path.resolve()
-        if is_quantized(checkpoint) or (same_place and source is None and runtime is None):
+        made = manifest_path(checkpoint.path).exists()  # of another model, so it is not the original itself
+        if made or is_quantized(checkpoint) or (same_place and source is None and runtime is None):
             return [f"its weights are the very files that it is compared with: {NOTHING_PROVED}"]
         self._notes.append("its weights are the original's own files: this proves the engine, not a conversion")
         return []

@@ -3,9 +3,10 @@
 dense       the digest is that of the original's values, rounded on the way as a dense artifact may round them
 norms       the same; or what the run's manifest says that smoothing made of them (without a manifest: anything that
             the layers behind make up for, which their errors tell)
-quantized   the digest of codes, scales and offsets is the manifest's, and the error from the original, with
-            smoothing undone, is the recorded one, from above and from below; where none is recorded it is at most
-            `WORST` times what rounding to the artifact's own grid costs
+quantized   the digest of codes, scales and offsets is the manifest's, and that of what the run made, where the
+            container keeps it; the dense weights that the manifest says it was made of are the original's; the error
+            from the original, with smoothing undone, is the recorded one, from above and from below; where none is
+            recorded it is at most `WORST` times what rounding to the artifact's own grid costs
 parent      every tensor holds the numbers of the quantized model that it was exported from
 """
 
@@ -52,13 +53,17 @@ class Record:
     """What a manifest says of the numbers in its artifact; `known` is False where it says nothing.
 
     digests, values: by name, of quantized tensors and of dense ones that were quantized once. errors: relative squared
-    errors from the dense weights. norms: digests of the norms that smoothing changed. divided: scales of matrices.
+    errors from the dense weights. origins: digests of those. run: digests of what
+    the run made. norms: digests of the norms that smoothing changed.
+    divided: scales of matrices.
     """
 
     known: bool
     digests: Mapping[str, str]
     values: Mapping[str, str]
     errors: Mapping[str, float]
+    origins: Mapping[str, str]
+    run: Mapping[str, str]
     norms: Mapping[str, str]
     divided: Mapping[str, np.ndarray]
 
@@ -70,6 +75,8 @@ def read_record(manifest: Mapping[str, Any] | None, spec: ModelSpec) -> Record:
     digests: dict[str, str] = {}
     values: dict[str, str] = {}
     errors: dict[str, float] = {}
+    origins: dict[str, str] = {}
+    run: dict[str, str] = {}
     norms: dict[str, str] = {}
     divided: dict[str, np.ndarray] = {}
     sizes = divided_names(spec)
@@ -78,15 +85,19 @@ def read_record(manifest: Mapping[str, Any] | None, spec: ModelSpec) -> Record:
             if isinstance(entry, Mapping):
                 digests |= {name: entry["digest"]} if isinstance(entry.get("digest"), str) else {}
                 values |= {name: entry["values"]} if isinstance(entry.get("values"), str) else {}
+                origins |= {name: entry["origin"]} if isinstance(entry.get("origin"), str) else {}
+                run |= {name: entry["run"]} if isinstance(entry.get("run"), str) else {}
                 errors |= {name: entry["error"]} if _is_error(entry.get("error")) else {}
         errors |= {name: error for name, error in _items(part, "errors") if _is_error(error)}
+        origins |= {name: digest for name, digest in _items(part, "origins") if isinstance(digest, str)}
+        run |= {name: digest for name, digest in _items(part, "digests") if isinstance(digest, str)}
         norms |= {name: digest for name, digest in _items(part, "norms") if isinstance(digest, str)}
         for name, text in _items(part, "divided"):
             scale = _scale(text)
             if scale is not None and len(scale) == sizes.get(name):
                 divided[name] = scale
     known = any(isinstance(part.get("tensors"), Mapping) for part in found)
-    return Record(known, digests, values, errors, norms, divided)
+    return Record(known, digests, values, errors, origins, run, norms, divided)
 
 
 def _items(part: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
@@ -188,6 +199,7 @@ class WeightCheck:
                 if slot.name not in self._smoothing.scales:
                     self._problem(slot, "is not the original's")
             elif slot.name in record.values or (self._quantized and not record.known):
+                self._check_origin(slot, original)
                 slack = SLACK.get(view.dtype, COARSE)
                 self._judge(slot, meter.damage(), WORST_DENSE * original.energy(slot), slack)
             else:
@@ -208,14 +220,22 @@ class WeightCheck:
             self._problem(slot, "is quantized, and its manifest records no numbers of it")
         elif digest is not None and record.digests[slot.name] != digest:
             self._problem(slot, "holds other numbers than its manifest records")
+        elif digest is not None and record.run.get(slot.name, digest) != digest:
+            self._problem(slot, "holds other numbers than its run made")
         if original is None:
             return
+        self._check_origin(slot, original)
         meter = original.meter(slot)
         step = rows_per_chunk(slot.shape)
         for start in range(0, slot.shape[0], step):
             values = tensor.part(slice(start, start + step)).dequantized()
             meter.add(start, self._smoothing.undone(slot, values, start))
         self._judge(slot, meter.damage(), WORST * grid_damage(tensor), SCALE_SLACK)
+
+    def _check_origin(self, slot: TensorSlot, original: OriginalWeights) -> None:
+        origin = self._record.origins.get(slot.name)
+        if origin is not None and not self._parent and origin not in original.origins(slot):
+            self._problem(slot, "was made of other weights than the original's, as its manifest says")
 
     def _judge(self, slot: TensorSlot, damage: float, worst: float, slack: float) -> None:
         """Hold a measured error to the recorded one, or to the worst that the grid allows."""
