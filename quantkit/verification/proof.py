@@ -77,14 +77,18 @@ def verify(
     needs_manifest: bool = True,
     progress: Progress | None = None,
 ) -> Report:
-    """Verify the artifact `path`.
+    """Prove that an artifact still is the model that it was made from, or say in which step it is not.
 
     Args:
-        path: a folder or a single file.
+        path: the artifact, a folder or a single file.
         golden: what was recorded of the original, or the file that holds it; its prompts are used.
         against: the original itself, or the quantized model that the artifact was exported from. Where a step fails, it
             is traced to find where the artifact leaves it.
-        engine, max_kl, prompts, needs_manifest: see `VerifyOptions`.
+        engine: "auto" = the first real engine that is installed and knows the model, else the reference alone;
+            "reference" = no other; "none" = nothing is run.
+        max_kl: largest mean KL from the original over all prompts, in nats, on top of the limits of each prompt.
+        prompts: only so many, the first ones.
+        needs_manifest: whether an artifact without a manifest fails.
         progress: told how much of the work is done.
 
     Raises:
