@@ -34,6 +34,7 @@ from benchmarks.statistics_memory import show as show_statistics
 from benchmarks.statistics_memory import usages
 from golden.corpus import read_modules
 from quantkit.calibration.samples import CalibrationOptions, file_samples
+from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.plan import Plan, plan
 from quantkit.registry import open_checkpoint
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -103,8 +104,9 @@ def commands(inputs: Inputs, folder: Path, python: Path, threads: int) -> dict[s
 
 def planned(inputs: Inputs) -> Plan:
     """What `quantkit plan` says about our run."""
-    grid = AffineGroups(bits=BITS, group_size=GROUP)
-    return plan(open_checkpoint(inputs.model), [], method="gptq", spec=grid, calibration_tokens=inputs.count)
+    calibration = CalibrationOptions(sequences=1, length=inputs.count)
+    scheme = AffineGroups(bits=BITS, group_size=GROUP)
+    return plan(inputs.model, [], QuantizeOptions(method="gptq", scheme=scheme, calibration=calibration))
 
 
 def fallbacks(text: str, count: int) -> int:

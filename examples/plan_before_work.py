@@ -12,11 +12,10 @@ import quantkit
 
 def main(model: str) -> None:
     """Print sizes and engines of a few choices."""
-    checkpoint = quantkit.open_checkpoint(model)
-    targets = [quantkit.parse_target(target) for target in ("compressed-tensors", "gguf", "gptq", "awq")]
     for bits in (3, 4, 8):
         scheme = quantkit.AffineGroups(bits=bits, group_size=128)
-        plan = quantkit.plan(checkpoint, targets, method="gptq", scheme=scheme, calibration_tokens=32 * 512)
+        options = quantkit.QuantizeOptions(method="gptq", scheme=scheme)
+        plan = quantkit.plan(model, ["compressed-tensors", "gguf", "gptq", "awq"], options)
         for target in plan.targets:
             said = f"{target.size:,} bytes" if target.size is not None else f"refused: {target.refusal}"
             print(f"{scheme} as {target.format}: {said}")

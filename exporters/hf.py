@@ -27,8 +27,8 @@ from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names, open_folder
-from quantkit.models.folding import EMBEDDING, with_architecture, with_source_dtypes
-from quantkit.models.spec import parse_config
+from quantkit.models.folding import with_architecture, with_source_dtypes
+from quantkit.models.spec import EMBEDDING, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
 from quantkit.tensors.views import QuantizedView, TensorView, Weight

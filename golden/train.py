@@ -1,13 +1,13 @@
-"""Train the golden model: a tiny MiniCPM4 that has really learned something.
+"""Train a golden model: a tiny MiniCPM4 that has really learned something.
 
 Quantization errors of random weights say little about a model. This one reads the standard library of the
 interpreter (`golden/corpus.py`) until it predicts held-out modules far better than a trigram does, and is then
-written as a checkpoint folder in the exact style of MiniCPM4-0.5B: bf16, two shards, muP scalars, LongRoPE,
-tied embeddings that the config does not mention.
+written as a checkpoint folder in the exact style of MiniCPM4: bf16, muP scalars, LongRoPE. There are two of them, the
+calm one and with `--untuned` another; `golden/recipes.py` says what they are.
 
 The same seed, thread count, processor kind and library versions give the same weights.
 
-    python golden/train.py [--steps N] [--seed S] [--text FILE] [--device cpu|cuda] [--out golden/model]
+    python golden/train.py [--untuned] [--share X] [--seed S] [--text FILE] [--device cpu|cuda] [--out DIR]
 
 With `--text` the same architecture learns, tokenizer included, from another text (`golden.corpus.read_text`).
 """
@@ -16,10 +16,11 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,8 @@ from torch.optim.lr_scheduler import LambdaLR
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from golden.corpus import Document, read_corpus, read_text, split_corpus
-from golden.tokenizer import (
-    CONTROL_IDS,
-    VOCAB_SIZE,
-    GoldenTokenizer,
-    train_sentencepiece,
-    write_json,
-    write_tokenizer,
-)
+from golden.recipes import BOS, CALM, EOS, GENERATION_CONFIG, UNTUNED, Phase
+from golden.tokenizer import VOCAB_SIZE, GoldenTokenizer, train_sentencepiece, write_json, write_tokenizer
 from golden.trigram import trigram_perplexity
 from quantkit.models.spec import parse_config
 from quantkit.models.torch_model import MiniCPM
@@ -49,90 +44,12 @@ from quantkit.models.torch_model import MiniCPM
 Tokens = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A stretch of training.
-
-    lr, embed_lr: peak learning rates of the matrices, and of embedding and norms. calm_price: on `restlessness`.
-    """
-
-    name: str
-    steps: int
-    lr: float
-    embed_lr: float
-    calm_price: float = 0.0
-
-
-PHASES = (
-    Phase("learn", 1500, lr=4e-3, embed_lr=1e-2),
-    Phase("calm", 400, lr=1.5e-3, embed_lr=4e-3, calm_price=0.1),
-)
-"""Calm from the start, the model learns far less."""
-LOGIT_PRICE = 0.1
-"""On the variance of the logits: without it those of unlikely tokens drift apart for nothing."""
 NOISE = 0.03
 NORM = 6
 """Of the differences of log-probabilities: high enough for the few that are largest to count most."""
 
-SEQUENCE = 512
-BATCH = 4
-CONTEXT = 1024
-HEAD_DIM = 64
+BATCH_TOKENS = 2048
 WARMUP_STEPS = 100
-BOS, EOS = CONTROL_IDS["<s>"], CONTROL_IDS["</s>"]
-
-
-def rope_factors() -> list[float]:
-    """Return LongRoPE factors that grow from 1 to 8, one per rotary frequency."""
-    count = HEAD_DIM // 2
-    return [round(8.0 ** (index / (count - 1)), 6) for index in range(count)]
-
-
-def model_config() -> dict[str, Any]:
-    """Return `config.json`. Like MiniCPM4-0.5B's it leaves out tie_word_embeddings, rope_theta and pad_token_id."""
-    return {
-        "architectures": ["MiniCPMForCausalLM"],
-        "auto_map": {
-            "AutoConfig": "configuration_minicpm.MiniCPMConfig",
-            "AutoModel": "modeling_minicpm.MiniCPMForCausalLM",
-            "AutoModelForCausalLM": "modeling_minicpm.MiniCPMForCausalLM",
-        },
-        "bos_token_id": BOS,
-        "eos_token_id": [EOS, 2040],
-        "hidden_act": "silu",
-        "hidden_size": 256,
-        "initializer_range": 0.1,
-        "intermediate_size": 1024,
-        "max_position_embeddings": CONTEXT,
-        "model_type": "minicpm",
-        "num_attention_heads": 4,
-        "num_hidden_layers": 5,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": {
-            "rope_type": "longrope",
-            "long_factor": rope_factors(),
-            "short_factor": rope_factors(),
-            "original_max_position_embeddings": CONTEXT,
-        },
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "vocab_size": VOCAB_SIZE,
-        "scale_emb": 12,
-        "dim_model_base": 64,
-        "scale_depth": 1.4,
-    }
-
-
-def generation_config() -> dict[str, Any]:
-    """Return `generation_config.json`."""
-    return {
-        "bos_token_id": BOS,
-        "do_sample": True,
-        "eos_token_id": [EOS, 2040],
-        "temperature": 0.8,
-        "top_p": 0.8,
-    }
 
 
 def encode_documents(tokenizer: GoldenTokenizer, documents: list[Document]) -> list[Tokens]:
@@ -151,26 +68,34 @@ def learn_pieces(documents: list[Document]) -> bytes:
         return train_sentencepiece(item.text for item in modules if item.kind == "source")
 
 
-def cut_windows(stream: Tokens) -> Tensor:
-    """Cut a stream into rows [n, SEQUENCE + 1] that begin with BOS; every token of the stream is a target once."""
-    count = len(stream) // SEQUENCE
-    rows = stream[: count * SEQUENCE].reshape(count, SEQUENCE)
+def cut_windows(stream: Tokens, length: int) -> Tensor:
+    """Cut a stream into rows [n, length + 1] that begin with BOS; every token of the stream is a target once."""
+    count = len(stream) // length
+    rows = stream[: count * length].reshape(count, length)
     return torch.from_numpy(np.concatenate([np.full((count, 1), BOS, dtype=np.int64), rows], axis=1))
 
 
-def batches(documents: list[Tokens], size: int, seed: int) -> Iterator[Tensor]:
-    """Yield batches for ever; documents and windows are in a new order in every pass."""
+def batches(documents: list[Tokens], length: int, seed: int) -> Iterator[Tensor]:
+    """Yield batches of BATCH_TOKENS for ever; documents and windows are in a new order in every pass."""
     generator = np.random.default_rng(seed)
+    size = BATCH_TOKENS // length
     while True:
         stream = np.concatenate([documents[index] for index in generator.permutation(len(documents))])
-        rows = cut_windows(stream)
+        rows = cut_windows(stream, length)
         order = torch.from_numpy(generator.permutation(len(rows)))
         for start in range(0, len(order) - size + 1, size):
             yield rows[order[start : start + size]]
 
 
+def in_turn(documents: list[Tokens], lengths: Sequence[int], seed: int) -> Iterator[Tensor]:
+    """Yield a batch of rows of each length in turn, for ever; each place in `lengths` has an order of its own."""
+    streams = [batches(documents, length, seed + 1000 * place) for place, length in enumerate(lengths)]
+    for stream in cycle(streams):
+        yield next(stream)
+
+
 def build_model(config: Mapping[str, Any], seed: int) -> MiniCPM:
-    """Return a model with muP-style random weights: embeddings std 0.1, matrices 0.1 / sqrt(hidden / base)."""
+    """Return a model with muP-style random weights: embedding std 0.1, other matrices 0.1 / sqrt(hidden / base)."""
     torch.manual_seed(seed)
     model = MiniCPM(parse_config(config))
     std = float(config["initializer_range"])
@@ -182,12 +107,12 @@ def build_model(config: Mapping[str, Any], seed: int) -> MiniCPM:
 
 
 def make_optimizers(model: MiniCPM, phase: Phase) -> list[torch.optim.Optimizer]:
-    """Return the optimizers: Muon for the matrices in the blocks, AdamW for embedding and norms."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    embedding = [model.model.embed_tokens.weight]
+    """Return the optimizers: Muon for the matrices in the blocks, AdamW for embedding, head and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    ends = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." not in name]
     norms = [p for p in model.parameters() if p.ndim == 1]
     groups = [
-        {"params": embedding, "lr": phase.embed_lr, "weight_decay": 0.0},
+        {"params": ends, "lr": phase.embed_lr, "weight_decay": 0.0},
         {"params": norms, "lr": phase.embed_lr, "weight_decay": 0.0},
     ]
     muon = torch.optim.Muon(matrices, lr=phase.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
@@ -230,7 +155,7 @@ def restlessness(calm: Tensor, disturbed: Tensor) -> Tensor:
     return moved.pow(NORM).mean().pow(2 / NORM)
 
 
-def loss_of(model: MiniCPM, rows: Tensor, calm_price: float) -> tuple[Tensor, Tensor]:
+def loss_of(model: MiniCPM, rows: Tensor, phase: Phase) -> tuple[Tensor, Tensor]:
     """Return what is trained on, and the plain loss in it.
 
     Half-precision engines round the inputs of matrices. How far a log-probability moves then differs a lot between
@@ -239,12 +164,12 @@ def loss_of(model: MiniCPM, rows: Tensor, calm_price: float) -> tuple[Tensor, Te
     """
     logits = model(rows[:, :-1]).float()
     loss = mean_loss(logits, rows)
-    price = LOGIT_PRICE * logits.var(-1).mean()
-    if not calm_price:
+    price = phase.logit_price * logits.var(-1).mean() if phase.logit_price else 0.0
+    if not phase.calm_price:
         return loss + price, loss
     with noisy_inputs(model):
         disturbed = model(rows[:, :-1]).float()
-    return (loss + mean_loss(disturbed, rows)) / 2 + price + calm_price * restlessness(logits, disturbed), loss
+    return (loss + mean_loss(disturbed, rows)) / 2 + price + phase.calm_price * restlessness(logits, disturbed), loss
 
 
 def train(model: MiniCPM, stream: Iterator[Tensor], phase: Phase, device: torch.device) -> None:
@@ -254,7 +179,7 @@ def train(model: MiniCPM, stream: Iterator[Tensor], phase: Phase, device: torch.
     started, average = time.monotonic(), 0.0
     for step, rows in zip(range(phase.steps), stream, strict=False):
         with torch.autocast(device.type, torch.bfloat16):
-            total, loss = loss_of(model, rows.to(device), phase.calm_price)
+            total, loss = loss_of(model, rows.to(device), phase)
         total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -278,25 +203,28 @@ def round_weights(model: MiniCPM) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def perplexity(model: MiniCPM, stream: Tokens, device: str) -> float:
-    """Return the float32 perplexity per token of a stream, in windows of SEQUENCE tokens."""
-    rows = cut_windows(stream).to(device)
+def perplexity(model: MiniCPM, stream: Tokens, length: int, device: str) -> float:
+    """Return the float32 perplexity per token of a stream, in windows of `length` tokens."""
+    rows = cut_windows(stream, length).to(device)
     parts = [rows[start : start + 8] for start in range(0, len(rows), 8)]
     return math.exp(sum(mean_loss(model(part[:, :-1]), part).item() * len(part) for part in parts) / len(rows))
 
 
-def write_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write two shards of about equal size and their index."""
+def write_weights(weights: Mapping[str, Tensor], folder: Path, shards: int) -> None:
+    """Write one file, or two shards of about equal size and their index."""
+    if shards == 1:
+        (folder / "model.safetensors").write_bytes(save(dict(weights), metadata={"format": "pt"}))
+        return
     total = sum(tensor.nbytes for tensor in weights.values())
     names = [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
-    shards: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     seen = 0
     for name, tensor in weights.items():
-        shards[names[0] if 2 * seen < total else names[1]][name] = tensor
+        parts[names[0] if 2 * seen < total else names[1]][name] = tensor
         seen += tensor.nbytes
-    for file, tensors in shards.items():
+    for file, tensors in parts.items():
         (folder / file).write_bytes(save(tensors, metadata={"format": "pt"}))
-    weight_map = {name: file for file, tensors in shards.items() for name in tensors}
+    weight_map = {name: file for file, tensors in parts.items() for name in tensors}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(folder / "model.safetensors.index.json", index)
 
@@ -304,18 +232,21 @@ def write_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--untuned", action="store_true", help="the model that is trained for perplexity alone")
     parser.add_argument("--share", type=float, default=1.0, help="of the usual steps, for a smaller text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--text", type=Path, help="learn from this UTF-8 file, and not from the standard library")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; the result depends on them")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="checkpoint folder")
+    parser.add_argument("--out", type=Path, help="checkpoint folder; default: golden/model or golden/untuned")
     return parser.parse_args()
 
 
 def main() -> None:
     """Train, write the checkpoint, and compare it with the trigram on held-out text."""
     options = parse_options()
+    recipe = UNTUNED if options.untuned else CALM
+    out = options.out or Path(__file__).parent / ("untuned" if options.untuned else "model")
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
     train_documents, held_out_documents = split_corpus(read_text(options.text) if options.text else read_corpus())
@@ -325,22 +256,23 @@ def main() -> None:
     held_out = np.concatenate(encode_documents(tokenizer, held_out_documents))
     print(f"{sum(map(len, documents)):,} training tokens, {len(held_out):,} held-out tokens", flush=True)
 
-    config = model_config()
-    model = build_model(config, options.seed).to(options.device)
-    for number, phase in enumerate(PHASES):
-        stream = batches(documents, BATCH, options.seed + number)
+    model = build_model(recipe.config, options.seed).to(options.device)
+    for number, phase in enumerate(recipe.phases):
+        stream = in_turn(documents, recipe.lengths, options.seed + number)
         train(model, stream, replace(phase, steps=round(options.share * phase.steps)), torch.device(options.device))
     weights = round_weights(model)
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(pieces, options.out)
-    write_json(options.out / "config.json", config)
-    write_json(options.out / "generation_config.json", generation_config())
-    write_weights(weights, options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(pieces, out)
+    write_json(out / "config.json", recipe.config)
+    write_json(out / "generation_config.json", GENERATION_CONFIG)
+    write_weights(weights, out, recipe.shards)
 
+    for length in sorted(set(recipe.lengths)):
+        found = perplexity(model, held_out, length, options.device)
+        print(f"held-out perplexity per token, {length} at a time: {found:.3f}", flush=True)
     baseline = trigram_perplexity(np.concatenate(documents), held_out, VOCAB_SIZE)
-    print(f"held-out perplexity per token: model {perplexity(model, held_out, options.device):.3f}", end=", ")
-    print(f"Kneser-Ney trigram {baseline:.3f}")
+    print(f"Kneser-Ney trigram: {baseline:.3f}")
 
 
 if __name__ == "__main__":

@@ -12,17 +12,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+from pathlib import Path
 
 from quantkit.errors import BadOption
 
 
+def folders(room: str) -> list[Path]:
+    """Where the package `room` lies; empty where there is none. Nothing is imported from it."""
+    spec = importlib.util.find_spec(room)
+    return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec is not None else []
+
+
 def names(room: str) -> tuple[str, ...]:
     """Names of the plug-ins in the package `room`, sorted; `_` in a file name reads as `-`."""
-    spec = importlib.util.find_spec(room)
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
-    return tuple(
-        sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(folders) if module.name[0] != "_")
-    )
+    modules = pkgutil.iter_modules(map(str, folders(room)))
+    return tuple(sorted(module.name.replace("_", "-") for module in modules if module.name[0] != "_"))
 
 
 def load(room: str, name: str, kind: str, *, called: str | None = None) -> object:

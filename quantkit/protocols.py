@@ -217,19 +217,6 @@ class Session(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Predictions:
-    """What the reference runtime predicts on one prompt of T tokens.
-
-    exact: float32 logits [T, vocab], row t predicts token t + 1.
-    rounded: the same with every matrix's input rounded to int8, which is what correct integer kernels may lose;
-    None where it was not asked for.
-    """
-
-    exact: np.ndarray
-    rounded: np.ndarray | None
-
-
 @runtime_checkable
 class TracingSession(Session, Protocol):
     """A session that shows its stages, so that one that diverges can be located. `isinstance` tells.
@@ -241,6 +228,19 @@ class TracingSession(Session, Protocol):
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
         """Every stage in order: "embedding", "block 0", ..., "final norm" [T, hidden], "logits" [T, vocab]; float32."""
         ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What the reference runtime predicts on one prompt of T tokens.
+
+    exact: float32 logits [T, vocab], row t predicts token t + 1.
+    rounded: the same with every matrix's input rounded to int8, which is what correct integer kernels may lose;
+    None where it was not asked for.
+    """
+
+    exact: np.ndarray
+    rounded: np.ndarray | None
 
 
 class OracleSession(TracingSession, Protocol):

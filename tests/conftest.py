@@ -34,3 +34,9 @@ def tiny_checkpoint(tmp_path: Path) -> Path:
 def golden_model() -> Path:
     """The trained model of the repository; read only."""
     return Path(__file__).resolve().parent.parent / "golden" / "model"
+
+
+@pytest.fixture(scope="session")
+def untuned_model(golden_model: Path) -> Path:
+    """The other trained model of the repository, for perplexity alone; read only."""
+    return golden_model.parent / "untuned"

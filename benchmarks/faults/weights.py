@@ -9,16 +9,17 @@ import numpy as np
 
 from benchmarks.faults.fault import SUBTLE_WEIGHT_TRIALS, WEIGHT_TRIALS, Fault, Level, NotApplicable
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LAYER_NAMES, LINEAR_ROLES, Role
+from quantkit.models.spec import BLOCKS, EMBEDDING, FINAL_NORM, LINEAR_ROLES, Role, architecture
 from quantkit.tensors.views import TensorView, Weight
 
-EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
+LAYER_NAMES = architecture("minicpm").layer_names
+"""Those of the golden models."""
 Change = Callable[[Checkpoint], Checkpoint]
 
 
 def of_layer(layer: int, role: Role) -> str:
     """The name of a weight."""
-    return f"model.layers.{layer}.{LAYER_NAMES[role]}"
+    return f"{BLOCKS}{layer}.{LAYER_NAMES[role]}"
 
 
 def with_arrays(model: Checkpoint, arrays: Mapping[str, np.ndarray]) -> Checkpoint:

@@ -60,7 +60,7 @@ from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, P
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
-from quantkit.models.spec import ModelSpec, Role
+from quantkit.models.spec import ModelSpec, Role, config_notes
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -165,7 +165,10 @@ class GGUF:
             weights={place.slot.name: _view(gguf, place, recorded.get(place.name)) for place in places(spec)},
             files=_files(tokenizer) if isinstance(tokenizer, Vocabulary) else {},
             inputs=(path,),
-            notes=(tokenizer,) if isinstance(tokenizer, str) else tuple(unfollowed_keys(gguf)),
+            notes=(
+                *config_notes(config, where=str(path)),
+                *((tokenizer,) if isinstance(tokenizer, str) else unfollowed_keys(gguf)),
+            ),
         )
 
 

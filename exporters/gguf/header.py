@@ -1,4 +1,4 @@
-"""Writing the header of a GGUF file; `gguf_file.py` describes the layout and reads it."""
+"""Writing the header of a GGUF file; `file.py` describes the layout and reads it."""
 
 from __future__ import annotations
 

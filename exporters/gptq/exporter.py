@@ -42,6 +42,7 @@ from quantkit.exporters._hf_folder import (
     read_checkpoint,
 )
 from quantkit.exporters.gptq.config import BITS, METHOD, quantization_config, read_settings, settings_of
+from quantkit.exporters.gptq.order import LatestRead
 from quantkit.exporters.gptq.reading import QWEIGHT, WORD, part_shapes, taken_weight
 from quantkit.files.planned_files import Buffer, PlannedArtifact, blob
 from quantkit.models.checkpoint import Checkpoint
@@ -127,9 +128,10 @@ class GPTQ:
         settings = read_settings(found, f"{where}: quantization_config")
         tensors = dict(folder.tensors)
         weights: dict[str, Weight] = {}
+        latest = LatestRead()
         for slot in spec.slots():
             if f"{module_name(slot.name)}.{QWEIGHT}" in tensors:
-                weights[slot.name] = taken_weight(slot, settings, tensors, str(path))
+                weights[slot.name] = taken_weight(slot, settings, tensors, latest, str(path))
         if not weights:
             raise InconsistentCheckpoint(f"{path}: the config says gptq, but no weight is quantized")
         dense = [name for name, weight in weights.items() if isinstance(weight, TensorView)]

@@ -7,7 +7,8 @@ groups can hold the codes, and the weight is its values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -41,21 +42,45 @@ def finer_group(index: np.ndarray, width: int) -> int | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a module holds: the words of qweight as they lie, zero points and float32 scales as (rows, groups)."""
+
+    words: np.ndarray
+    zeros: np.ndarray
+    scales: np.ndarray
+
+
+class LatestRead:
+    """The module that was read last, kept in memory.
+
+    Words of qweight hold several columns of all rows, so any run of rows needs the whole of it, and writers ask for one
+    run after another, one weight after another. What is kept is never more than one module.
+    """
+
+    def __init__(self) -> None:
+        self._held: tuple[str, Stored] | None = None
+
+    def of(self, name: str, read: Callable[[], Stored]) -> Stored:
+        """The module of the weight `name`, by `read` unless it is the one that was asked for before."""
+        held = self._held
+        if held is None or held[0] != name:
+            self._held = None  # not two of them in memory
+            held = self._held = (name, read())
+        return held[1]
+
+
 def dense_in_order(
-    slot: TensorSlot,
-    parts: Mapping[str, TensorView],
-    index: np.ndarray,
-    zeros: Callable[[TensorView], np.ndarray],
-    bits: int,
+    slot: TensorSlot, index: np.ndarray, bits: int, read: Callable[[], Stored], latest: LatestRead
 ) -> TensorView:
     """The float32 values of a weight whose groups are scattered: scale[g] * (code - zero[g]), g = index[column]."""
-    cols = len(index)
 
     def fetch(start: int, stop: int) -> np.ndarray:
-        words = np.ascontiguousarray(parts["qweight"].read()[:, start:stop].T)
-        values = unpack_bitstream(words, bits, cols).astype(np.float32)
-        values -= zeros(parts["qzeros"]).T[start:stop, index]
-        values *= parts["scales"].read().astype(np.float32).T[start:stop, index]
+        stored = latest.of(slot.name, read)
+        words = np.ascontiguousarray(stored.words[:, start:stop].T)
+        values = unpack_bitstream(words, bits, len(index)).astype(np.float32)
+        values -= stored.zeros[start:stop, index]
+        values *= stored.scales[start:stop, index]
         return values
 
     return TensorView(slot.name, np.dtype(np.float32), slot.shape, fetch)

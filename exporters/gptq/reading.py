@@ -1,4 +1,4 @@
-"""Reading GPTQ modules: which grid their tensors are on, and what the words mean. See `exporters/gptq.py`."""
+"""Reading GPTQ modules: which grid their tensors are on, and what the words mean. See `exporter.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, UnsupportedSpec
 from quantkit.exporters._hf_folder import Shapes, drop_zero_bias, module_name, named_tensor, taken_parts
 from quantkit.exporters.gptq.config import BITS, METHOD, Settings
-from quantkit.exporters.gptq.order import dense_in_order, finer_group, group_index
+from quantkit.exporters.gptq.order import LatestRead, Stored, dense_in_order, finer_group, group_index
 from quantkit.models.spec import Role, TensorSlot
 from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -33,8 +33,13 @@ def part_shapes(rows: int, cols: int, groups: int, bits: int, scale_dtype: np.dt
     }
 
 
-def taken_weight(slot: TensorSlot, settings: Settings, tensors: dict[str, TensorView], where: str) -> Weight:
-    """The weight of `slot`, whose parts are removed from `tensors` after every dtype and shape has been checked."""
+def taken_weight(
+    slot: TensorSlot, settings: Settings, tensors: dict[str, TensorView], latest: LatestRead, where: str
+) -> Weight:
+    """The weight of `slot`, whose parts are removed from `tensors` after every dtype and shape has been checked.
+
+    latest: shared by all weights of a folder.
+    """
     module = module_name(slot.name)
     if slot.role is Role.EMBED:
         raise UnsupportedSpec(f"{where}: {slot.name} is quantized; {METHOD} keeps embeddings dense")
@@ -52,7 +57,7 @@ def taken_weight(slot: TensorSlot, settings: Settings, tensors: dict[str, Tensor
     names = {dtype: name for name, dtype in SCALE_DTYPES.items()}
     size = finer_group(index, cols // groups)
     if size is None:
-        return dense_in_order(slot, parts, index, lambda view: _zeros(view, settings.kind, bits, rows), bits)
+        return dense_in_order(slot, index, bits, lambda: _stored(parts, settings.kind, bits), latest)
     per_row = size == cols != settings.group_size
     spec = AffineGroups(
         bits=bits, group_size=PER_ROW if per_row else size, symmetric=symmetric, scale_dtype=names[scale_dtype]
@@ -95,6 +100,11 @@ def _zeros(view: TensorView, kind: str, bits: int, rows: int) -> np.ndarray:
         fields: np.ndarray = (unpack_bitstream(words, bits, rows) + ones) % levels
         return fields
     return unpack_bitstream(words + pack_bitstream(ones, bits), bits, rows)
+
+
+def _stored(parts: Mapping[str, TensorView], kind: str, bits: int) -> Stored:
+    scales = parts[SCALES].read().astype(np.float32)
+    return Stored(parts[QWEIGHT].read(), _zeros(parts[QZEROS], kind, bits, scales.shape[1]).T, scales.T)
 
 
 def _has_midpoints(parts: Mapping[str, TensorView], settings: Settings, bits: int, rows: int) -> bool:

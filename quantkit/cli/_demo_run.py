@@ -15,17 +15,18 @@ from quantkit import (
     AffineGroups,
     Compute,
     ExportOptions,
+    Golden,
     Published,
     QuantizeOptions,
+    Report,
     export,
     open_checkpoint,
     quantize,
+    read_golden,
+    verify,
 )
 from quantkit.errors import BadOption
 from quantkit.progress import Progress, StagedWork
-from quantkit.verification.golden import Golden, read_golden
-from quantkit.verification.proof import verify
-from quantkit.verification.report import Report
 
 SCHEME = AffineGroups(bits=4, group_size=128)
 WORK = {

@@ -20,11 +20,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Inspect, plan, quantize, export and verify the bundled golden model, and print one table."""
+    from quantkit import QuantizeOptions, inspection, open_checkpoint
+    from quantkit import plan as make_plan
     from quantkit.cli._demo_run import SCHEME, bundled_model, run_demo
-    from quantkit.models.inspection import inspection
-    from quantkit.pipeline.plan import parse_target
-    from quantkit.pipeline.plan import plan as make_plan
-    from quantkit.registry import open_checkpoint
 
     output = Output(as_json=as_json)
     model = bundled_model()
@@ -34,8 +32,7 @@ def demo(
         f"{model.parent.name}/{model.name}: {facts['architecture']}, {facts['parameters']:,} parameters, "
         f"{facts['layers']} layers, {facts['bits per weight']:g} bits per weight"
     )
-    targets = [parse_target(target) for target in ("compressed-tensors", "gguf:q4_0")]
-    planned = make_plan(checkpoint, targets, method="gptq", spec=SCHEME, calibration_tokens=32 * 512)
+    planned = make_plan(checkpoint, ["compressed-tensors", "gguf:q4_0"], QuantizeOptions(scheme=SCHEME))
     sizes = ", ".join(f"{target.format} {human_size(target.size or 0)}" for target in planned.targets)
     output.note(f"plan: {sizes}; peak memory about {human_size(planned.peak_memory_bytes)}")
     rows = []

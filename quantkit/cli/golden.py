@@ -24,32 +24,20 @@ def golden(
     """Record what the original model is and predicts, for `verify --golden`: its scalars, tokenizer, digests and
     sketches of its weights, float32 logits of the bundled prompts, and what rounding costs it.
     """
-    from quantkit.artifacts.publishing import publish
-    from quantkit.errors import BadOption
-    from quantkit.registry import open_checkpoint
-    from quantkit.text.tokenizer import open_tokenizer
-    from quantkit.verification.prompts import default_prompts
-    from quantkit.verification.recording import is_quantized, record
+    from quantkit import open_checkpoint, record_golden
 
     output = Output(as_json=as_json)
     checkpoint = open_checkpoint(model)
-    if is_quantized(checkpoint) and not quantized:
-        raise BadOption(
-            f"{model} is quantized: golden files are recorded from the original, dense model",
-            hint="give the model that it was made from; --quantized records it all the same, and proves nothing",
-        )
-    prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
-    for note in checkpoint.notes:
-        output.note(f"note: {note}")
+    output.notes(checkpoint.notes)
     with output.progress(f"reading {model.name}") as progress:
-        planned = record(checkpoint, prompts, progress=progress)
-        progress("recording logits", 0, planned.size)
-        done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
+        done = record_golden(checkpoint, out, quantized=quantized, overwrite=overwrite, progress=progress)
+    output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
+    prompts = {prompt["name"]: prompt["shape"][0] for prompt in done.manifest["tensors"]}
     rows = table("prompt", "tokens", right=("tokens",))
-    for prompt in prompts:
-        rows.add_row(prompt.name, str(len(prompt.token_ids)))
+    for name, tokens in prompts.items():
+        rows.add_row(name, str(tokens))
     output.result(
-        {"path": str(out), "size": done.size, "prompts": {p.name: len(p.token_ids) for p in prompts}},
+        {"path": str(out), "size": done.size, "prompts": prompts},
         rows,
         lines=[f"{out}: {human_size(done.size)}, {model.name} on {len(prompts)} prompts"],
     )

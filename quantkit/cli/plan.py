@@ -12,7 +12,7 @@ from quantkit.cli.options import Arch, Bits, GroupSize, Json, Length, Method, Re
 from quantkit.cli.output import Output, human_size, table
 
 if TYPE_CHECKING:
-    from quantkit.pipeline.plan import Target as PlannedTarget
+    from quantkit import Target as PlannedTarget
 
 
 def plan(
@@ -31,24 +31,24 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show exact sizes, peak memory, time and engines of what would be written; reads headers only, writes nothing."""
+    from quantkit import AffineGroups, CalibrationOptions, QuantizeOptions, parse_target
+    from quantkit import Recipe as Rules
+    from quantkit import plan as make_plan
     from quantkit.errors import BadOption
-    from quantkit.pipeline.plan import parse_target
-    from quantkit.pipeline.plan import plan as make_plan
-    from quantkit.pipeline.recipe import Recipe as Rules
-    from quantkit.registry import open_checkpoint
-    from quantkit.tensors.schemes.affine_groups import AffineGroups
 
     if recipe is not None and method is None:
         raise BadOption("--recipe is an exception to --method, which is missing", hint="add --method rtn, gptq or awq")
     output = Output(as_json=as_json)
-    made = make_plan(
-        open_checkpoint(source),
-        [parse_target(item, arch=arch, target=target) for item in to.split(",")],
-        method=method,
-        spec=AffineGroups(bits=bits, group_size=group_size, symmetric=symmetric) if method else None,
-        recipe=Rules.read(recipe) if recipe is not None else None,
-        calibration_tokens=samples * length,
-    )
+    options = None
+    if method is not None:
+        options = QuantizeOptions(
+            method=method,
+            scheme=AffineGroups(bits=bits, group_size=group_size, symmetric=symmetric),
+            recipe=Rules.read(recipe) if recipe is not None else Rules(),
+            calibration=CalibrationOptions(sequences=samples, length=length),
+        )
+    targets = [parse_target(item, arch=arch, target=target) for item in to.split(",")]
+    made = make_plan(source, targets, options)
     rows = table("format", "type", "size", "bits/weight", "", right=("size", "bits/weight"))
     for container in made.targets:
         rows.add_row(

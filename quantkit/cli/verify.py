@@ -45,15 +45,13 @@ def verify(
 
     Exit code 1 when the artifact is not the model that it claims to be.
     """
-    from quantkit.verification.golden import read_golden
-    from quantkit.verification.proof import verify as make_report
+    from quantkit import verify as make_report
 
     output = Output(as_json=as_json)
-    recorded = read_golden(golden) if golden is not None else None
     with output.progress(f"checking the files of {artifact.name}") as progress:
         report = make_report(
             artifact,
-            golden=recorded,
+            golden=golden,
             against=against,
             engine=engine,
             max_kl=max_kl,

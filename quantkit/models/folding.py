@@ -6,7 +6,7 @@ powers of two, so that codes stay and scales keep every significant bit (unless 
 number of its dtype); the rest goes into the embedding and the norms. Dense weights are multiplied in float32 and stay
 float32, so that an exporter rounds once; `with_source_dtypes` brings them back to the size that they had. A quantized
 embedding folds into its scales, which are multiplied in float32 and rounded once to their own dtype: at most half an
-ulp, and a note says so. docs/decisions/0007 tells why.
+ulp, and a note says so. `docs/decisions/0007-folding-by-powers-of-two.md` tells why.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import numpy as np
 from quantkit.errors import BadOption, ValueOutOfRange
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.config import llama_config
-from quantkit.models.spec import TensorSlot
+from quantkit.models.spec import EMBEDDING, TensorSlot
 from quantkit.tensors.cast import check_range, converted
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
-EMBEDDING = "model.embed_tokens.weight"
 FLOAT32 = np.dtype(np.float32)
 
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,11 @@ from quantkit.calibration.samples import WAVE_TOKENS, weighed_tokens
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
-from quantkit.models.spec import LAYER_GROUPS, LINEAR_ROLES, WEIGHED_ROLES, ModelSpec
+from quantkit.models.spec import ModelSpec
+from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import planned
-from quantkit.pipeline.recipe import Recipe
 from quantkit.pipeline.verdicts import as_written, loading_line, taking, verdicts
 from quantkit.protocols import ExportOptions, Verdict
-from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import TensorView, Weight
 
 INTERPRETER_BYTES = 120 << 20
@@ -32,8 +32,6 @@ TORCH_BYTES = 350 << 20
 ALLOCATED = 1.2
 """Resident bytes of calibrated runs over those in use: measured 1.0 to 1.25 on models of 1 to 24 blocks."""
 DENSE_STREAM_BYTES = 160 << 20
-INPUT_ROLES = tuple(group[0] for group in LAYER_GROUPS)
-"""One role for each input that a block's linear layers read; the others share them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +76,7 @@ class Plan:
     source: str
     parameters: int
     method: str | None
-    spec: str | None
+    scheme: str | None
     tensors: Mapping[str, int]
     weights: tuple[PlannedWeight, ...]
     targets: tuple[Target, ...]
@@ -117,28 +115,31 @@ def parse_target(text: str, *, arch: str = "native", target: str | None = None) 
 
 
 def plan(
-    checkpoint: Checkpoint,
-    targets: Sequence[tuple[str, ExportOptions]],
-    *,
-    method: str | None = None,
-    spec: AffineGroups | None = None,
-    recipe: Recipe | None = None,
-    calibration_tokens: int = 0,
+    model: str | Path | Checkpoint,
+    targets: Sequence[str | tuple[str, ExportOptions]],
+    options: QuantizeOptions | None = None,
 ) -> Plan:
-    """Plan quantizing `checkpoint` (when `method` is given) and writing it as each of `targets`.
+    """Plan writing a model as each of `targets`, quantized beforehand where there are `options` for it.
+
+    Args:
+        model: a folder, a single-file artifact, or an open checkpoint. Headers are read, weights are not.
+        targets: containers, "FORMAT" or "FORMAT:TYPE", or what `parse_target` makes of these.
+        options: how to quantize; None = not at all.
 
     Raises:
-        BadOption: an unknown method, or a recipe that does not fit the model.
-        UnsupportedSpec: a weight that `spec` cannot divide into groups.
+        BadOption: an unknown method or container, or a recipe that does not fit the model.
+        UnsupportedSpec: a weight that the scheme cannot divide into groups.
     """
-    result = checkpoint
+    checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    result, method = checkpoint, None
     tokens, weighed, methods = 0, 0, {}
-    if method is not None and spec is not None:
-        registry.method(method)
-        assignments = (recipe or Recipe()).assign(checkpoint.spec, spec, method)
+    if options is not None:
+        method = registry.method(options.method) if isinstance(options.method, str) else options.method
+        assignments = options.recipe.assign(checkpoint.spec, options.scheme, method.name)
         methods = {name: assigned.method for name, assigned in assignments.items() if assigned.scheme is not None}
-        used = [registry.method(name) for name in set(methods.values())]
-        tokens = calibration_tokens if any(one.needs_calibration for one in used) else 0
+        used = [method if name == method.name else registry.method(name) for name in set(methods.values())]
+        wanted = options.calibration.sequences * options.calibration.length
+        tokens = wanted if any(one.needs_calibration for one in used) else 0
         weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
         result = planned(checkpoint, assignments)
     weights = tuple(
@@ -148,11 +149,13 @@ def plan(
     return Plan(
         source=checkpoint.path.name,
         parameters=sum(weight.size for weight in checkpoint.weights.values()),
-        method=method,
-        spec=str(spec) if spec is not None else None,
+        method=method.name if method is not None else None,
+        scheme=str(options.scheme) if options is not None else None,
         tensors=dict(Counter(weight.type for weight in weights)),
         weights=weights,
-        targets=tuple(_target(result, name, options) for name, options in targets),
+        targets=tuple(
+            _target(result, *(parse_target(target) if isinstance(target, str) else target)) for target in targets
+        ),
         peak_memory_bytes=peak_memory(checkpoint.spec, tokens, weighed),
         seconds=_seconds(checkpoint, tokens, weighed),
     )
@@ -202,14 +205,13 @@ def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> i
     in either, weighed, and subtracted; what the Fisher pass keeps of every block: hidden states of one wave of tokens,
     one matrix of the outputs' size for its layers, and two numbers per token; and what the allocator does not reuse.
     """
-    shapes = [spec.layer_shape(role) for role in LINEAR_ROLES]
-    sizes = [rows * cols for rows, cols in shapes]
+    sizes = [rows * cols for rows, cols in _matrices(spec)]
     if not calibration_tokens:
         return INTERPRETER_BYTES + max(DENSE_STREAM_BYTES, 10 * max(sizes))
-    inputs = [spec.layer_shape(role)[1] for role in INPUT_ROLES]
+    inputs = _input_widths(spec)
     hessians = 4 * (2 * sum(width**2 for width in inputs) + 6 * max(inputs) ** 2)
     states = 4 * calibration_tokens * (2 * spec.hidden_size + 4 * max(inputs))
-    outputs = [spec.layer_shape(role)[0] for role in WEIGHED_ROLES]
+    outputs = [spec.layer_shape(role)[0] for role in spec.weighed_roles]
     wave = min(weighed, WAVE_TOKENS)
     fisher = 4 * (wave * spec.hidden_size + sum(rows**2 for rows in outputs) + 2 * weighed) if weighed else 0
     used = 8 * sum(sizes) + hessians + states + spec.num_hidden_layers * fisher
@@ -222,12 +224,22 @@ def _seconds(checkpoint: Checkpoint, calibration_tokens: int, weighed: int) -> f
     streaming = sum(weight.size for weight in checkpoint.weights.values()) / 100e6
     if not calibration_tokens:
         return streaming
-    sizes = [spec.layer_shape(role) for role in LINEAR_ROLES]
+    sizes = _matrices(spec)
     passes = 2 * calibration_tokens + 3 * weighed
     forward = 2 * passes * sum(rows * cols for rows, cols in sizes)
-    hessian = 4 * calibration_tokens * sum(spec.layer_shape(role)[1] ** 2 for role in INPUT_ROLES)
+    hessian = 4 * calibration_tokens * sum(width**2 for width in _input_widths(spec))
     solver = sum(4 * rows * cols**2 + 4 * cols**3 for rows, cols in sizes)
     return streaming + spec.num_hidden_layers * (forward + hessian + solver) / _matmul_rate()
+
+
+def _matrices(spec: ModelSpec) -> list[tuple[int, ...]]:
+    """Shapes of a block's linear layers."""
+    return [spec.layer_shape(role) for group in spec.groups for role in group.roles]
+
+
+def _input_widths(spec: ModelSpec) -> list[int]:
+    """Columns of each input that a block's linear layers read, counted once where several share it."""
+    return [spec.layer_shape(group.roles[0])[1] for group in spec.groups]
 
 
 def _matmul_rate() -> float:

@@ -30,7 +30,7 @@ from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
 from quantkit.pipeline.weight_errors import WeightErrors
 from quantkit.progress import Progress
 from quantkit.protocols import Layer, Method, TensorReport
-from quantkit.solver.smoothing import smoothable, weight_name
+from quantkit.solver.smoothing import smoothable
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import QuantizedView, TensorView
@@ -182,10 +182,11 @@ class Quantization:
 
     def _smoothable(self, plan: Checkpoint) -> set[str]:
         """Names of the norms and matrices whose outputs may be divided."""
-        wanted = self._wanted(plan)
-        layers = range(plan.spec.num_hidden_layers)
+        wanted, spec = self._wanted(plan), plan.spec
         return {
-            weight_name(layer, role) for layer in layers for role in smoothable(wanted, layer, self._options.smooth)
+            spec.weight_name(layer, role)
+            for layer in range(spec.num_hidden_layers)
+            for role in smoothable(spec, wanted, layer, self._options.smooth)
         }
 
     def _alone(self, view: QuantizedView) -> QuantizedTensor:

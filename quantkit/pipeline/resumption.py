@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from quantkit import __version__
+import quantkit
+from quantkit import discovery
 from quantkit.calibration.compute import Compute
 from quantkit.calibration.samples import Coverage, Samples
 from quantkit.files.digest import source_digest
@@ -34,6 +35,10 @@ TOKEN = np.dtype("<i8")
 SMOOTHING_SCALE = np.dtype("<f4")
 LIBRARIES = ("numpy", "torch")
 """Packages whose arithmetic the last bits depend on."""
+PLUGINS = ("quantkit.exporters", "quantkit.runtimes")
+"""Exporters read what is quantized."""
+CODE = ("*.py", "*.txt")
+"""Texts are what calibration begins with."""
 
 
 def run_key(
@@ -83,11 +88,19 @@ def _settings(method: Method) -> dict[str, Any]:
 
 
 def _code_digest() -> str:
-    """SHA-256 of quantkit's version and modules: in a working copy the version tells little."""
-    sha256 = hashlib.sha256(__version__.encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    """SHA-256 of quantkit's version and of all its files: in a working copy the version tells little."""
+    sha256 = hashlib.sha256(quantkit.__version__.encode())
+    for path in _code_files():
         sha256.update(hashlib.sha256(path.read_bytes()).digest())
     return sha256.hexdigest()
+
+
+def _code_files() -> list[Path]:
+    """Modules and texts of quantkit and of its plug-ins, which in a working copy lie beside it."""
+    folders = [Path(quantkit.__file__).parent]
+    for room in PLUGINS:
+        folders += discovery.folders(room)
+    return sorted({path for folder in folders for kind in CODE for path in folder.rglob(kind)})
 
 
 def encoded_samples(samples: Samples) -> bytes:

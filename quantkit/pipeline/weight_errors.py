@@ -15,7 +15,6 @@ import numpy as np
 
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import NORM_ROLES, Role
-from quantkit.solver.smoothing import weight_name
 from quantkit.solver.unsmoothing import Smoothing, norm_ratio
 from quantkit.tensors.digests import values_digest
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -37,7 +36,7 @@ class WeightErrors:
     def smoothed(self, layer: int, scales: Mapping[Role, np.ndarray], norms: Mapping[str, np.ndarray]) -> None:
         """Learn what block `layer` was smoothed by, before its tensors are measured."""
         for role, scale in scales.items():
-            name = weight_name(layer, role)
+            name = self._source.spec.weight_name(layer, role)
             if role not in NORM_ROLES:
                 self._scales[name] = scale.astype(np.float32)
         for name, changed in norms.items():

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.models.spec import NORM_ROLES, ModelSpec, Role, TensorSlot
-from quantkit.solver.smoothing import READERS, weight_name
+from quantkit.models.spec import NORM_ROLES, ModelSpec, TensorSlot
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,8 +35,8 @@ class Smoothing:
         rows = self.scales.get(slot.name)
         if rows is not None:
             values = values * rows[start : start + len(values), None]
-        for feeding, readers in READERS.items():
-            scale = self.scales.get(weight_name(slot.layer, feeding))
+        for feeding, readers in self.spec.readers.items():
+            scale = self.scales.get(self.spec.weight_name(slot.layer, feeding))
             if scale is not None and slot.role in readers:
                 values = values / self._spread(scale, slot.shape[1])
         return values
@@ -54,14 +53,15 @@ class Smoothing:
 
 def norm_names(spec: ModelSpec) -> tuple[str, ...]:
     """The norms that smoothing may change."""
-    roles = [role for role in READERS if role in NORM_ROLES]
-    return tuple(weight_name(layer, role) for layer in range(spec.num_hidden_layers) for role in roles)
+    roles = [role for role in spec.readers if role in NORM_ROLES]
+    return tuple(spec.weight_name(layer, role) for layer in range(spec.num_hidden_layers) for role in roles)
 
 
 def divided_names(spec: ModelSpec) -> dict[str, int]:
     """The matrices whose rows smoothing may divide, with how many rows they have."""
-    roles: tuple[Role, ...] = tuple(role for role in READERS if role not in NORM_ROLES)
-    return {weight_name(n, role): spec.layer_shape(role)[0] for n in range(spec.num_hidden_layers) for role in roles}
+    roles = [role for role in spec.readers if role not in NORM_ROLES]
+    layers = range(spec.num_hidden_layers)
+    return {spec.weight_name(layer, role): spec.layer_shape(role)[0] for layer in layers for role in roles}
 
 
 def norm_ratio(original: np.ndarray, changed: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ import numpy as np
 from quantkit.files.digest import source_digest
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folding import EMBEDDING, folded
-from quantkit.models.spec import ModelSpec, TensorSlot
+from quantkit.models.folding import folded
+from quantkit.models.spec import EMBEDDING, ModelSpec, TensorSlot
 from quantkit.tensors.digests import RoundedDigests
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from quantkit.verification.weight_facts import SKETCH_DEVIATION, Sketcher, WeightFacts, value_chunks

@@ -29,7 +29,7 @@ from quantkit.protocols import Runtime
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.text.vocabulary import has_vocabulary
 from quantkit.verification.engines import NO_ENGINE, ORACLE, engine_of
-from quantkit.verification.golden import Golden
+from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.original import Original, same_files
 from quantkit.verification.prompts import Prompt, default_prompts
 from quantkit.verification.recording import is_quantized
@@ -67,10 +67,10 @@ class VerifyOptions:
 
 
 def verify(
-    path: Path,
+    path: str | Path,
     *,
-    golden: Golden | None = None,
-    against: Path | None = None,
+    golden: str | Path | Golden | None = None,
+    against: str | Path | None = None,
     engine: str = "auto",
     max_kl: float | None = None,
     prompts: int | None = None,
@@ -81,7 +81,7 @@ def verify(
 
     Args:
         path: a folder or a single file.
-        golden: what was recorded of the original; its prompts are used.
+        golden: what was recorded of the original, or the file that holds it; its prompts are used.
         against: the original itself, or the quantized model that the artifact was exported from. Where a step fails, it
             is traced to find where the artifact leaves it.
         engine, max_kl, prompts, needs_manifest: see `VerifyOptions`.
@@ -95,8 +95,9 @@ def verify(
     path = Path(path)
     if not path.exists():
         raise BadOption(f"{path} does not exist")
+    recorded = read_golden(Path(golden)) if isinstance(golden, (str, Path)) else golden
     options = VerifyOptions(engine=engine, max_kl=max_kl, prompts=prompts, needs_manifest=needs_manifest)
-    proof = Proof(path, golden, Path(against) if against is not None else None, options, progress)
+    proof = Proof(path, recorded, Path(against) if against is not None else None, options, progress)
     return proof.report()
 
 

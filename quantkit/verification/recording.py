@@ -7,18 +7,21 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantkit import registry
 from quantkit.artifacts.manifest import read_manifest
-from quantkit.artifacts.publishing import source_digest
+from quantkit.artifacts.publishing import Published, publish, source_digest
 from quantkit.errors import BadOption, GoldenMismatch, MissingDependency
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES
 from quantkit.progress import Progress
 from quantkit.tensors.views import QuantizedView
+from quantkit.text.tokenizer import open_tokenizer
 from quantkit.verification.golden import (
     COMMAND,
     DIGEST_BYTES,
@@ -30,10 +33,11 @@ from quantkit.verification.golden import (
 )
 from quantkit.verification.metrics import kl_divergence
 from quantkit.verification.original import source_name
-from quantkit.verification.prompts import Prompt
+from quantkit.verification.prompts import Prompt, default_prompts
 from quantkit.verification.steps.identity import spec_to_json, text_facts
 from quantkit.verification.steps.limits import RoundingCost
 from quantkit.verification.weight_facts import weight_facts
+from quantkit.verification.witness import agreement
 
 if TYPE_CHECKING:
     from quantkit.models.torch_model import MiniCPM
@@ -51,6 +55,7 @@ def record(checkpoint: Checkpoint, prompts: Sequence[Prompt], *, progress: Progr
         What `recorded` raises.
     """
     golden = recorded(checkpoint, prompts, progress=progress)
+    witness = agreement(checkpoint, prompts, golden.logits)
     header = json.dumps(
         {
             "command": COMMAND,
@@ -72,7 +77,50 @@ def record(checkpoint: Checkpoint, prompts: Sequence[Prompt], *, progress: Progr
     )
     size = len(front) + sum(tensor.nbytes for tensor in tensors) + DIGEST_BYTES
     unit = Unit("golden", size, lambda: _produce(front, golden.logits))
-    return PlannedArtifact("golden", False, (PlannedFile("golden.bin", (unit,)),), tensors, {"command": COMMAND})
+    return PlannedArtifact(
+        format="golden",
+        folder=False,
+        files=(PlannedFile("golden.bin", (unit,)),),
+        tensors=tensors,
+        options={"command": COMMAND},
+        notes=(*checkpoint.notes, *([witness] if witness is not None else [])),
+    )
+
+
+def record_golden(
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    *,
+    quantized: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Published:
+    """Record what the original model is and what it predicts on the bundled prompts, for `verify`.
+
+    Args:
+        model: the original: a folder, a single-file artifact, or an open checkpoint.
+        out: the file to make.
+        quantized: record a quantized model all the same; no artifact is verified by it.
+        overwrite: replace what lies at `out`, at the very end.
+        progress: told how far it is.
+
+    Returns:
+        The file; `manifest["notes"]` says what there is to know, such as whether a second witness agrees.
+
+    Raises:
+        BadOption: the model is quantized, or has no tokenizer.
+        GoldenMismatch: transformers, where it is installed and knows the model, computes other logits.
+        What reading, `recorded` and `publish` raise; all are `QuantkitError`s.
+    """
+    checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    if is_quantized(checkpoint) and not quantized:
+        raise BadOption(
+            f"{checkpoint.path} is quantized: golden files are recorded from the original, dense model",
+            hint="give the model that it was made from; --quantized records it all the same, and proves nothing",
+        )
+    prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
+    planned = record(checkpoint, prompts, progress=progress)
+    return publish(planned, Path(out), inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
 
 
 def recorded(

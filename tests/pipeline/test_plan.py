@@ -15,6 +15,7 @@ from quantkit.artifacts.publishing import publish
 from quantkit.cli.app import main
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.spec import Role
+from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.plan import Plan, parse_target, plan
 from quantkit.pipeline.recipe import Recipe
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -30,9 +31,7 @@ FUSED_APART = '[[rule]]\nmatch = "model.layers.1.self_attn.k_proj"\ngroup_size =
 
 
 def planned_for(folder: Path, *targets: str, recipe: Recipe | None = None, spec: AffineGroups = INT4) -> Plan:
-    return plan(
-        registry.open_checkpoint(folder), [parse_target(t) for t in targets], method="rtn", spec=spec, recipe=recipe
-    )
+    return plan(folder, targets, QuantizeOptions(method="rtn", scheme=spec, recipe=recipe or Recipe()))
 
 
 def size_on_disk(path: Path) -> int:
@@ -72,9 +71,9 @@ def test_a_plan_reads_no_tensor():
         raise AssertionError("a plan reads headers only")
 
     views = {name: replace(v, fetch=explode) for name, v in source.weights.items() if isinstance(v, TensorView)}
-    targets = [parse_target(name) for name in ("compressed-tensors", "gptq", "awq", "gguf:f16", "hf")]
+    targets = ("compressed-tensors", "gptq", "awq", "gguf:f16", "hf")
     for method in ("rtn", "gptq"):
-        made = plan(replace(source, weights=views), targets, method=method, spec=INT4, calibration_tokens=1000)
+        made = plan(replace(source, weights=views), targets, QuantizeOptions(method=method, scheme=INT4))
         assert made.possible, [target.refusal for target in made.targets]
 
 
@@ -82,8 +81,8 @@ def test_calibration_costs_memory_only_where_something_is_calibrated(tiny_checkp
     source = registry.open_checkpoint(tiny_checkpoint)
     rounding = Recipe.from_json({"rule": [{"match": "*", "method": "rtn"}]})
     peaks = [
-        plan(source, [], method=method, spec=INT4, recipe=recipe, calibration_tokens=10_000).peak_memory_bytes
-        for method, recipe in (("rtn", None), ("gptq", rounding), ("gptq", None))
+        plan(source, [], QuantizeOptions(method=method, scheme=INT4, recipe=recipe)).peak_memory_bytes
+        for method, recipe in (("rtn", Recipe()), ("gptq", rounding), ("gptq", Recipe()))
     ]
     assert peaks[0] == peaks[1] < peaks[2]
 

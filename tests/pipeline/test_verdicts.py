@@ -12,6 +12,7 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.cli.app import main
 from quantkit.models.folding import with_architecture
+from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.plan import parse_target, plan
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.recipe import Recipe
@@ -62,7 +63,7 @@ def test_folding_is_offered_only_where_it_helps():
     source = memory_checkpoint(tiny_config(hidden_size=256, intermediate_size=512))
     for grid, recipe, mend in ((SYM4, None, "--arch llama"), (ASYM4, {"role": "o", "bits": 8}, None)):
         rules = Recipe.from_json({"rule": [recipe] if recipe else []})
-        (made,) = plan(source, [parse_target(CT)], method="rtn", spec=grid, recipe=rules).targets
+        (made,) = plan(source, [CT], QuantizeOptions(method="rtn", scheme=grid, recipe=rules)).targets
         (said,) = [v for v in made.kernels if v.kernel == "transformers"]
         assert said.refusal is not None
         assert said.mend == mend
@@ -86,7 +87,8 @@ CASES = {
 def test_what_a_plan_says_of_transformers_is_what_from_pretrained_does(case: str, arch: str, tmp_path: Path):
     container, grid = CASES[case]
     source = registry.open_checkpoint(MODEL)
-    made = plan(source, [parse_target(container, arch=arch)], method="rtn" if grid else None, spec=grid)
+    options = QuantizeOptions(method="rtn", scheme=grid) if grid else None
+    made = plan(source, [parse_target(container, arch=arch)], options)
     (said,) = [v for v in made.targets[0].kernels if v.engine == "transformers"]
     model = quantized(with_architecture(source, arch), grid, "rtn").checkpoint if grid else source
     folder = tmp_path / "model"

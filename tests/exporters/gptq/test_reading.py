@@ -23,6 +23,7 @@ from quantkit.errors import (
     UnsupportedSpec,
 )
 from quantkit.exporters.gptq.exporter import EXPORTER
+from quantkit.files.source_file import SourceFile
 from quantkit.models.spec import LINEAR_ROLES, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -33,7 +34,7 @@ from tests.support.quantized_models import linears, quantized_model
 
 LLAMA = tiny_config(
     architectures=["LlamaForCausalLM"], model_type="llama", tie_word_embeddings=False, num_hidden_layers=2,
-    hidden_size=128, intermediate_size=128,
+    hidden_size=128, intermediate_size=128, scale_emb=None, scale_depth=None, dim_model_base=None,
 )  # fmt: skip
 Q, UP = "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 
@@ -150,6 +151,24 @@ def test_scattered_columns_are_read_as_values_and_no_int4_container_takes_them(t
     for name in ("gptq", "awq", "compressed-tensors"):
         with pytest.raises(UnsupportedSpec, match="act-order without static groups"):
             registry.exporter(name).prepare(back, ExportOptions())
+
+
+def test_scattered_columns_are_read_once_however_few_rows_are_asked_for_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = np.random.default_rng(0).permutation(np.arange(128) // 64)
+    stranger = Stranger(tmp_path / "theirs", sym=False, index=index)
+    back = EXPORTER.read(stranger.folder)
+    counted = []
+    read = SourceFile.read
+    monkeypatch.setattr(SourceFile, "read", lambda *place: counted.append(place[2]) or read(*place))
+    for name, values in stranger.values.items():
+        view = back.weights[name]
+        assert isinstance(view, TensorView)
+        assert np.array_equal(np.concatenate(list(view.chunks(3 * 128))), values)
+    stored = load_file(next(stranger.folder.glob("*.safetensors")))
+    parts = ("qweight", "qzeros", "scales")
+    assert sum(counted) == sum(tensor.nbytes for name, tensor in stored.items() if name.endswith(parts))
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
