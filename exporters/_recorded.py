@@ -4,7 +4,7 @@
     tensors.NAME.values   of a dense tensor that was quantized once: `quantkit.tensors.digests.values_digest`
     tensors.NAME.error    ||W - Q||^2 / ||W||^2, from the dense weights that it was made of (smoothing undone)
     tensors.NAME.origin   `values_digest` of those dense weights
-    tensors.NAME.run      digest of what the run made, where the container keeps codes as they are
+    tensors.NAME.run      digest of what the run made, where the source holds the same numbers
     norms, divided        what a run smoothed the model by, see `quantkit.pipeline.weight_errors`
 
 Errors and smoothing are handed on from the manifest of a quantized source; the digests are of what was written.
@@ -23,6 +23,9 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.tensors.digests import values_digest
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
+
+FIELDS = {"written": "digest", "digests": "run", "errors": "error", "origins": "origin"}
+"""What is handed on of `tensors`, and where it stands there."""
 
 
 def measured(model: Checkpoint, read: Callable[[Path], Checkpoint]) -> Callable[[Path], Mapping[str, Any]]:
@@ -44,21 +47,13 @@ def measured(model: Checkpoint, read: Callable[[Path], Checkpoint]) -> Callable[
                 entry["error"] = known["errors"][name]
             if entry and isinstance(source, QuantizedView) and name in known["origins"]:
                 entry["origin"] = known["origins"][name]
-            if (
-                isinstance(source, QuantizedView)
-                and name in known["digests"]
-                and entry.get("digest") == _digest(source)
-            ):
+            if name in known["digests"] and known["written"].get(name) == entry.get("digest", ""):
                 entry["run"] = known["digests"][name]
             if entry:
                 tensors[name] = entry
         return {"tensors": tensors, "norms": known["norms"], "divided": known["divided"]}
 
     return measure
-
-
-def _digest(view: QuantizedView) -> str:
-    return view.read().numbers_digest()
 
 
 def _entry(view: Weight, source: Weight) -> dict[str, Any]:
@@ -88,8 +83,8 @@ def _error(source: TensorView, written: TensorView) -> float:
 
 
 def _handed_on(model: Checkpoint) -> dict[str, Any]:
-    """What the manifest of a quantized source says: errors and origins by tensor, and what smoothing did."""
-    known: dict[str, Any] = {"digests": {}, "errors": {}, "origins": {}, "norms": {}, "divided": {}}
+    """What the manifest of a quantized source says: numbers, errors and origins by tensor; what smoothing did."""
+    known: dict[str, Any] = {key: {} for key in ("written", "digests", "errors", "origins", "norms", "divided")}
     if not any(isinstance(view, QuantizedView) for view in model.weights.values()):
         return known
     manifest = read_manifest(model.path) or {}
@@ -103,6 +98,6 @@ def _handed_on(model: Checkpoint) -> dict[str, Any]:
                 known[key] |= part[key]
         entries = part.get("tensors")
         if isinstance(entries, Mapping):
-            for key, field in (("digests", "run"), ("errors", "error"), ("origins", "origin")):
+            for key, field in FIELDS.items():
                 known[key] |= {n: e[field] for n, e in entries.items() if isinstance(e, Mapping) and field in e}
     return known
