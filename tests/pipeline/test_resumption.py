@@ -1,4 +1,4 @@
-"""Runs that were stopped and go on: the same bytes, nothing done twice, and nothing trusted that is not theirs."""
+"""Runs that were stopped and go on: the same bytes, nothing done twice, and nothing recalled that does not fit."""
 
 from __future__ import annotations
 
@@ -6,40 +6,31 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from quantkit import registry
-from quantkit.artifacts.journal import Journal
-from quantkit.artifacts.output_paths import Destination
 from quantkit.artifacts.publishing import preflight
 from quantkit.calibration.autocast import has_bfloat16_products
 from quantkit.calibration.samples import CalibrationOptions
 from quantkit.cli.app import main
-from quantkit.errors import Interrupted, NonFiniteValues, NoSpace, OutputExists, WriteFailed
+from quantkit.errors import Interrupted, NonFiniteValues, NoSpace
 from quantkit.methods import rtn
 from quantkit.methods.gptq import Gptq
-from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import Role
 from quantkit.pipeline.block_stream import BlockStream
-from quantkit.pipeline.resumption import decoded_block, decoded_samples, encoded_block, encoded_samples, kept_bytes
-from quantkit.protocols import ExportOptions, TensorReport
+from quantkit.protocols import ExportOptions
 from quantkit.solver.stages import Stages
-from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.faults import ROOT, content
 from tests.support.killed_runs import BLOCKS, QUICK, SPEC, quantize, sequences, write_model
 from tests.support.outliers import outlier_model, token_samples
 from tests.support.runs import quantized
-
-STEPS = ["samples", *(f"block-{layer:05}" for layer in range(BLOCKS))]
+from tests.support.stopped_runs import STEPS, stop, stopping, work
 
 
 @pytest.fixture(scope="module")
@@ -89,36 +80,6 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(BlockStream, "_solve", counted)
     return layers
-
-
-@contextmanager
-def stopping(steps: int, error: type[BaseException]) -> Iterator[None]:
-    """Raise `error` in a run once so many steps are kept."""
-    keep = Journal.keep
-
-    def kept(journal: Journal, name: str, data: bytes) -> None:
-        keep(journal, name, data)
-        if name == STEPS[steps - 1]:
-            raise error("stop")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "keep", kept)
-        yield
-
-
-def stop(
-    model: Path | Checkpoint, out: Path, steps: int, error: type[BaseException] = KeyboardInterrupt, **options: object
-) -> Exception:
-    """A run that ends with `error` once so many steps are kept."""
-    with stopping(steps, error), pytest.raises(Interrupted if error is KeyboardInterrupt else error) as failure:
-        quantize(model, out, **options)  # type: ignore[arg-type]
-    assert [path.name for path in out.parent.iterdir()] == [".out.quantkit-work"]
-    assert sorted(path.name for path in work(out).iterdir()) == sorted(STEPS[:steps])
-    return failure.value  # type: ignore[no-any-return]
-
-
-def work(out: Path) -> Path:
-    return out.with_name(f".{out.name}.quantkit-work")
 
 
 def test_a_run_killed_anywhere_gives_the_same_bytes_and_does_at_most_one_block_again() -> None:
@@ -186,33 +147,6 @@ def test_a_damaged_block_is_solved_again(
     quantize(model, stopped)
     assert solved == [1]
     assert content(stopped) == wanted
-
-
-def test_what_follows_from_other_bytes_is_not_recalled(tmp_path: Path) -> None:
-    def journal(key: bytes = b"key") -> Journal:
-        return Journal(Destination(tmp_path / "out", tmp_path / "out", True), key)
-
-    with pytest.raises(OSError, match="power"), journal() as steps:
-        for name in "abc":
-            steps.keep(name, name.encode())
-        raise OSError("power")
-    with pytest.raises(OSError, match="power"), journal() as steps:
-        assert [steps.recall(name) for name in "abcd"] == [b"a", b"b", b"c", None]
-        raise OSError("power")
-    with pytest.raises(OSError, match="power"), journal() as steps:
-        assert steps.recall("a") == b"a"
-        steps.keep("b", b"other")
-        assert steps.recall("c") is None
-        steps.keep("c", b"c")
-        raise OSError("power")
-    with pytest.raises(OSError, match="power"), journal(b"other key") as steps:
-        assert [steps.recall(name) for name in "abc"] == [None, None, None]
-        steps.keep("a", b"a")
-        assert steps.recall("b") is None
-        raise OSError("power")
-    with journal() as steps:
-        assert steps.recall("a") is None
-    assert list(tmp_path.iterdir()) == []
 
 
 CHANGES: dict[str, dict[str, object]] = {
@@ -309,28 +243,6 @@ def test_the_command_goes_on_where_it_was_interrupted(
         assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
 
 
-def test_two_runs_for_one_name_do_not_meet(model: Path, out: Path) -> None:
-    with (
-        Journal(Destination(out, out, True), b"key"),
-        pytest.raises(OutputExists, match=f"another quantkit .pid {os.getpid()}. is writing it"),
-    ):
-        quantize(model, out)
-    quantize(model, out)
-
-
-def test_a_folder_of_another_user_is_not_trusted(model: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop(model, out, 2)
-    with monkeypatch.context() as patch:
-        patch.setattr("os.geteuid", lambda: 12345)
-        with pytest.raises(WriteFailed, match=r"quantkit-work is not a folder of yours"):
-            quantize(model, out)
-    elsewhere = work(out).rename(out.with_name("elsewhere"))
-    work(out).symlink_to(elsewhere)
-    with pytest.raises(WriteFailed, match=r"quantkit-work is not a folder of yours"):
-        quantize(model, out)
-    assert len(list(elsewhere.iterdir())) == 2
-
-
 def test_the_disk_must_hold_the_journal_as_well(
     model: Path, finished: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,46 +265,3 @@ def test_the_disk_must_hold_the_journal_as_well(
     assert size < kept < size + 20_000
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=9))
     preflight(planned, out, journal_size=size)  # what a stopped run left is not needed a second time
-
-
-@pytest.mark.parametrize("scale_dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
-def test_a_block_comes_back_from_its_bytes(bits: int, scale_dtype: str) -> None:
-    rng = np.random.default_rng(bits)
-    dtype = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}[scale_dtype]
-    spec = AffineGroups(bits=bits, group_size=-1, symmetric=False, scale_dtype=scale_dtype)
-    tensors = {
-        name: QuantizedTensor(
-            spec,
-            rng.integers(0, 2**bits, (rows, 37), np.uint8),
-            {
-                "scale": rng.standard_normal((rows, 1)).astype(dtype),
-                "zero": rng.integers(0, 2**bits, (rows, 1), np.uint8),
-            },
-        )
-        for name, rows in (("a", 5), ("b", 3))
-    }
-    reports = {"a": TensorReport(0.1 + 0.2, 1e-300, None, "why"), "b": TensorReport(0.0, None, 0.5, smoothing=0.35)}
-    scales = {Role.V: rng.random(7).astype(np.float32), Role.MLP_NORM: rng.random(5).astype(np.float32)}
-    data = encoded_block(tensors, reports, scales)
-    found, found_reports, found_scales = decoded_block(memoryview(data))
-    assert found_reports == reports
-    assert {role: scale.tobytes() for role, scale in found_scales.items()} == {
-        role: scale.tobytes() for role, scale in scales.items()
-    }
-    assert list(found) == ["a", "b"]
-    for name, tensor in tensors.items():
-        assert found[name].scheme == spec
-        for part in ("codes", "scale", "zero"):
-            assert getattr(found[name], part).tobytes() == getattr(tensor, part).tobytes()
-    arrays = sum(kept_bytes(tensor.shape, spec) for tensor in tensors.values())
-    assert len(data) == 8 + int.from_bytes(data[:8], "little") + arrays + 4 * 12
-
-
-def test_samples_come_back_from_their_bytes() -> None:
-    samples = sequences()
-    found = decoded_samples(memoryview(encoded_samples(samples)))
-    assert found.coverage == samples.coverage
-    for one, other in zip(found.sequences, samples.sequences, strict=True):
-        assert one.dtype == np.int64
-        assert np.array_equal(one, other)

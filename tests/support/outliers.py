@@ -37,3 +37,7 @@ def token_samples(*lengths: int, vocab: int = 97, seed: int = 5) -> Samples:
     """Random token ids."""
     rng = np.random.default_rng(seed)
     return make_samples([rng.integers(0, vocab, length) for length in lengths], source="text", digest="0" * 64)
+
+
+SEQUENCES = token_samples(*[40] * 16)
+"""Calibration sequences for such a model."""

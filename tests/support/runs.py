@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from quantkit.pipeline.recipe import Recipe
 from quantkit.protocols import Layer, Method, TensorReport
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import Scheme
+from quantkit.tensors.views import QuantizedView, TensorView
 
 COMPUTE = ("threads", "device", "bfloat16")
 
@@ -41,6 +43,19 @@ def quantized(
     compute = Compute(**{key: settings.pop(key) for key in COMPUTE if key in settings})
     options = QuantizeOptions(method=method, scheme=scheme, recipe=recipe or Recipe(), calibration=chosen, **settings)
     return Quantization(source, options, compute=compute, samples=given)
+
+
+def read_through(run: Quantization) -> Checkpoint:
+    """The run's result, read once in the order of the model."""
+    made: dict[str, QuantizedView | TensorView] = {}
+    for name, view in run.checkpoint.weights.items():
+        if isinstance(view, QuantizedView):
+            tensor = view.read()
+            made[name] = replace(view, read=lambda tensor=tensor: tensor)
+        else:
+            array = view.read()
+            made[name] = replace(view, fetch=lambda start, stop, array=array: array[start:stop])
+    return replace(run.checkpoint, weights=made)
 
 
 def one_layer(
