@@ -40,9 +40,10 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes.vllm import RUNTIME as VLLM
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.verification.engines import ORACLE
-from quantkit.verification.golden import Golden, read_golden, record
+from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.prompts import default_prompts
 from quantkit.verification.proof import verify
+from quantkit.verification.recording import record
 from quantkit.verification.report import Check, Comparison
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -96,7 +96,10 @@ def problem(row: Row, bases: Mapping[tuple[str, str], float]) -> str:
     dense = row.artifact.weights in (DENSE, COMPUTED)
     for check in (row.against_reference, None if dense else row.against_golden):
         if check is not None and not check.passed:
-            return f"{check.measure} of {check.name}: {check.value:.1e}, at most {check.limit:.1e}"
+            near = check.nearest
+            if near is None:
+                return f"{check.measure} of {check.name}: {check.value:.1e}"
+            return f"KL of {check.name} on {near.prompt}: {near.kl:.1e}, at most {near.limit:.1e}"
     if row.engine != STRICT or dense or row.against_reference is None:
         return ""
     base = bases.get((row.engine, row.artifact.options.arch))

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantkit.errors import BadOption, IncompleteCheckpoint, InconsistentCheckpoint, QuantkitError, UnsupportedSpec
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
+from quantkit.exporters._recorded import measured
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, blob
 from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import AnyWeight, Folder, select_weights
+from quantkit.models.folder import CONFIG_NAME, AnyWeight, Folder, select_weights
 from quantkit.models.folding import with_architecture, with_source_dtypes
-from quantkit.models.spec import LAYER_GROUPS, LAYER_NAMES, NORM_ROLES, ModelSpec, Role
+from quantkit.models.spec import BLOCKS, EMBEDDING, FINAL_NORM, HEAD, NORM_ROLES, ModelSpec, Role, config_notes
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT32, check_range
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -31,8 +33,7 @@ from quantkit.text.companions import with_companions
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-FINAL_NORM = "model.norm.weight"
-ENDS = ("model.embed_tokens.weight", "lm_head.weight")
+ENDS = (EMBEDDING, HEAD)
 
 Shapes = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 """Part of a quantized weight ("qweight", "scales") to dtype and shape, in the order in which their bytes follow."""
@@ -111,7 +112,7 @@ def read_checkpoint(
         weights=select_weights(tensors, spec, str(folder.path)),
         files=folder.files,
         inputs=folder.inputs,
-        notes=(*folder.notes, *notes),
+        notes=(*folder.notes, *config_notes(folder.config, where=str(folder.path / CONFIG_NAME)), *notes),
     )
     return with_companions(checkpoint)
 
@@ -143,7 +144,7 @@ def module_schemes(checkpoint: Checkpoint, *, container: str) -> dict[str, Affin
 def check_fused(checkpoint: Checkpoint, *, container: str) -> None:
     """Raise `UnsupportedSpec` when q, k and v of a block, or gate and up, are not on one grid (or all dense)."""
     for layer in range(checkpoint.spec.num_hidden_layers):
-        for roles in LAYER_GROUPS:
+        for roles in (group.roles for group in checkpoint.spec.groups):
             mixed = mixture([_layer_weight(checkpoint, layer, role) for role in roles])
             if mixed is not None:
                 raise UnsupportedSpec(
@@ -153,7 +154,7 @@ def check_fused(checkpoint: Checkpoint, *, container: str) -> None:
 
 
 def _layer_weight(checkpoint: Checkpoint, layer: int, role: Role) -> Weight:
-    return checkpoint.weights[f"model.layers.{layer}.{LAYER_NAMES[role]}"]
+    return checkpoint.weights[checkpoint.spec.weight_name(layer, role)]
 
 
 def plan_folder(
@@ -162,6 +163,7 @@ def plan_folder(
     quantization: Mapping[str, Any],
     *,
     container: str,
+    read: Callable[[Path], Checkpoint],
     options: Mapping[str, Any],
     files: Iterable[PlannedFile] = (),
     notes: Iterable[str] = (),
@@ -173,6 +175,7 @@ def plan_folder(
         layout: how quantized weights lie; dense ones keep their dtype.
         quantization: the `quantization_config` of config.json.
         container: the exporter's name.
+        read: the exporter's reader.
         options: what the manifest records.
         files: whatever else the container wants in the folder.
         notes: what the user should know, besides the model's own notes.
@@ -193,6 +196,7 @@ def plan_folder(
         tensors=tuple(_planned_tensor(weight, layout) for weight in model.weights.values()),
         options=options,
         notes=(*model.notes, *_notes(model, layout, container), *notes),
+        measure=measured(model, read),
     )
 
 
@@ -200,7 +204,7 @@ def _units(model: Checkpoint, layout: Layout) -> list[TensorUnit]:
     """Embedding, every block, final norm and head as one unit each, so that a block is written whole or not."""
     members: dict[str, list[Weight]] = {}
     for slot in model.spec.slots():
-        name = slot.name if slot.layer is None else f"model.layers.{slot.layer}"
+        name = slot.name if slot.layer is None else f"{BLOCKS}{slot.layer}"
         members.setdefault(name, []).append(model.weights[slot.name])
     return [
         TensorUnit(

@@ -48,7 +48,7 @@ from quantkit.files.json_file import read_json
 from quantkit.files.planned_files import Buffer, PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
-from quantkit.models.spec import Role, TensorSlot, parse_config
+from quantkit.models.spec import BLOCKS, Role, TensorSlot, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -106,6 +106,7 @@ class AWQ:
             Layout(_shapes, _buffers, linears_only=True),
             _quantization_config(model, quantized[0].scheme.group_size),
             container=METHOD,
+            read=self.read,
             options={"type": FORMAT, "arch": options.arch},
         )
 
@@ -165,7 +166,7 @@ def _check_shape(weight: QuantizedView, first: QuantizedView) -> None:
 def _quantization_config(model: Checkpoint, group_size: int) -> dict[str, Any]:
     """With layers to leave alone only where some are dense besides embedding and head, which loaders know of."""
     specs = module_schemes(model, container=METHOD)
-    dense = [module for module, spec in specs.items() if spec is None and module.startswith("model.layers.")]
+    dense = [module for module, spec in specs.items() if spec is None and module.startswith(BLOCKS)]
     return {
         "bits": BITS,
         "group_size": group_size,

@@ -20,14 +20,15 @@ import numpy as np
 from quantkit.errors import BadOption, QuantkitError, UnsupportedModel
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.exporters._hf_folder import read_checkpoint
+from quantkit.exporters._recorded import measured
 from quantkit.files.json_file import read_json
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedTensor, blob
 from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names, open_folder
-from quantkit.models.folding import EMBEDDING, with_architecture, with_source_dtypes
-from quantkit.models.spec import parse_config
+from quantkit.models.folding import with_architecture, with_source_dtypes
+from quantkit.models.spec import EMBEDDING, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
@@ -92,6 +93,7 @@ class HuggingFace:
             tensors=tuple(PlannedTensor(e.name, _type_name(e.dtype), e.shape, e.nbytes) for e in entries),
             options={"type": type_name or _common_type(entries), "arch": options.arch},
             notes=model.notes,
+            measure=measured(model, self.read),
         )
 
     def read(self, path: Path) -> Checkpoint:

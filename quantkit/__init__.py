@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from quantkit.models.checkpoint import Checkpoint as Checkpoint
     from quantkit.models.inspection import inspection as inspection
     from quantkit.pipeline.options import QuantizeOptions as QuantizeOptions
+    from quantkit.pipeline.plan import Plan as Plan
+    from quantkit.pipeline.plan import Target as Target
     from quantkit.pipeline.plan import parse_target as parse_target
     from quantkit.pipeline.plan import plan as plan
     from quantkit.pipeline.recipe import Recipe as Recipe
@@ -25,12 +27,19 @@ if TYPE_CHECKING:
     from quantkit.pipeline.runs import quantize as quantize
     from quantkit.pipeline.verdicts import loads_in as loads_in
     from quantkit.protocols import ExportOptions as ExportOptions
+    from quantkit.registry import containers as containers
+    from quantkit.registry import engines as engines
     from quantkit.registry import open_checkpoint as open_checkpoint
     from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
     from quantkit.tensors.schemes.offset_groups import OffsetGroups as OffsetGroups
     from quantkit.verification.continuation import Continuation as Continuation
     from quantkit.verification.continuation import Sampling as Sampling
     from quantkit.verification.continuation import generate as generate
+    from quantkit.verification.golden import Golden as Golden
+    from quantkit.verification.golden import read_golden as read_golden
+    from quantkit.verification.proof import verify as verify
+    from quantkit.verification.recording import record_golden as record_golden
+    from quantkit.verification.report import Report as Report
 
 __version__ = "0.1.0"
 
@@ -45,12 +54,18 @@ _HOMES = {
     "Compute": "calibration.compute",
     "Continuation": "verification.continuation",
     "ExportOptions": "protocols",
+    "Golden": "verification.golden",
     "OffsetGroups": "tensors.schemes.offset_groups",
+    "Plan": "pipeline.plan",
     "Published": "artifacts.publishing",
     "QuantizeOptions": "pipeline.options",
     "QuantkitError": "errors",
     "Recipe": "pipeline.recipe",
+    "Report": "verification.report",
     "Sampling": "verification.continuation",
+    "Target": "pipeline.plan",
+    "containers": "registry",
+    "engines": "registry",
     "export": "pipeline.runs",
     "generate": "verification.continuation",
     "inspection": "models.inspection",
@@ -59,6 +74,9 @@ _HOMES = {
     "parse_target": "pipeline.plan",
     "plan": "pipeline.plan",
     "quantize": "pipeline.runs",
+    "read_golden": "verification.golden",
+    "record_golden": "verification.recording",
+    "verify": "verification.proof",
 }
 """Public name to the module that it lives in."""
 
@@ -69,12 +87,18 @@ __all__ = [
     "Compute",
     "Continuation",
     "ExportOptions",
+    "Golden",
     "OffsetGroups",
+    "Plan",
     "Published",
     "QuantizeOptions",
     "QuantkitError",
     "Recipe",
+    "Report",
     "Sampling",
+    "Target",
+    "containers",
+    "engines",
     "export",
     "generate",
     "inspection",
@@ -83,6 +107,9 @@ __all__ = [
     "parse_target",
     "plan",
     "quantize",
+    "read_golden",
+    "record_golden",
+    "verify",
 ]
 
 

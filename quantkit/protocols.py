@@ -276,6 +276,14 @@ class Runtime(Protocol):
         """None when the engine can run here, else one line that says what to install."""
         ...
 
+    def arithmetic(self, checkpoint: Checkpoint) -> str:
+        """How the engine multiplies this artifact's weights: what a correct one may lose on them.
+
+        "float32": everything in float32. "float16 inputs", "bfloat16 inputs", "int8 inputs": one factor of each product
+        is rounded to that first, the rest is float32. "float16": everything is rounded to float16 but sums.
+        """
+        ...
+
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """None when the engine can run this artifact, else one line that says why not; reads no tensor data."""
         ...

@@ -46,6 +46,16 @@ def kernels(container: str, target: str | None = None) -> tuple[Kernel, ...]:
     )
 
 
+def containers() -> tuple[Exporter, ...]:
+    """Every exporter, by name."""
+    return tuple(exporter(name) for name in names("exporters"))
+
+
+def engines() -> tuple[Runtime, ...]:
+    """Every runtime, by name; `Runtime.missing` says what one needs that is not installed."""
+    return tuple(runtime(name) for name in names("runtimes"))
+
+
 def recognize(path: Path) -> Exporter:
     """The exporter whose container `path` is; raises `MalformedFile` when none knows it."""
     if not path.exists():

@@ -25,6 +25,7 @@ from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._kernels.transformers import DENSE, must_dequantize
+from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -100,6 +101,13 @@ class TransformersRuntime:
         """None when transformers and torch are installed."""
         found = importlib.util.find_spec("transformers") and importlib.util.find_spec("torch")
         return None if found else "pip install 'quantkit[transformers]'"
+
+    def arithmetic(self, checkpoint: Checkpoint) -> str:
+        """Float32; weights that it dequantizes while loading are rounded to the dtype of their scales first."""
+        if not must_dequantize(checkpoint):
+            return "float32"
+        dtypes = {view.scheme.scale_dtype for view in checkpoint.weights.values() if isinstance(view, QuantizedView)}
+        return "bfloat16 inputs" if "bfloat16" in dtypes else "float16 inputs" if "float16" in dtypes else "float32"
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why transformers cannot load this folder, or None."""

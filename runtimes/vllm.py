@@ -158,6 +158,11 @@ class VLLMRuntime:
             return None
         return "run `make conformance` in a clone, which puts vLLM into .venv-vllm"
 
+    def arithmetic(self, checkpoint: Checkpoint) -> str:
+        """Float16 where weights are quantized, else float32."""
+        quantized = any(isinstance(view, QuantizedView) for view in checkpoint.weights.values())
+        return "float16" if quantized else "float32"
+
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why vLLM's kernels for the CPU, or its loader, cannot take this artifact; None when they can."""
         return _refused_code(checkpoint) or CPU.verdict(checkpoint).refusal

@@ -57,6 +57,18 @@ def test_the_examples_of_the_readme_run_in_order(tmp_path, monkeypatch, golden_m
         assert captured.out.strip(), f"{command} printed nothing"
 
 
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_runs(script, tmp_path, golden_model):
+    pytest.importorskip("torch", reason="the examples calibrate and record, which needs the extra quantkit[torch]")
+    wanted = script.read_text(encoding="utf-8").split("python examples/", 1)[1].splitlines()[0].split()[1:]
+    arguments = [{"MODEL": str(golden_model), "OUT": str(tmp_path / "out")}[word] for word in wanted]
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
 def test_links_in_the_pages_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):

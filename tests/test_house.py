@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import quantkit
 from quantkit import registry
 from quantkit.protocols import Exporter, Method, Runtime
 
@@ -106,6 +107,20 @@ def test_a_wing_imports_only_what_lies_below_it(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(module for module in MODULES if module.split(".")[1:2] == ["methods"]))
 def test_a_method_imports_no_other_method(module: str) -> None:
     assert {owner(other) for other in neighbours(module) if ".methods." in other} <= {owner(module)}
+
+
+VERBS = sorted(module for module in MODULES if module.startswith("quantkit.cli."))
+BESIDE = ("quantkit.cli", "quantkit.errors", "quantkit.progress")
+"""What a verb may import beside the public interface."""
+
+
+@pytest.mark.parametrize("module", VERBS)
+def test_a_verb_calls_the_public_interface_only(module: str) -> None:
+    others = {other for other in neighbours(module) if not other.startswith(BESIDE)}
+    assert others == set(), f"{module} imports {others}: call what stands in quantkit.__all__"
+    for node in ast.walk(tree(MODULES[module])):
+        if isinstance(node, ast.ImportFrom) and node.module == "quantkit":
+            assert {alias.name for alias in node.names} - {"__version__"} <= set(quantkit.__all__)
 
 
 PLUGINS = sorted(module for module in MODULES if module.count(".") > 1 and module.split(".")[1] in ROOMS)

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from quantkit import registry
+from quantkit import discovery, registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import UnsupportedSpec
 from quantkit.files.planned_files import PlannedArtifact, blob
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import Role, TensorSlot
+from quantkit.models.spec import ROOM, Role, TensorSlot, architecture
 from quantkit.protocols import Exporter, ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
-from tests.support.laws import check_damage, check_exporter, check_method, output_name
+from tests.support.laws import check_damage, check_exporter, check_method, check_runtime, output_name
 from tests.support.memory import tiny_config
 from tests.support.quantized_models import Choice, linears, quantized_model
 
@@ -113,6 +113,41 @@ def test_damage_to_an_artifact_is_found(offer: Offer, tmp_path: Path) -> None:
         check_damage(artifact)
         return
     pytest.fail(f"{exporter} takes none of {', '.join(SOURCES)}")
+
+
+LOADS = [(name, container) for name in registry.names("runtimes") for container in registry.runtime(name).formats]
+
+
+@pytest.mark.parametrize(("name", "container"), LOADS)
+def test_a_runtime_holds_its_laws(name: str, container: str, tmp_path: Path) -> None:
+    """With the first of the models that the container holds and the engine takes; there must be one."""
+    runtime = registry.runtime(name)
+    missing = runtime.missing()
+    if missing is not None:
+        pytest.skip(f"{name} is not installed: {missing}")
+    for number, (model_name, arch) in enumerate(product(SOURCES, ("native", "llama"))):
+        options = ExportOptions(arch=arch)
+        try:
+            planned = registry.exporter(container).prepare(source(model_name), options)
+            artifact = tmp_path / output_name(str(number), planned)
+            publish(planned, artifact)
+        except UnsupportedSpec:
+            continue
+        if runtime.refuses(registry.open_checkpoint(artifact)) is None:
+            check_runtime(runtime, artifact)
+            return
+    pytest.fail(f"{name} takes none of {', '.join(SOURCES)} as {container}")
+
+
+@pytest.mark.parametrize("name", discovery.names(ROOM))
+def test_an_architecture_follows_the_protocol(name: str) -> None:
+    family = architecture(name)
+    assert family.name == name
+    assert len(family.summary.splitlines()) == 1
+    roles = [role for group in family.groups for role in group.roles]
+    assert len(set(roles)) == len(roles)
+    assert set(roles) < set(family.layer_names)
+    assert {group.writer for group in family.groups} <= set(roles)
 
 
 @pytest.mark.parametrize("name", registry.names("methods"))

@@ -132,6 +132,9 @@ class Toy:
     def missing(self):
         return None
 
+    def arithmetic(self, checkpoint):
+        return "float32"
+
     def refuses(self, checkpoint):
         return None
 

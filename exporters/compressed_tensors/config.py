@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.errors import BadConfig, UnsupportedSpec
+from quantkit.models import spec as model_names
 from quantkit.tensors.scheme import PER_ROW
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 
@@ -26,8 +27,7 @@ FORMAT = "pack-quantized"
 LAYOUT_VERSION = "0.20.0"
 """Version of the package whose layout this is; loaders ignore it, people read it."""
 
-EMBEDDING = "model.embed_tokens"
-HEAD = "lm_head"
+EMBEDDING, HEAD = (name.removesuffix(".weight") for name in (model_names.EMBEDDING, model_names.HEAD))
 MAX_GROUP_SIZE = 1 << 24
 MAX_TARGETS = 10_000
 MAX_EXPRESSIONS = 32

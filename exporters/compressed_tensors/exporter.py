@@ -96,6 +96,7 @@ class CompressedTensors:
             Layout(_shapes, _buffers),
             quantization_config(specs),
             container=METHOD,
+            read=self.read,
             options={"type": FORMAT, "arch": options.arch},
         )
 

@@ -35,6 +35,7 @@ from quantkit.errors import (
     UnsupportedModel,
     UnsupportedSpec,
 )
+from quantkit.exporters._recorded import measured
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.file import MAGIC, GGUFFile, read_gguf
@@ -59,7 +60,7 @@ from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, P
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
-from quantkit.models.spec import ModelSpec, Role
+from quantkit.models.spec import ModelSpec, Role, config_notes
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -136,6 +137,7 @@ class GGUF:
             tensors=tuple(PlannedTensor(n, b.name.lower(), s, tensor_bytes(b, s)) for n, b, s in infos),
             options={"type": main.name.lower(), "arch": options.arch},
             notes=(*model.notes, *_notes(model, chosen, main, vocabulary)),
+            measure=measured(model, self.read),
             figures=lambda: {MOVED: moved} if moved else {},
         )
 
@@ -163,7 +165,10 @@ class GGUF:
             weights={place.slot.name: _view(gguf, place, recorded.get(place.name)) for place in places(spec)},
             files=_files(tokenizer) if isinstance(tokenizer, Vocabulary) else {},
             inputs=(path,),
-            notes=(tokenizer,) if isinstance(tokenizer, str) else tuple(unfollowed_keys(gguf)),
+            notes=(
+                *config_notes(config, where=str(path)),
+                *((tokenizer,) if isinstance(tokenizer, str) else unfollowed_keys(gguf)),
+            ),
         )
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from quantkit.errors import UnsupportedModel
 from quantkit.exporters._hf_config import native_config
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.header import entry
@@ -22,14 +23,25 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q
 QUANTIZATION_VERSION = 2
 CONFIG_KEY, QUANTIZATION_KEY = "quantkit.config", "quantkit.quantization"
 
+ARCHITECTURES = {"minicpm": "MiniCPMForCausalLM", "llama": "LlamaForCausalLM"}
+"""Values of general.architecture, and the classes that configs name."""
+
 SCALE_KEYS = ("embedding_scale", "residual_scale", "logit_scale")
 """MiniCPM's three scalars, after the architecture's name."""
 
 
 def model_entries(checkpoint: Checkpoint, block: BlockType) -> list[bytes]:
-    """general.* and the architecture's keys; `block` is the type of most weights."""
+    """general.* and the architecture's keys; `block` is the type of most weights.
+
+    Raises:
+        UnsupportedModel: an architecture that llama.cpp does not have under that name.
+    """
     spec = checkpoint.spec
     arch = spec.architecture
+    if arch not in ARCHITECTURES:
+        raise UnsupportedModel(
+            f"{checkpoint.path}: gguf has no architecture {arch!r}", hint="fold it into a Llama: --arch llama"
+        )
     weights = sum(math.prod(slot.shape) for slot in spec.slots())
     name = f"{'MiniCPM' if arch == 'minicpm' else 'Llama'} {weights / 1e6:.0f}M"
     integers = {

@@ -16,14 +16,13 @@ from quantkit.errors import BadConfig, InconsistentCheckpoint, MalformedFile, Un
 from quantkit.exporters.gguf.blocks import F32
 from quantkit.exporters.gguf.file import GGUFFile
 from quantkit.exporters.gguf.keys import Keys
-from quantkit.exporters.gguf.metadata import CONFIG_KEY, QUANTIZATION_KEY, SCALE_KEYS
+from quantkit.exporters.gguf.metadata import ARCHITECTURES, CONFIG_KEY, QUANTIZATION_KEY, SCALE_KEYS
 from quantkit.exporters.gguf.tensors import LONG_FACTORS, SHORT_FACTORS
 from quantkit.exporters.gguf.vocabulary import END_KEYS
 from quantkit.files.json_file import parse_json
-from quantkit.models.spec import ModelSpec, parse_config
+from quantkit.models.spec import ModelSpec, longrope_attention_factor, parse_config
 from quantkit.tensors.scheme import Scheme, scheme_from_json
 
-ARCHITECTURES = {"minicpm": "MiniCPMForCausalLM", "llama": "LlamaForCausalLM"}
 _KNOWN_KEYS = frozenset(
     {
         "block_count",
@@ -103,7 +102,7 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": keys.integer("context_length"),
         "rope_theta": keys.number("rope.freq_base", 10000.0),
-        "rope_scaling": _rope_scaling(gguf, keys, head_dim),
+        "rope_scaling": _rope_scaling(gguf, keys, head_dim, explicit=arch == "llama"),
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "bos_token_id": tokenizer.optional_id("bos_token_id"),
         "eos_token_id": list(dict.fromkeys(eos)) or None,
@@ -119,18 +118,23 @@ def _refuse_unknown(gguf: GGUFFile, arch: str) -> None:
             raise UnsupportedModel(f"{gguf.path}: key {key!r} is not understood and may change the model")
 
 
-def _rope_scaling(gguf: GGUFFile, keys: Keys, head_dim: int) -> dict[str, Any] | None:
+def _rope_scaling(gguf: GGUFFile, keys: Keys, head_dim: int, *, explicit: bool) -> dict[str, Any] | None:
+    """`rope_scaling` of a config; `explicit`: with another attention factor than LongRoPE's own where there is one."""
     kind = keys.text("rope.scaling.type", "none")
     if kind == "none":
         return None
     if kind != "longrope":
         raise UnsupportedModel(f"{gguf.path}: rope scaling {kind[:80]!r} is not supported; only longrope")
     context = keys.integer("context_length")
+    original = keys.integer("rope.scaling.original_context_length", context)
+    factor = _attention_factor(keys)
+    usual = original < 2 or _close(factor, longrope_attention_factor(context / original, original))  # 0, 1: refused
     return {
+        **({"attention_factor": factor} if explicit and not usual else {}),
         "rope_type": "longrope",
         "long_factor": _factors(gguf, LONG_FACTORS, head_dim // 2),
         "short_factor": _factors(gguf, SHORT_FACTORS, head_dim // 2),
-        "original_max_position_embeddings": keys.integer("rope.scaling.original_context_length", context),
+        "original_max_position_embeddings": original,
     }
 
 
@@ -171,13 +175,19 @@ def _rounded(value: float, same: Callable[[float], Any]) -> float:
     return value
 
 
+def _attention_factor(keys: Keys) -> float:
+    """What llama.cpp multiplies cos and sin by: 1 where the file does not say."""
+    return keys.number("rope.scaling.attn_factor", 1.0)
+
+
 def _check_attention_factor(gguf: GGUFFile, spec: ModelSpec) -> None:
     """Refuse an attn_factor that is not LongRoPE's own for these context lengths: the config cannot express it."""
-    keys = Keys(gguf, f"{spec.architecture}.rope.scaling.")
-    factor = keys.number("attn_factor", spec.rope.attention_factor)
-    if not _close(factor, spec.rope.attention_factor):
+    keys = Keys(gguf, f"{spec.architecture}.")
+    if spec.rope.kind == "longrope" and not _close(_attention_factor(keys), spec.rope.attention_factor):
+        said = "is" if f"{keys.prefix}rope.scaling.attn_factor" in gguf.metadata else "is not there, which makes it"
         raise InconsistentCheckpoint(
-            f"{gguf.path}: {keys.prefix}attn_factor is {factor}, LongRoPE makes it {spec.rope.attention_factor:.7g}"
+            f"{gguf.path}: {keys.prefix}rope.scaling.attn_factor {said} {_attention_factor(keys)}; "
+            f"LongRoPE makes it {spec.rope.attention_factor:.7g}"
         )
 
 

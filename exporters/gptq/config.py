@@ -23,7 +23,7 @@ from quantkit.exporters._hf_folder import module_name
 from quantkit.files.json_file import read_json
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES
-from quantkit.models.spec import LAYER_GROUPS, LAYER_NAMES, Role
+from quantkit.models.spec import ModelSpec, Role
 from quantkit.tensors.scheme import PER_ROW
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView
@@ -57,7 +57,7 @@ def quantization_config(model: Checkpoint, kind: str) -> dict[str, Any]:
         "static_groups": True,
         "true_sequential": True,
     }
-    dynamic = _dynamic(grids, base)
+    dynamic = _dynamic(model.spec, grids, base)
     return {**settings, "dynamic": dynamic} if dynamic else settings
 
 
@@ -67,7 +67,7 @@ def _grid_settings(spec: AffineGroups) -> dict[str, Any]:
 
 def _fused_grids(model: Checkpoint) -> Iterator[tuple[tuple[int, tuple[Role, ...]], AffineGroups | None]]:
     """The grid of every layer that engines fuse, by block and roles."""
-    first = {roles[0]: roles for roles in LAYER_GROUPS}
+    first = {group.roles[0]: group.roles for group in model.spec.groups}
     for slot in model.spec.slots():
         if slot.layer is not None and slot.role in first:
             weight = model.weights[slot.name]
@@ -76,7 +76,7 @@ def _fused_grids(model: Checkpoint) -> Iterator[tuple[tuple[int, tuple[Role, ...
 
 
 def _dynamic(
-    grids: Mapping[tuple[int, tuple[Role, ...]], AffineGroups | None], base: AffineGroups
+    model: ModelSpec, grids: Mapping[tuple[int, tuple[Role, ...]], AffineGroups | None], base: AffineGroups
 ) -> dict[str, dict[str, Any]]:
     """One rule for each kind of layer and exception."""
     layers: dict[tuple[tuple[Role, ...], AffineGroups | None], list[int]] = {}
@@ -84,15 +84,17 @@ def _dynamic(
         if spec != base:
             layers.setdefault((roles, spec), []).append(layer)
     return {
-        ("-:" if spec is None else "+:") + _expression(roles, numbers): _grid_settings(spec) if spec is not None else {}
+        ("-:" if spec is None else "+:") + _expression(model, roles, numbers): _grid_settings(spec)
+        if spec is not None
+        else {}
         for (roles, spec), numbers in layers.items()
     }
 
 
-def _expression(roles: tuple[Role, ...], layers: list[int]) -> str:
+def _expression(model: ModelSpec, roles: tuple[Role, ...], layers: list[int]) -> str:
     """Matches the layers of `roles`, and what vLLM fuses them to, in the blocks `layers`."""
-    parent, _, _ = LAYER_NAMES[roles[0]].partition(".")
-    names = [module_name(LAYER_NAMES[role]).rpartition(".")[2] for role in roles]
+    parent, _, _ = model.layer_names[roles[0]].partition(".")
+    names = [module_name(model.layer_names[role]).rpartition(".")[2] for role in roles]
     if roles in FUSED_NAMES:
         names.append(FUSED_NAMES[roles])
     return rf"model\.layers\.(?:{'|'.join(map(str, layers))})\.{parent}\.(?:{'|'.join(names)})$"

@@ -102,6 +102,7 @@ class GPTQ:
             Layout(_shapes, lambda name, tensor: _buffers(name, tensor, kind), linears_only=True),
             config,
             container=METHOD,
+            read=self.read,
             options={"type": kind, "arch": options.arch},
             files=(blob("quantize_config.json", text.encode()),),
             notes=_notes(schemes.values()),

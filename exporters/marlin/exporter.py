@@ -32,6 +32,7 @@ import numpy as np
 from quantkit.errors import BadOption, IncompleteCheckpoint, QuantkitError
 from quantkit.exporters._hf_config import config_files, with_dtype
 from quantkit.exporters._hf_folder import architecture_of, check_fused, read_checkpoint
+from quantkit.exporters._recorded import measured
 from quantkit.exporters.marlin.matrices import (
     Matrix,
     buffers,
@@ -64,7 +65,7 @@ from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
-from quantkit.models.spec import parse_config
+from quantkit.models.spec import BLOCKS, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT16, FLOAT32, converted
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -124,6 +125,7 @@ class Marlin:
             tensors=tuple(_planned(item, spec) for item in parts),
             options={"arch": options.arch, "target": target.name},
             notes=(*model.notes, *notes_on(model.spec, target)),
+            measure=measured(model, self.read),
             name_keywords=NAME_KEYWORDS if target is CPM_CU else (),
         )
 
@@ -164,11 +166,11 @@ def _units(model: Checkpoint, spec: AffineGroups, items: Sequence[Item]) -> list
     """Embedding, every block, final norm and head as one unit each, so that a block is written whole or not."""
     layers = {slot.name: slot.layer for slot in model.spec.slots()}
     units: dict[str, list[Item]] = {
-        slot.name if slot.layer is None else f"model.layers.{slot.layer}": [] for slot in model.spec.slots()
+        slot.name if slot.layer is None else f"{BLOCKS}{slot.layer}": [] for slot in model.spec.slots()
     }
     for item in items:
         layer = item.layer if isinstance(item, Matrix) else layers[item.name]
-        units[item.name if layer is None else f"model.layers.{layer}"].append(item)
+        units[item.name if layer is None else f"{BLOCKS}{layer}"].append(item)
     return [
         TensorUnit(name, tuple(entry for item in held for entry in _entries(item, spec)), _producer(held, model))
         for name, held in units.items()

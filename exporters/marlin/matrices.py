@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from quantkit.errors import InconsistentCheckpoint, UnsupportedSpec
-from quantkit.exporters._hf_folder import Shapes, float16_scales, named_tensor, taken_parts
+from quantkit.exporters._hf_folder import Shapes, float16_scales, module_name, named_tensor, taken_parts
 from quantkit.exporters.marlin.targets import BITS, CPM_CU, GROUP_SIZES, NAME, Target
 from quantkit.files.planned_files import Buffer
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LINEAR_ROLES, ModelSpec, TensorSlot
+from quantkit.models.spec import BLOCKS, LINEAR_ROLES, ModelSpec, TensorSlot
 from quantkit.tensors.packing import pack_marlin, unpack_marlin
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import SCALE_DTYPES
@@ -58,7 +58,12 @@ def matrices(spec: ModelSpec, target: Target) -> list[Matrix]:
     """The matrices of all blocks, in order."""
     slots = {(slot.layer, slot.role): slot for slot in spec.slots()}
     return [
-        Matrix(f"model.layers.{layer}.{module}", layer, tuple(slots[layer, role] for role in roles), target)
+        Matrix(
+            f"{BLOCKS}{layer}.{module}" if module else module_name(slots[layer, roles[0]].name),
+            layer,
+            tuple(slots[layer, role] for role in roles),
+            target,
+        )
         for layer in range(spec.num_hidden_layers)
         for roles, module in target.fused.items()
     ]

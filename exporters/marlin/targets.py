@@ -17,7 +17,7 @@ from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.exporters._hf_config import native_config
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.config import rope_scaling
-from quantkit.models.spec import LAYER_NAMES, ModelSpec, Role
+from quantkit.models.spec import ModelSpec, Role
 from quantkit.tensors.scheme import PER_ROW
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 
@@ -31,6 +31,8 @@ CPM_CU_FILES = ("model_gptq.safetensors", "model_gptq_marlin.safetensors")
 
 NAME_KEYWORDS = ("marlin", "gptq", "quant", "awq", "int4", "int8", "w4a16", "qat")
 SCALARS = ("scale_emb", "dim_model_base", "scale_depth")
+FAMILIES = ("minicpm", "llama")
+"""Architectures that CPM.cu computes."""
 SPARSE_RATIO, SPARSE_KEY_HEADS, SPARSE_GROUP = 16, 2, 16
 """Layers per key/value head at which CPM.cu takes its sparse kernels; the heads that these are built for."""
 
@@ -39,29 +41,26 @@ SPARSE_RATIO, SPARSE_KEY_HEADS, SPARSE_GROUP = 16, 2, 16
 class Target:
     """One layout.
 
-    fused: which linear layers make one matrix, side by side along its rows, and the name of its module in a block.
+    fused: which linear layers make one matrix, side by side along its rows, and the name of its module in a
+        block; None = that of the one layer.
     words, scales: the parts of a matrix. row_step, col_step: what rows and columns must be multiples of.
     """
 
     name: str
-    fused: Mapping[tuple[Role, ...], str]
+    fused: Mapping[tuple[Role, ...], str | None]
     words: str
     scales: str
     row_step: int
     col_step: int
 
 
-def _module(role: Role) -> str:
-    return LAYER_NAMES[role].removesuffix(".weight")
-
-
 CPM_CU = Target(
     name="cpm.cu",
     fused={
         (Role.Q, Role.K, Role.V): "self_attn.qkv_proj",
-        (Role.O,): _module(Role.O),
+        (Role.O,): None,
         (Role.GATE, Role.UP): "mlp.gate_up_proj",
-        (Role.DOWN,): _module(Role.DOWN),
+        (Role.DOWN,): None,
     },
     words="qweight",
     scales="scales",
@@ -70,7 +69,7 @@ CPM_CU = Target(
 )
 IST = Target(
     name="ist",
-    fused={(role,): _module(role) for roles in CPM_CU.fused for role in roles},
+    fused={(role,): None for roles in CPM_CU.fused for role in roles},
     words="B",
     scales="s",
     row_step=256,
@@ -123,15 +122,24 @@ def quantization_config(group_size: int) -> dict[str, Any]:
 
 
 def check_rope(model: Checkpoint, target: Target) -> None:
-    """Raise `UnsupportedSpec` for a LongRoPE with which CPM.cu would compute something else."""
+    """Raise `UnsupportedSpec` for a LongRoPE, or a family, with which CPM.cu would compute something else."""
     rope = model.spec.rope
     if target is not CPM_CU:
         return
+    if model.spec.architecture not in FAMILIES:
+        raise UnsupportedSpec(
+            f"{model.path}: CPM.cu knows no {model.spec.architecture}", hint="fold it into a Llama: --arch llama"
+        )
     if rope.short_factor != rope.long_factor:
         raise UnsupportedSpec(
             f"{model.path}: {NAME} for CPM.cu needs short_factor equal to long_factor in rope_scaling; the engine "
             "takes one of the two for every context length",
             hint="choose the factors for the context that you need and write them into both lists of config.json",
+        )
+    if model.spec.explicit_attention_factor is not None:
+        raise UnsupportedSpec(
+            f"{model.path}: CPM.cu ignores the attention factor {rope.attention_factor:g} that the config names",
+            hint="write another container",
         )
     if rope.attention_factor != 1.0:
         raise UnsupportedSpec(

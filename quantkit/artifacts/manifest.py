@@ -34,6 +34,8 @@ MANIFEST_NAME = "quantkit.json"
 SIDECAR_SUFFIX = ".quantkit.json"
 MANIFEST_VERSION = 1
 MAX_MANIFEST_BYTES = 64 << 20
+READ_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".json", ".jinja", ".model", ".py")
+"""Files that some loader takes for a part of the model when they lie in its folder."""
 
 
 def manifest_path(path: Path) -> Path:
@@ -123,10 +125,12 @@ def check_files(path: Path) -> list[str]:
     """Hash every file of the artifact `path` again and compare with its manifest.
 
     Returns:
-        Notes that are no failure, one line each: there is no manifest; a file that the manifest does not list.
+        Notes that are no failure, one line each: there is no manifest; a file that the manifest does not list, and that
+        no loader reads.
 
     Raises:
-        VerificationFailed: files that are missing, renamed, truncated, too long or changed, all in one line.
+        VerificationFailed: files that are missing, renamed, truncated, too long, changed, or unlisted where loaders
+            read such files, all in one line.
         MalformedFile: the manifest itself is damaged.
     """
     manifest = read_manifest(path)
@@ -146,11 +150,16 @@ def check_files(path: Path) -> list[str]:
     else:
         # The one file has the name that the user gave it, so it may differ from the planned one.
         problems = [_problem(path, path.name, entry) for entry in files.values()]
+        problems += [] if files else [f"the manifest does not list '{path.name}'"]
         unlisted = set()
+    intruders = sorted(name for name in unlisted if name.endswith(READ_SUFFIXES))
+    problems += [f"'{name}' is not in the manifest, and loaders read such files" for name in intruders]
     found = [problem for problem in problems if problem]
     if found:
         raise VerificationFailed(f"{path}: {'; '.join(found)}", hint="copy or export it again")
-    return [f"{path}: '{name}' is not in the manifest; it was not checked" for name in sorted(unlisted)]
+    return [
+        f"{path}: '{name}' is not in the manifest; it was not checked" for name in sorted(unlisted - set(intruders))
+    ]
 
 
 def _problem(path: Path, name: str, entry: Mapping[str, Any]) -> str | None:

@@ -133,6 +133,9 @@ def _write_stage(
         files = {file.name: {"size": file.size, "sha256": digests[file.name].result()} for file in planned.files}
         manifest = {**describe(planned), "source": hashed.result(), "files": files, "report": reported}
         manifest["figures"] = planned.figures()
+        if planned.measure is not None:
+            written = destination.stage if planned.folder else destination.stage / planned.files[0].name
+            manifest["weights"] = planned.measure(written)
     finally:
         cancelled.set()
         hashing.shutdown()

@@ -27,7 +27,7 @@ from quantkit.calibration.statistics import LayerStatistics, cross_products, inp
 from quantkit.errors import NonFiniteValues
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, read_float32
-from quantkit.models.spec import LAYER_NAMES, ModelSpec, Role
+from quantkit.models.spec import EMBEDDING, LayerGroup, ModelSpec, Role
 from quantkit.models.torch_model import Block, rotary_tables
 from quantkit.tensors.views import TensorView
 from quantkit.threads import torch_map
@@ -101,49 +101,36 @@ class HiddenStates:
         `importance` tells, by the last layer of attention and of the MLP, how much each position of the first sequences
         counts in statistics, [tokens, 1] up to a factor; the others count 1, the mean of these.
         """
-        for roles, inputs in self._steps(block, original):
-            given = (importance or {}).get(Role.DOWN if roles[0] in {Role.GATE, Role.DOWN} else Role.O)
-            yield self._stage(roles, inputs, original, self._weights(given or ()))
+        for group, inputs in self._steps(block, original):
+            given = (importance or {}).get(group.writer)
+            yield self._stage(group, inputs, original, self._weights(given or ()))
 
     def inputs(self, block: Block) -> Iterator[Inputs]:
         """What each group of linear layers of `block` reads as its weights are now; moves nothing."""
         ahead = copy(self)
         ahead.original = []
-        for roles, (inputs, _) in ahead._steps(block, block):
-            yield Inputs(roles, *self._split([x[self.skip_positions :] for x in inputs]))
+        for group, (inputs, _) in ahead._steps(block, block):
+            yield Inputs(group.roles, *self._split([x[self.skip_positions :] for x in inputs]))
 
     def advance(self, block: Block, original: Block) -> None:
         """Move through one block whose weights are all in place."""
         for _ in self._steps(block, original):
             pass
 
-    def _steps(
-        self, block: Block, original: Block
-    ) -> Iterator[tuple[tuple[Role, ...], tuple[list[Tensor], list[Tensor]]]]:
+    def _steps(self, block: Block, original: Block) -> Iterator[tuple[LayerGroup, tuple[list[Tensor], list[Tensor]]]]:
         """Layers that read the same inputs, with these inputs."""
-        inputs = self._paired(lambda b: b.input_layernorm, block, original)
-        yield (Role.Q, Role.K, Role.V), inputs
-        inputs = self._mixed(inputs, block, original)
-        yield (Role.O,), inputs
-        self._add(inputs, block.self_attn.o_proj, original.self_attn.o_proj)
-        inputs = self._paired(lambda b: b.post_attention_layernorm, block, original)
-        yield (Role.GATE, Role.UP), inputs
-        inputs = (self._each(block.mlp.gated, inputs[0]), self._each(original.mlp.gated, inputs[1]))
-        yield (Role.DOWN,), inputs
-        self._add(inputs, block.mlp.down_proj, original.mlp.down_proj)
+        inputs = (self.states, self.original)
+        for number, group in enumerate(self.spec.groups):
+            inputs = (
+                self._each(self._reads(block, number), self.states, inputs[0]),
+                self._each(self._reads(original, number), self.original, inputs[1]),
+            )
+            yield group, inputs
+            if group.writes:
+                self._add(inputs, block.layer(group.writer), original.layer(group.writer))
 
-    def _paired(
-        self, part: Callable[[Block], Callable[[Tensor], Tensor]], block: Block, original: Block
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        return self._each(part(block), self.states), self._each(part(original), self.original)
-
-    def _mixed(
-        self, inputs: tuple[list[Tensor], list[Tensor]], block: Block, original: Block
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        def mixed(chosen: Block) -> Callable[[Tensor], Tensor]:
-            return lambda x: chosen.self_attn.mix(x[None], *self.rotary[len(x)], None)[0][0]
-
-        return self._each(mixed(block), inputs[0]), self._each(mixed(original), inputs[1])
+    def _reads(self, block: Block, group: int) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, before: block.reads(group, x, before, self.rotary[len(x)])
 
     def _add(
         self,
@@ -165,7 +152,7 @@ class HiddenStates:
 
     def _stage(
         self,
-        roles: tuple[Role, ...],
+        group: LayerGroup,
         inputs: tuple[list[Tensor], list[Tensor]],
         original: Block,
         weights: list[Tensor | float],
@@ -174,29 +161,28 @@ class HiddenStates:
         drift = None
         if self.original and self.held_out:
             moved = self._each(lambda x, y: (x - y)[self.skip_positions :], inputs[1], inputs[0])
-            drift = self._drift(roles, moved, seen, original, weights)
+            drift = self._drift(group, moved, seen, original, weights)
         fitted, held_out = (
             input_statistics(part, seen[0].shape[1], self.threads, self.device) for part in self._split(seen)
         )
-        return Stage(roles, fitted, held_out, drift)
+        return Stage(group.roles, fitted, held_out, drift)
 
     def _drift(
         self,
-        roles: tuple[Role, ...],
+        group: LayerGroup,
         moved: list[Tensor],
         seen: list[Tensor],
         original: Block,
         weights: list[Tensor | float],
     ) -> Drift:
-        """Of the inputs for layers that share them; of the outputs for o and down."""
-        of_inputs = len(roles) > 1
-        if not of_inputs:
-            W = original.get_parameter(LAYER_NAMES[roles[0]])
+        """Of the outputs of layers that write to the residual stream; of the inputs of the others."""
+        if group.writes:
+            W = original.weight(group.writer)
             moved = self._each(self._missing(W), moved, self.original, self.states)
         moved = self._each(torch.mul, moved, weights)
         pairs = zip(self._split(moved), self._split(seen), strict=True)
         fitted, held_out = (cross_products(d, x, self.threads) for d, x in pairs)
-        return Drift(fitted, held_out, of_inputs)
+        return Drift(fitted, held_out, not group.writes)
 
     def _missing(self, W: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """What the layer's output lacks, the residual stream's own drift included."""
@@ -223,7 +209,7 @@ class HiddenStates:
 
 def embedded(checkpoint: Checkpoint, sequences: Sequence[np.ndarray]) -> list[Tensor]:
     """Residual states before the first block, float32 [tokens, hidden] per sequence; reads the table in chunks."""
-    table = checkpoint.weights["model.embed_tokens.weight"]
+    table = checkpoint.weights[EMBEDDING]
     wanted = np.unique(np.concatenate(sequences))
     rows = np.empty((len(wanted), checkpoint.spec.hidden_size), np.float32)
     start = 0

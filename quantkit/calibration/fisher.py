@@ -39,7 +39,7 @@ from quantkit.calibration.samples import WAVE_TOKENS, weighed_tokens
 from quantkit.calibration.statistics import input_statistics
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_block, read_float32
-from quantkit.models.spec import LAYER_NAMES, WEIGHED_ROLES, Role
+from quantkit.models.spec import FINAL_NORM, Role
 from quantkit.models.torch_model import Block, RMSNorm, rotary_tables
 from quantkit.progress import Progress, unwatched
 from quantkit.threads import torch_map
@@ -50,9 +50,6 @@ POSITIONS = 64
 """Positions whose logits are in memory at a time."""
 FORWARDS = 0.25
 """Share of a block's time on the way forwards; on the way back it is run again, and its gradients follow."""
-POSITION_ROLES = (Role.O, Role.DOWN)
-"""Layers that write to the residual stream."""
-
 Tables = Mapping[int, tuple[Tensor, Tensor]]
 """cos and sin for sequences of each length."""
 
@@ -80,7 +77,7 @@ def sensitivities(
     bfloat16: bool = False,
     progress: Progress | None = None,
 ) -> list[Sensitivities]:
-    """The sensitivities of every block, G of `WEIGHED_ROLES`.
+    """The sensitivities of every block, G of `ModelSpec.weighed_roles`.
 
     Args:
         checkpoint: a dense model.
@@ -95,10 +92,11 @@ def sensitivities(
         NonFiniteValues: NaN or infinity in a weight, with its name.
     """
     sequences = _first(sequences)
-    found = [Sensitivities({}, {role: [] for role in POSITION_ROLES}) for _ in range(checkpoint.spec.num_hidden_layers)]
+    spec = checkpoint.spec
+    found = [Sensitivities({}, {role: [] for role in spec.writers}) for _ in range(spec.num_hidden_layers)]
     # All of it before the pass: long-lived memory between what comes and goes would keep that from being reused.
     sums = [
-        {role: torch.zeros((checkpoint.spec.layer_shape(role)[0],) * 2, device=device) for role in WEIGHED_ROLES}
+        {role: torch.zeros((spec.layer_shape(role)[0],) * 2, device=device) for role in spec.weighed_roles}
         for _ in found
     ]
     tokens = 0
@@ -107,10 +105,10 @@ def sensitivities(
         passes = _Pass(checkpoint, device, threads, bfloat16, told)
         for first, wave in _waves(sequences):
             for layer, gradients in passes.run(wave, first):
-                for role in WEIGHED_ROLES:
+                for role in spec.weighed_roles:
                     seen = [(g * length)[skip_positions:] for g, length in gradients[role]]
                     sums[layer][role] += input_statistics(seen, seen[0].shape[1], threads, device).hessian
-                for role in POSITION_ROLES:
+                for role in spec.writers:
                     found[layer].positions[role].extend(g.norm(dim=-1, keepdim=True) for g, _ in gradients[role])
             tokens += sum(max(len(x) - skip_positions, 0) for x in wave)
     for total in (total for by_role in sums for total in by_role.values()):
@@ -191,11 +189,10 @@ class _Pass:
         """Random v at the logits of every sequence, sent back to the residual stream after all blocks."""
         spec, weights = self.checkpoint.spec, self.checkpoint.weights
         norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        norm.weight.copy_(torch.from_numpy(read_float32(weights["model.norm.weight"])))
+        norm.weight.copy_(torch.from_numpy(read_float32(weights[FINAL_NORM])))
         norm = norm.to(self.device).requires_grad_(False)
-        name = "model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
         dtype = torch.bfloat16 if self.bfloat16 else torch.float32
-        head = torch.from_numpy(read_float32(weights[name])).to(self.device, dtype)
+        head = torch.from_numpy(read_float32(weights[spec.head_name])).to(self.device, dtype)
 
         def backwards(numbered: tuple[int, Tensor]) -> Tensor:
             number, x = numbered
@@ -213,7 +210,8 @@ class _Pass:
     ) -> tuple[list[Tensor], dict[Role, list[tuple[Tensor, Tensor]]]]:
         """Gradients in front of `block`, and g and |x| of its layers, per sequence."""
         made: dict[tuple[int, Role], tuple[Tensor, Tensor]] = {}
-        modules = {role: block.get_submodule(LAYER_NAMES[role].removesuffix(".weight")) for role in WEIGHED_ROLES}
+        roles = self.checkpoint.spec.weighed_roles
+        modules = {role: block.layer(role) for role in roles}
 
         def keep(role: Role, x: Tensor, output: Tensor) -> None:
             # Sequences run at the same time, each on one thread.
@@ -225,7 +223,7 @@ class _Pass:
                 x = state.clone()[None].requires_grad_()
                 with rounded_products(self.device, bfloat16=self.bfloat16):
                     y, _ = block(x, *tables[len(state)])
-                outputs, lengths = zip(*(made.pop((get_ident(), role)) for role in WEIGHED_ROLES), strict=True)
+                outputs, lengths = zip(*(made.pop((get_ident(), role)) for role in roles), strict=True)
                 before, *found = torch.autograd.grad(y, [x, *outputs], gradient.clone()[None])
                 return before[0], [(g[0].float(), length) for g, length in zip(found, lengths, strict=True)]
 
@@ -236,7 +234,7 @@ class _Pass:
         results = torch_map(backwards, zip(states, gradients, strict=True), self.threads)
         for hook in hooks:
             hook.remove()
-        by_role = {role: [found[i] for _, found in results] for i, role in enumerate(WEIGHED_ROLES)}
+        by_role = {role: [found[i] for _, found in results] for i, role in enumerate(roles)}
         return [before for before, _ in results], by_role
 
 

@@ -6,6 +6,7 @@ checkpoint → GGUF f16, and a plain Llama in a Hugging Face folder
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,18 @@ from quantkit import (
     AffineGroups,
     Compute,
     ExportOptions,
+    Golden,
     Published,
     QuantizeOptions,
+    Report,
     export,
     open_checkpoint,
     quantize,
+    read_golden,
+    verify,
 )
 from quantkit.errors import BadOption
 from quantkit.progress import Progress, StagedWork
-from quantkit.verification.golden import Golden, read_golden
-from quantkit.verification.proof import verify
-from quantkit.verification.report import Report
 
 SCHEME = AffineGroups(bits=4, group_size=128)
 WORK = {
@@ -103,13 +105,13 @@ def run_demo(
 
 def _prove(done: Published, name: str, weights: int, golden: Golden, *, engine: str, progress: Progress) -> Row:
     report: Report = verify(done.path, golden=golden, engine=engine, progress=progress)
-    last = report.checks[-1]
+    last = report.checks[-1] if report.checks else None
     return Row(
         name=name,
         size=done.size,
         bits_per_weight=done.size * 8 / weights,
         engine=report.engine or "reference",
-        kl=last.kl,
-        top1=last.top1,
+        kl=last.kl if last is not None else math.nan,
+        top1=last.top1 if last is not None else math.nan,
         passed=report.passed,
     )

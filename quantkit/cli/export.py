@@ -30,13 +30,10 @@ def export(
     output = Output(as_json=as_json)
     name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
     checkpoint = open_checkpoint(source)
-    for note in checkpoint.notes:
-        output.note(f"note: {note}")
+    output.notes(checkpoint.notes)
     with output.progress(f"reading {source.name}") as progress:
         done = write(name, checkpoint, out, options, overwrite=overwrite, progress=progress)
-    for note in done.manifest["notes"]:
-        if note not in checkpoint.notes:
-            output.note(f"note: {note}")
+    output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
     moved = done.manifest["figures"].get("largest_move_in_steps", {})
     if moved:
         worst, steps = max(moved.items(), key=lambda item: float(item[1]))

@@ -8,18 +8,16 @@ from quantkit.cli.output import Output, table
 
 def formats(as_json: Json = False) -> None:
     """List the containers that can be written and read, the engines that load them, and whether they run here."""
-    from quantkit import registry
+    from quantkit import containers, engines
 
     output = Output(as_json=as_json)
-    containers = [registry.exporter(name) for name in registry.names("exporters")]
-    engines = [registry.runtime(name) for name in registry.names("runtimes")]
-    missing = {engine.name: engine.missing() for engine in engines}
+    missing = {engine.name: engine.missing() for engine in engines()}
     rows = table("format", "types or targets", "engines", "what it is")
-    for container in containers:
+    for container in containers():
         kinds = " ".join((*container.types, *container.targets))
         rows.add_row(container.name, kinds, ", ".join(container.engines), container.summary)
     here = table("engine", "here", "loads", "of")
-    for engine in engines:
+    for engine in engines():
         loads = ", ".join(engine.formats)
         here.add_row(engine.name, missing[engine.name] or "yes", loads, ", ".join(engine.architectures))
     output.result(
@@ -32,7 +30,7 @@ def formats(as_json: Json = False) -> None:
                     "engines": list(c.engines),
                     "summary": c.summary,
                 }
-                for c in containers
+                for c in containers()
             ],
             "engines": [
                 {
@@ -41,7 +39,7 @@ def formats(as_json: Json = False) -> None:
                     "architectures": list(e.architectures),
                     "available": missing[e.name] is None,
                 }
-                for e in engines
+                for e in engines()
             ],
         },
         rows,

@@ -14,30 +14,30 @@ from quantkit.cli.output import Output, human_size, table
 def golden(
     model: Annotated[Path, typer.Argument(help="The original model.")],
     out: Out,
+    quantized: Annotated[
+        bool,
+        typer.Option("--quantized", help="Record a quantized model all the same; no artifact is verified by it."),
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Record the float32 logits of the original model on the bundled prompts, for `verify --golden`."""
-    from quantkit.artifacts.publishing import publish
-    from quantkit.registry import open_checkpoint
-    from quantkit.text.tokenizer import open_tokenizer
-    from quantkit.verification.golden import record
-    from quantkit.verification.prompts import default_prompts
+    """Record what the original model is and predicts, for `verify --golden`: its scalars, tokenizer, digests and
+    sketches of its weights, float32 logits of the bundled prompts, and what rounding costs it.
+    """
+    from quantkit import open_checkpoint, record_golden
 
     output = Output(as_json=as_json)
     checkpoint = open_checkpoint(model)
-    prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
-    for note in checkpoint.notes:
-        output.note(f"note: {note}")
+    output.notes(checkpoint.notes)
     with output.progress(f"reading {model.name}") as progress:
-        planned = record(checkpoint, prompts)
-        progress("recording logits", 0, planned.size)
-        done = publish(planned, out, inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
+        done = record_golden(checkpoint, out, quantized=quantized, overwrite=overwrite, progress=progress)
+    output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
+    prompts = {prompt["name"]: prompt["shape"][0] for prompt in done.manifest["tensors"]}
     rows = table("prompt", "tokens", right=("tokens",))
-    for prompt in prompts:
-        rows.add_row(prompt.name, str(len(prompt.token_ids)))
+    for name, tokens in prompts.items():
+        rows.add_row(name, str(tokens))
     output.result(
-        {"path": str(out), "size": done.size, "prompts": {p.name: len(p.token_ids) for p in prompts}},
+        {"path": str(out), "size": done.size, "prompts": prompts},
         rows,
-        lines=[f"{out}: {human_size(done.size)}, logits of {model.name} on {len(prompts)} prompts"],
+        lines=[f"{out}: {human_size(done.size)}, {model.name} on {len(prompts)} prompts"],
     )

@@ -17,8 +17,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a model is: family, shapes, types, quantization, bits per weight. Reads headers only."""
-    from quantkit.models.inspection import inspection
-    from quantkit.registry import open_checkpoint
+    from quantkit import inspection, open_checkpoint
 
     output = Output(as_json=as_json)
     checkpoint = open_checkpoint(path)
@@ -34,5 +33,4 @@ def inspect(
         listing.add_row(tensor.name, tensor.type, " x ".join(map(str, tensor.shape)))
     shown = [summary, kinds, listing] if tensors else [summary, kinds]
     output.result({**found.to_json(), "notes": list(checkpoint.notes)}, *shown)
-    for note in checkpoint.notes:
-        output.note(f"note: {note}")
+    output.notes(checkpoint.notes)

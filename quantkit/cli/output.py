@@ -9,7 +9,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,6 +49,11 @@ class Output:
     def note(self, text: str) -> None:
         """A line that is not the result, on stderr."""
         self.stderr.print(escaped(text), markup=False, style="dim")
+
+    def notes(self, notes: Iterable[str]) -> None:
+        """What the user should know of a model or an artifact, a line each."""
+        for note in notes:
+            self.note(f"note: {note}")
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:

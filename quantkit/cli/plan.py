@@ -12,7 +12,7 @@ from quantkit.cli.options import Arch, Bits, GroupSize, Json, Length, Method, Re
 from quantkit.cli.output import Output, human_size, table
 
 if TYPE_CHECKING:
-    from quantkit.pipeline.plan import Target as PlannedTarget
+    from quantkit import Target as PlannedTarget
 
 
 def plan(

@@ -99,10 +99,10 @@ def quantize(
     )
     compute = Compute(threads=threads or os.cpu_count() or 1, device=device, bfloat16=bfloat16)
     checkpoint = open_checkpoint(model)
-    for note in checkpoint.notes:
-        output.note(f"note: {note}")
+    output.notes(checkpoint.notes)
     with output.progress(f"reading {model.name}") as progress:
         done = make(checkpoint, out, options, compute=compute, arch=arch, overwrite=overwrite, progress=progress)
+    output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
     report, loading = done.manifest["report"], loads_in(done.path)
     rows = table("layer", "error", right=("error",))
     for name, tensor in report["tensors"].items():

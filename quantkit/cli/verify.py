@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options import Engine, Json
+from quantkit.cli.options import Json
 from quantkit.cli.output import Output
 
 
@@ -17,32 +17,46 @@ def verify(
         Path | None, typer.Option("--golden", help="Golden logits of the original.", show_default=False)
     ] = None,
     against: Annotated[Path | None, typer.Option("--against", help="The original model.", show_default=False)] = None,
-    engine: Engine = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="auto, an engine's name (see `quantkit formats`), reference for no other, none to run nothing.",
+        ),
+    ] = "auto",
     max_kl: Annotated[
         float | None,
         typer.Option(
-            "--max-kl", min=0.0, help="Largest mean KL from the original when quantized, in nats.", show_default="0.05"
+            "--max-kl",
+            min=0.0,
+            help="Largest mean KL from the original, in nats, beside the limits that follow from the artifact.",
+            show_default=False,
         ),
     ] = None,
+    prompts: Annotated[
+        int | None, typer.Option("--prompts", min=1, help="Only the first so many prompts.", show_default="all")
+    ] = None,
+    needs_manifest: Annotated[
+        bool, typer.Option("--manifest/--no-manifest", help="Whether an artifact without a manifest fails.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Check files, then compare log-probabilities of the numpy reference and of a real engine with the original's.
+    """Check files, identity and numbers, then compare predictions of the numpy reference and of a real engine.
 
     Exit code 1 when the artifact is not the model that it claims to be.
     """
-    from quantkit.verification.golden import read_golden
-    from quantkit.verification.proof import MAX_KL
-    from quantkit.verification.proof import verify as make_report
+    from quantkit import verify as make_report
 
     output = Output(as_json=as_json)
-    recorded = read_golden(golden) if golden is not None else None
     with output.progress(f"checking the files of {artifact.name}") as progress:
         report = make_report(
             artifact,
-            golden=recorded,
+            golden=golden,
             against=against,
             engine=engine,
-            max_kl=MAX_KL if max_kl is None else max_kl,
+            max_kl=max_kl,
+            prompts=prompts,
+            needs_manifest=needs_manifest,
             progress=progress,
         )
     output.result(report.to_json(), lines=report.lines())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,8 @@ class PlannedArtifact:
     format: the exporter's name. folder: False for a single-file container, whose one file takes the output's name.
     options: what influences the bytes, recorded in the manifest. notes: what the user should know (one line each).
     figures: what is known once every unit was produced, for the manifest.
+    measure: reads the finished files, given where they lie (the folder, or the single file), and says what the manifest
+    records of the numbers in them; None = nothing is.
     name_keywords: words of which the output's name must contain one, because an engine looks there; empty = any name.
     """
 
@@ -70,6 +73,7 @@ class PlannedArtifact:
     notes: tuple[str, ...] = ()
     figures: Callable[[], Mapping[str, Any]] = dict
     name_keywords: tuple[str, ...] = ()
+    measure: Callable[[Path], Mapping[str, Any]] | None = None
 
     @property
     def size(self) -> int:

@@ -15,8 +15,7 @@ TEXT_MODEL_KEYS = ("hidden_size", "num_hidden_layers", "scale_emb", "scale_depth
 def llama_config(spec: ModelSpec, source_config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a plain `LlamaForCausalLM` with the dimensions of `spec`, every default spoken out.
 
-    No muP scalar and no `auto_map` remains. LongRoPE keeps its factors; its attention factor follows from
-    max_position_embeddings / original_max_position_embeddings in every engine, as it does in `spec`.
+    No muP scalar and no `auto_map` remains. LongRoPE keeps its factors.
     """
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -46,15 +45,20 @@ def llama_config(spec: ModelSpec, source_config: Mapping[str, Any]) -> dict[str,
 
 
 def rope_scaling(spec: ModelSpec) -> dict[str, Any] | None:
-    """The `rope_scaling` object that every loader of LongRoPE reads; None for plain RoPE."""
+    """The `rope_scaling` object that every loader of LongRoPE reads; None for plain RoPE.
+
+    The attention factor is there only where it is not the one that loaders derive from the two contexts.
+    """
     if spec.rope.kind != "longrope":
         return None
-    return {
+    scaling = {
         "rope_type": "longrope",
         "short_factor": list(spec.rope.short_factor),
         "long_factor": list(spec.rope.long_factor),
         "original_max_position_embeddings": spec.rope.original_max_position_embeddings,
     }
+    factor = spec.explicit_attention_factor
+    return scaling if factor is None else {**scaling, "attention_factor": factor}
 
 
 def text_config(config: Mapping[str, Any], *, where: str) -> dict[str, Any]:

@@ -46,7 +46,9 @@ class ConfigReader:
         return value
 
     def token(self, key: str, vocab: int, *, default: int | None) -> int | None:
-        """A token id, the first where there are several; None where there is none and no default."""
+        """A token id, the first where there are several; None where there is none and no default, or where it is -1."""
+        if self.config.get(key) == -1:
+            return None
         return None if self.config.get(key) is None and default is None else self.tokens(key, vocab, default=default)[0]
 
     def tokens(self, key: str, vocab: int, *, default: int | None) -> tuple[int, ...]:

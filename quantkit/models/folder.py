@@ -28,7 +28,7 @@ from quantkit.files.shard_index import INDEX_NAME, SHARD_COUNT, ShardIndex, read
 from quantkit.files.source_file import SourceFile, resolved
 from quantkit.models.config import text_config
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS_FILE
-from quantkit.models.spec import ModelSpec, TensorSlot
+from quantkit.models.spec import BLOCKS, EMBEDDING, HEAD, ModelSpec, Role, TensorSlot
 from quantkit.tensors.cast import FLOATS
 from quantkit.tensors.views import TensorView, Weight
 
@@ -46,9 +46,6 @@ _CODE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py")
 _CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
 
 _TEXT_PREFIX = "llm."
-_EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
-_LAYER_PREFIX = "model.layers."
 _COMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 """Tables that old checkpoints carry and that the config determines."""
 
@@ -129,7 +126,7 @@ def select_weights(tensors: Mapping[str, AnyWeight], spec: ModelSpec, where: str
     missing = [name for name in slots if name not in tensors]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        head_only = '; config.json may lack "tie_word_embeddings": true' if missing == [_HEAD] else ""
+        head_only = '; config.json may lack "tie_word_embeddings": true' if missing == [HEAD] else ""
         raise IncompleteCheckpoint(
             f"{where}: tensor {missing[0]!r}{more} is missing", hint=f"download the whole model{head_only}"
         )
@@ -252,7 +249,7 @@ def _notes(
 
 
 def _is_text_model_of_another(tensors: Mapping[str, TensorView]) -> bool:
-    return _TEXT_PREFIX + _EMBEDDING in tensors and not any(name.startswith("model.") for name in tensors)
+    return _TEXT_PREFIX + EMBEDDING in tensors and not any(name.startswith("model.") for name in tensors)
 
 
 def _travels(name: str) -> bool:
@@ -303,7 +300,7 @@ def _check_weight(weight: Weight, slot: TensorSlot, where: str) -> None:
 
 
 def _vocabulary_hint(slot: TensorSlot) -> str:
-    return " (vocab_size against the rows of the embedding)" if slot.name in (_EMBEDDING, _HEAD) else ""
+    return " (vocab_size against the rows of the embedding)" if slot.role in (Role.EMBED, Role.LM_HEAD) else ""
 
 
 def _spelled(shape: Sequence[int]) -> str:
@@ -312,15 +309,15 @@ def _spelled(shape: Sequence[int]) -> str:
 
 def _check_surplus(name: str, tensors: Mapping[str, Weight], spec: ModelSpec, where: str) -> None:
     """A tensor that no slot asks for: fine only as the copy of a tied embedding."""
-    if name == _HEAD and spec.tie_word_embeddings:
-        if not _same_values(tensors[_EMBEDDING], tensors[_HEAD]):
+    if name == HEAD and spec.tie_word_embeddings:
+        if not _same_values(tensors[EMBEDDING], tensors[HEAD]):
             raise InconsistentCheckpoint(
-                f"{where}: config.json ties the embeddings, but {_HEAD!r} differs from {_EMBEDDING!r}",
+                f"{where}: config.json ties the embeddings, but {HEAD!r} differs from {EMBEDDING!r}",
                 hint='say "tie_word_embeddings": false in config.json if the head is meant to be its own',
             )
         return
-    layer = name.removeprefix(_LAYER_PREFIX).split(".")[0]
-    if name.startswith(_LAYER_PREFIX) and layer.isdecimal() and int(layer) >= spec.num_hidden_layers:
+    layer = name.removeprefix(BLOCKS).split(".")[0]
+    if name.startswith(BLOCKS) and layer.isdecimal() and int(layer) >= spec.num_hidden_layers:
         raise InconsistentCheckpoint(
             f"{where}: tensor {name!r} belongs to layer {layer}, config.json has {spec.num_hidden_layers} layers",
             hint="mend num_hidden_layers in config.json",

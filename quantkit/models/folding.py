@@ -19,12 +19,11 @@ import numpy as np
 from quantkit.errors import BadOption, ValueOutOfRange
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.config import llama_config
-from quantkit.models.spec import TensorSlot
+from quantkit.models.spec import EMBEDDING, TensorSlot
 from quantkit.tensors.cast import check_range, converted
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
-EMBEDDING = "model.embed_tokens.weight"
 FLOAT32 = np.dtype(np.float32)
 
 

@@ -40,7 +40,9 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
     tensors = tuple(_describe(name, weight) for name, weight in checkpoint.weights.items())
     weights = sum(weight.size for weight in checkpoint.weights.values())
     total = sum(tensor.nbytes for tensor in tensors)
-    rope = f"theta {spec.rope.theta:g}" + (", LongRoPE" if spec.rope.kind == "longrope" else "")
+    rope = f"theta {spec.rope.theta:g}" + (
+        f", LongRoPE, attention factor {spec.rope.attention_factor:.7g}" if spec.rope.kind == "longrope" else ""
+    )
     facts = {
         "format": checkpoint.format,
         "architecture": spec.architecture,

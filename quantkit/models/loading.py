@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 
 from quantkit.errors import NonFiniteValues
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LAYER_NAMES
+from quantkit.models.spec import architecture
 from quantkit.models.torch_model import Block, MiniCPM
 from quantkit.tensors.views import BFLOAT16, QuantizedView, Weight
 
@@ -24,12 +26,11 @@ def read_float32(weight: Weight) -> np.ndarray:
 
 def load_block(checkpoint: Checkpoint, layer: int) -> Block:
     """Block number `layer`, in inference mode; nothing else is read."""
+    spec = checkpoint.spec
     with torch.device("meta"):
-        block = Block(checkpoint.spec)
-    prefix = f"model.layers.{layer}."
-    block.load_state_dict(
-        {name: _tensor(checkpoint.weights[prefix + name]) for name in LAYER_NAMES.values()}, assign=True
-    )
+        block = cast(Block, architecture(spec.architecture).block(spec))
+    weights = {name: checkpoint.weights[spec.weight_name(layer, role)] for role, name in spec.layer_names.items()}
+    block.load_state_dict({name: _tensor(weight) for name, weight in weights.items()}, assign=True)
     return block.eval().requires_grad_(False)
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quantkit.models.spec import ModelSpec
+from quantkit.models.spec import ModelSpec, Role, architecture
 
 
 @dataclass(slots=True)
@@ -137,10 +138,14 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder block: x + s * attention(norm(x)), then x + s * mlp(norm(x)), s = `residual_scale`."""
+    """One block of a dense decoder: x + s * attention(norm(x)), then x + s * mlp(norm(x)), s = `residual_scale`.
+
+    Blocks of other architectures have the same methods, for their own groups of layers.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
+        self.spec = spec
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.self_attn = Attention(spec)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
@@ -155,6 +160,33 @@ class Block(nn.Module):
         x = x + mixed * self.residual_scale
         return x + self.mlp(self.post_attention_layernorm(x)) * self.residual_scale, present
 
+    def reads(self, group: int, x: Tensor, before: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """What the layers of a group read, float32 [time, columns], for one sequence.
+
+        Args:
+            group: its number in `ModelSpec.groups`.
+            x: residual states [time, hidden] after the groups before it.
+            before: what the group before it reads; anything for the first.
+            rotary: cos and sin of these positions.
+        """
+        if group == 0:
+            read = self.input_layernorm(x)
+        elif group == 1:
+            read = self.self_attn.mix(before[None], *rotary, None)[0][0]
+        elif group == 2:
+            read = self.post_attention_layernorm(x)
+        else:
+            read = self.mlp.gated(before)
+        return cast(Tensor, read)
+
+    def weight(self, role: Role) -> nn.Parameter:
+        """The parameter that `role` names."""
+        return self.get_parameter(self.spec.layer_names[role])
+
+    def layer(self, role: Role) -> nn.Module:
+        """The module whose weight is `weight(role)`."""
+        return self.get_submodule(self.spec.layer_names[role].removesuffix(".weight"))
+
 
 class Decoder(nn.Module):
     """Embedding, blocks and final norm; named `model` in a checkpoint."""
@@ -162,7 +194,8 @@ class Decoder(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_hidden_layers))
+        family = architecture(spec.architecture)
+        self.layers = nn.ModuleList(family.block(spec) for _ in range(spec.num_hidden_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
 

@@ -22,13 +22,13 @@ from quantkit.calibration.fisher import Sensitivities, sensitivities
 from quantkit.calibration.samples import Samples
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_block
-from quantkit.models.spec import LAYER_NAMES, LINEAR_ROLES, NORM_ROLES, Role
+from quantkit.models.spec import BLOCKS, NORM_ROLES, Role
 from quantkit.models.torch_model import Block
 from quantkit.pipeline.layer_group import StageSolver, Task
 from quantkit.pipeline.resumption import decoded_block, encoded_block
-from quantkit.pipeline.run_work import FISHER, RunWork, group_name
+from quantkit.pipeline.run_work import FISHER, RunWork
 from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
-from quantkit.solver.smoothing import READERS, smooth, smoothable, weight_name
+from quantkit.solver.smoothing import smooth, smoothable
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import TensorView
@@ -42,10 +42,11 @@ class BlockStream:
     """Holds the hidden states in front of the next block, and the quantized weights of the current one.
 
     layer: the current block, -1 before the first. tensors: its quantized weights by name. norms: its norms that
-    smoothing has changed, in their own dtypes, by name. wanted: grid and method of every weight that is quantized, by
-    name; the others stay as they are. smooth: see `quantkit.solver.smoothing.smoothable`. fisher: whether errors of
-    outputs count by what they do to the predictions (`quantkit.calibration.fisher`). device: where blocks are computed.
-    bfloat16: whether their layers compute in it (`quantkit.calibration.autocast`).
+    smoothing has changed, in their own dtypes, by name. scales: what its outputs were divided by. wanted: grid and
+    method of every weight that is quantized, by name; the others stay as they are. smooth: see
+    `quantkit.solver.smoothing.smoothable`. fisher: whether errors of outputs count by what they do to the predictions
+    (`quantkit.calibration.fisher`). device: where blocks are computed. bfloat16: whether their layers compute in it
+    (`quantkit.calibration.autocast`).
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class BlockStream:
         self.layer = -1
         self.tensors: dict[str, QuantizedTensor] = {}
         self.norms: dict[str, np.ndarray] = {}
+        self.scales: Mapping[Role, np.ndarray] = {}
         self._smooth = smooth
         self._source = source
+        self._spec = source.spec
         self._wanted = wanted
         self._threads = threads
         self._device = device
@@ -106,34 +109,35 @@ class BlockStream:
                 scales = {role: choice.scale for role, choice in choices.items() if choice.scale is not None}
                 block = self._smoothed(original, scales)
                 reports = self._solve(block, original, _smoothed_outputs(sensitivity, scales))
-            for name, choice in ((weight_name(self.layer, x), c) for role, c in choices.items() for x in READERS[role]):
-                reports[name] = replace(reports[name], smoothing=choice.exponent)
+            for role, choice in choices.items():
+                for name in map(self._name, self._spec.readers[role]):
+                    reports[name] = replace(reports[name], smoothing=choice.exponent)
             if self._journal is not None:
                 self._journal.keep(step, encoded_block(self.tensors, reports, scales))
             return reports
         self.tensors, reports, scales = decoded_block(kept)
         block = self._smoothed(original, scales)
         for name, tensor in self.tensors.items():
-            weight = block.get_parameter(name.removeprefix(f"model.layers.{self.layer}."))
+            weight = block.get_parameter(name.removeprefix(f"{BLOCKS}{self.layer}."))
             weight.copy_(torch.from_numpy(tensor.dequantized()))
         self._hidden.advance(block, original)
         return reports
 
     def _choices(self, original: Block) -> dict[Role, InputScales]:
         """Scales for the layers behind each norm or matrix that may be divided."""
-        may_be = smoothable(self._wanted, self.layer, self._smooth)
+        may_be = smoothable(self._spec, self._wanted, self.layer, self._smooth)
         if not may_be:
             return {}
         self._work.begin_block(self.layer, "smoothing")
-        before = {READERS[role]: role for role in may_be}
+        before = {self._spec.readers[role]: role for role in may_be}
         smoothed = deepcopy(original)
         choices: dict[Role, InputScales] = {}
         for inputs in self._hidden.inputs(original):
             role = before.get(inputs.roles)
             if role is None:
                 continue
-            readers = self._readers(original, role, inputs, feeding=smoothed.get_parameter(LAYER_NAMES[role]))
-            _, method = self._wanted[weight_name(self.layer, inputs.roles[0])]
+            readers = self._readers(original, role, inputs, feeding=smoothed.weight(role))
+            _, method = self._wanted[self._name(inputs.roles[0])]
             choice = method.input_scales(readers, threads=self._threads)
             if choice.scale is not None:
                 smooth(smoothed, {role: choice.scale}, {role: readers.feeding_dtype})
@@ -141,11 +145,11 @@ class BlockStream:
         return choices
 
     def _readers(self, original: Block, before: Role, inputs: Inputs, *, feeding: Tensor) -> Readers:
-        names = {role: weight_name(self.layer, role) for role in inputs.roles}
-        own = weight_name(self.layer, before)
+        names = {role: self._name(role) for role in inputs.roles}
+        own = self._name(before)
         return Readers(
             layers=tuple(
-                Layer(name, original.get_parameter(LAYER_NAMES[role]).detach().cpu().numpy(), self._wanted[name][0])
+                Layer(name, original.weight(role).detach().cpu().numpy(), self._wanted[name][0])
                 for role, name in names.items()
             ),
             fitted=inputs.fitted,
@@ -159,11 +163,15 @@ class BlockStream:
     def _smoothed(self, original: Block, scales: Mapping[Role, np.ndarray]) -> Block:
         """Smooth `original`, which stays the same function, and return a copy of it to quantize."""
         norms = smooth(original, scales, {role: self._dtype(role) for role in scales})
-        self.norms = {weight_name(self.layer, role): weight for role, weight in norms.items()}
+        self.norms = {self._name(role): weight for role, weight in norms.items()}
+        self.scales = scales
         return deepcopy(original)
 
+    def _name(self, role: Role) -> str:
+        return self._spec.weight_name(self.layer, role)
+
     def _dtype(self, role: Role) -> np.dtype:
-        weight = self._source.weights[weight_name(self.layer, role)]
+        weight = self._source.weights[self._name(role)]
         return weight.dtype if isinstance(weight, TensorView) else np.dtype(np.float32)
 
     @cached_property
@@ -183,9 +191,9 @@ class BlockStream:
 
     def _solve(self, block: Block, original: Block, sensitivity: Sensitivities) -> dict[str, TensorReport]:
         reports: dict[str, TensorReport] = {}
-        self._work.begin_block(self.layer, group_name(LINEAR_ROLES[0]))
+        self._work.begin_block(self.layer)
         for stage in self._hidden.stages(block, original, sensitivity.positions):
-            parameters = {weight_name(self.layer, role): block.get_parameter(LAYER_NAMES[role]) for role in stage.roles}
+            parameters = {self._name(role): block.weight(role) for role in stage.roles}
             tasks = {
                 name: Task(parameters[name], *self._wanted[name], sensitivity.outputs.get(role))
                 for name, role in zip(parameters, stage.roles, strict=True)

@@ -27,9 +27,10 @@ from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
+from quantkit.pipeline.weight_errors import WeightErrors
 from quantkit.progress import Progress
 from quantkit.protocols import Layer, Method, TensorReport
-from quantkit.solver.smoothing import smoothable, weight_name
+from quantkit.solver.smoothing import smoothable
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import QuantizedView, TensorView
@@ -92,6 +93,7 @@ class Quantization:
         text = (samples or options.calibration) if self._calibrated else None
         self._work = RunWork(source, self._methods, text, fisher=options.fisher, progress=progress)
         self._reports: dict[str, TensorReport] = {}
+        self._weight_errors = WeightErrors(source)
         self._stream: BlockStream | None = None
         self._journal: Journal | None = None
         self.checkpoint = self._with_readers(plan)
@@ -149,6 +151,7 @@ class Quantization:
             "bfloat16": self._calibrated and self._compute.in_bfloat16(),
             "calibration": coverage,
             "tensors": {name: asdict(report) for name, report in self._reports.items()},
+            "weights": self._weight_errors.to_json(),
         }
 
     def _with_readers(self, plan: Checkpoint) -> Checkpoint:
@@ -165,8 +168,8 @@ class Quantization:
     def _reader(self, view: QuantizedView, layer: int | None) -> Callable[[], QuantizedTensor]:
         """Once one weight is calibrated, all those of the blocks come from the stream: later ones see their errors."""
         if self._calibrated and layer is not None:
-            return lambda: self._at_block(view.name, layer).tensors[view.name]
-        return lambda: self._alone(view)
+            return lambda: self._weight_errors.measured(view.name, self._at_block(view.name, layer).tensors[view.name])
+        return lambda: self._weight_errors.measured(view.name, self._alone(view))
 
     def _norm_fetch(self, view: TensorView, layer: int) -> Callable[[int, int], np.ndarray]:
         """A norm that smoothing may change when its block is quantized."""
@@ -179,10 +182,11 @@ class Quantization:
 
     def _smoothable(self, plan: Checkpoint) -> set[str]:
         """Names of the norms and matrices whose outputs may be divided."""
-        wanted = self._wanted(plan)
-        layers = range(plan.spec.num_hidden_layers)
+        wanted, spec = self._wanted(plan), plan.spec
         return {
-            weight_name(layer, role) for layer in layers for role in smoothable(wanted, layer, self._options.smooth)
+            spec.weight_name(layer, role)
+            for layer in range(spec.num_hidden_layers)
+            for role in smoothable(spec, wanted, layer, self._options.smooth)
         }
 
     def _alone(self, view: QuantizedView) -> QuantizedTensor:
@@ -198,6 +202,7 @@ class Quantization:
         stream = self._stream = self._stream or self._open_stream()
         while stream.layer < layer:
             self._reports |= stream.advance()
+            self._weight_errors.smoothed(stream.layer, stream.scales, stream.norms)
         if stream.layer > layer:
             raise RuntimeError(f"{name} was read after block {stream.layer}; blocks are computed once, in order")
         return stream

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from quantkit.calibration.samples import CalibrationOptions, Samples, weighed_tokens
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LAYER_GROUPS, LINEAR_ROLES, WEIGHED_ROLES, ModelSpec, Role
+from quantkit.models.spec import LINEAR_ROLES, ModelSpec, Role
 from quantkit.progress import Progress, StagedWork
 from quantkit.protocols import Method
 
@@ -43,6 +43,7 @@ class RunWork:
         fisher: bool,
         progress: Progress | None,
     ) -> None:
+        self._spec = model.spec
         self._layers = model.spec.num_hidden_layers
         self._layer_work: dict[Role, float] = {}
         weights: dict[str, float] = {}
@@ -68,24 +69,23 @@ class RunWork:
         """Take out a block that an earlier run has done."""
         self._work.skip(_block(layer))
 
-    def begin_block(self, layer: int, what: str) -> None:
-        """Tell of block `layer`, with `what` comes first in it."""
-        self._tell_block(layer, what, 0.0)
+    def begin_block(self, layer: int, what: str | None = None) -> None:
+        """Tell of block `layer`, with `what` comes first in it: its first layers, unless told otherwise."""
+        self._tell_block(layer, what or self._group_name(LINEAR_ROLES[0]), 0.0)
 
     def end_layers(self, layer: int, roles: Sequence[Role]) -> None:
         """Tell of block `layer` when its layers `roles` are done, with those that come next."""
         position = LINEAR_ROLES.index(roles[-1]) + 1
         done = sum(self._layer_work[each] for each in LINEAR_ROLES[:position])
-        self._tell_block(layer, group_name(LINEAR_ROLES[min(position, len(LINEAR_ROLES) - 1)]), done)
+        self._tell_block(layer, self._group_name(LINEAR_ROLES[min(position, len(LINEAR_ROLES) - 1)]), done)
+
+    def _group_name(self, role: Role) -> str:
+        """The layers that read what `role` reads: "q,k,v"."""
+        return next(",".join(group.roles) for group in self._spec.groups if role in group.roles)
 
     def _tell_block(self, layer: int, what: str, done: float) -> None:
         tell = self._work.stage(_block(layer))
         tell(f"block {layer + 1} of {self._layers}: {what}", done, sum(self._layer_work.values()))
-
-
-def group_name(role: Role) -> str:
-    """The layers that read what `role` reads: "q,k,v"."""
-    return next(",".join(group) for group in LAYER_GROUPS if role in group)
 
 
 def _block(layer: int) -> str:
@@ -127,7 +127,7 @@ def _fisher(spec: ModelSpec, tokens: int) -> float:
 def _layer_work(spec: ModelSpec, role: Role, tokens: int) -> float:
     """Both forwards, the statistics of the inputs (for the first of the layers that share them), and the solution."""
     rows, cols = spec.layer_shape(role)
-    leads = any(role is group[0] for group in LAYER_GROUPS)
+    leads = any(role is group.roles[0] for group in spec.groups)
     seen = tokens * cols * (25 * rows + (30 * cols if leads else 0)) / BILLION
-    loop = cols * (0.1 + (0.05 if role in WEIGHED_ROLES else 0.02) * math.ceil(rows / ROWS))
+    loop = cols * (0.1 + (0.05 if role in spec.weighed_roles else 0.02) * math.ceil(rows / ROWS))
     return seen + loop + cols**2 * (60 * rows + 16 * cols) / BILLION

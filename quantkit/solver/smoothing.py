@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, Role
+from quantkit.models.spec import NORM_ROLES, ModelSpec, Role
 from quantkit.protocols import Method
 from quantkit.tensors.cast import FLOAT16, FLOAT32
 from quantkit.tensors.scheme import Scheme
@@ -33,48 +33,38 @@ if TYPE_CHECKING:
 
     from quantkit.models.torch_model import Block
 
-READERS: Mapping[Role, tuple[Role, ...]] = {
-    Role.ATTN_NORM: (Role.Q, Role.K, Role.V),
-    Role.V: (Role.O,),
-    Role.MLP_NORM: (Role.GATE, Role.UP),
-    Role.UP: (Role.DOWN,),
-}
-"""Whose outputs can be divided, and the layers behind it, whose columns are multiplied."""
-
 LOWEST_NORMAL: Mapping[np.dtype, float] = {BFLOAT16: 2.0**-126, FLOAT16: 2.0**-14, FLOAT32: 2.0**-126}
 
 Wanted = Mapping[str, tuple[Scheme, Method]]
 """Scheme and method of every weight that is quantized, by name."""
 
 
-def weight_name(layer: int, role: Role) -> str:
-    """The full name of a block's weight."""
-    return f"model.layers.{layer}.{LAYER_NAMES[role]}"
-
-
-def smoothable(wanted: Wanted, layer: int, smooth: bool | None) -> tuple[Role, ...]:
-    """Whose outputs may be divided in block `layer`; some of the keys of `READERS`.
+def smoothable(spec: ModelSpec, wanted: Wanted, layer: int, smooth: bool | None) -> tuple[Role, ...]:
+    """Whose outputs may be divided in block `layer`; some of the keys of `ModelSpec.readers`.
 
     All layers behind it must be quantized, by calibrated methods, because one that stays as it is would have to
     change as well. For the same reason it must itself be quantized, unless it is a norm.
 
     Args:
+        spec: the model.
         wanted: what is quantized, and how.
         layer: number of the block.
         smooth: whether to smooth; None = where all methods behind ask for it.
     """
 
+    readers = spec.readers
+
     def may_be(before: Role) -> bool:
-        names = [weight_name(layer, role) for role in READERS[before]]
+        names = [spec.weight_name(layer, role) for role in readers[before]]
         if not all(name in wanted for name in names):
             return False
-        if before not in NORM_ROLES and weight_name(layer, before) not in wanted:
+        if before not in NORM_ROLES and spec.weight_name(layer, before) not in wanted:
             return False
         methods = [wanted[name][1] for name in names]
         asked = smooth if smooth is not None else all(method.scales_inputs for method in methods)
         return asked and all(method.needs_calibration for method in methods)
 
-    return tuple(before for before in READERS if may_be(before))
+    return tuple(before for before in readers if may_be(before))
 
 
 def folded_norm(weight: np.ndarray, scale: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +95,7 @@ def smooth(block: Block, scales: Mapping[Role, np.ndarray], dtypes: Mapping[Role
 
     Args:
         block: as in the checkpoint.
-        scales: float32, one scale for each output of some of the keys of `READERS`.
+        scales: float32, one scale for each output of some of the keys of `ModelSpec.readers`.
         dtypes: of the norms in the checkpoint.
 
     Returns:
@@ -113,17 +103,17 @@ def smooth(block: Block, scales: Mapping[Role, np.ndarray], dtypes: Mapping[Role
     """
     import torch  # noqa: PLC0415 - round-to-nearest does without it
 
-    norms = {}
+    norms, spec = {}, block.spec
     for before, scale in scales.items():
-        weight = block.get_parameter(LAYER_NAMES[before])
+        weight = block.weight(before)
         if before in NORM_ROLES:
             norms[before], scale = folded_norm(weight.cpu().numpy(), scale, dtypes[before])  # noqa: PLW2901
             weight.copy_(torch.from_numpy(norms[before].astype(np.float32)))
         else:
             weight.div_(torch.from_numpy(scale).to(weight.device)[:, None])
-        for reader in READERS[before]:
-            columns = block.get_parameter(LAYER_NAMES[reader])
-            factors = spread(torch.from_numpy(scale), columns.shape[1], block.self_attn.head_dim)
+        for reader in spec.readers[before]:
+            columns = block.weight(reader)
+            factors = spread(torch.from_numpy(scale), columns.shape[1], spec.head_dim)
             columns.mul_(factors.to(columns.device))
     return norms
 

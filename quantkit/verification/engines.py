@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from quantkit import registry
-from quantkit.errors import BadOption, MissingDependency
+from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import Runtime
 
 ORACLE = "reference"
 """The engine that every container must be readable by; `auto` falls back to it."""
+NO_ENGINE = "none"
+"""Asks that nothing be run, not even the oracle."""
 
 
 def choose_engine(name: str, checkpoint: Checkpoint) -> Runtime:
@@ -28,6 +30,23 @@ def choose_engine(name: str, checkpoint: Checkpoint) -> Runtime:
     problem = runtime.missing()
     if problem is not None:
         raise MissingDependency(f"{name} cannot run here: {problem}")
+    return runtime
+
+
+def engine_of(name: str, checkpoint: Checkpoint) -> Runtime | None:
+    """The real engine that a verification asks, None where it runs none ("none", "reference", "auto" without one).
+
+    Raises:
+        What `choose_engine` raises; EngineFailed: the engine does not take this artifact.
+    """
+    if name == NO_ENGINE:
+        return None
+    runtime = real_engine(checkpoint) if name == "auto" else choose_engine(name, checkpoint)
+    if runtime is None or runtime.name == ORACLE:
+        return None
+    refusal = runtime.refuses(checkpoint)
+    if refusal is not None:
+        raise EngineFailed(f"{checkpoint.path}: {runtime.name} cannot run this: {refusal}")
     return runtime
 
 

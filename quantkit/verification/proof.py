@@ -1,264 +1,332 @@
 """The proof: an artifact still is the model that it was made from, and the engine computes what the artifact says.
 
-    1. every file is the one that its manifest describes
-    2. the container reads strictly
-    3. the reference runtime on the artifact predicts what the original predicted
-    4. the real engine on the artifact predicts what the reference predicts on it, and what the original predicted
+    files        every file is the one that its manifest describes
+    identity     every scalar of the model, its tokenizer, template and end tokens are the original's
+    numbers      every tensor holds the original's numbers, or what the run recorded that it made of them
+    predictions  the reference runtime on the artifact predicts what the original predicts
+    engine       the real engine on the artifact predicts what the reference predicts on it, and the original
 
-Step 3 accuses the artifact, step 4 the engine. Float32 artifacts are judged by their largest difference of a
-log-probability, all others by their mean KL divergence.
+The first three read; they accuse files, config and tensors by name. `predictions` is for what none of them knows of.
+`engine` accuses the engine. What would take long is left out once an earlier step has failed.
+docs/decisions/0010-what-verify-proves.md tells what each limit rests on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-import numpy as np
 
 from quantkit import registry
-from quantkit.artifacts.publishing import check_files
-from quantkit.errors import BadOption, GoldenMismatch
-from quantkit.files.source_file import SourceFile
+from quantkit.artifacts.manifest import check_files, manifest_path, read_manifest
+from quantkit.errors import BadOption, QuantkitError, VerificationFailed
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.protocols import OracleSession, Runtime
-from quantkit.tensors.views import QuantizedView, TensorView
+from quantkit.models.folding import folded
+from quantkit.models.precision import precision_of
+from quantkit.models.spec import ModelSpec
+from quantkit.progress import Progress, unwatched
+from quantkit.protocols import Runtime
 from quantkit.text.tokenizer import open_tokenizer
-from quantkit.verification.engines import ORACLE, choose_engine, real_engine
-from quantkit.verification.golden import Golden, model_facts
+from quantkit.text.vocabulary import has_vocabulary
+from quantkit.verification.engines import NO_ENGINE, ORACLE, engine_of
+from quantkit.verification.golden import Golden, read_golden
+from quantkit.verification.original import Original, same_files
 from quantkit.verification.prompts import Prompt, default_prompts
-from quantkit.verification.report import Check, Comparison, Divergence, Report
+from quantkit.verification.recording import is_quantized
+from quantkit.verification.report import FAILED, PASSED, SKIPPED, STEPS, Check, Divergence, Report, Step
+from quantkit.verification.steps import predictions
+from quantkit.verification.steps.identity import (
+    expected_spec,
+    read_facts,
+    spec_differences,
+    text_differences,
+    token_differences,
+)
+from quantkit.verification.steps.numbers import WeightCheck, parent_problems, read_record
+from quantkit.verification.steps.tracing import artifact_divergence
 
-MAX_KL = 0.05
-"""Largest mean KL from the original that a quantized artifact may have unless the user says otherwise, in nats."""
+PARTS = 1000
+"""Parts that the whole work is counted in."""
+NOTHING_PROVED = "a model proves nothing about itself"
 
-QUANTIZED = "quantized"
 
-DENSE_LIMITS = {
-    "float32": ("max_abs_log_prob_difference", 1e-3),
-    "float16": ("kl", 2e-6),
-    "bfloat16": ("kl", 1e-4),
-}
-"""What decides about a dense artifact, and the largest value that passes, by the coarsest dtype of its matrices.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """What may be chosen about a verification.
 
-Engines round the inputs of float16 and bfloat16 matrices to that dtype. On a trained model that alone moves single
-log-probabilities far down the tail by 1e-2 and 8e-2 (the reference with rounded inputs agrees with llama.cpp on that)
-while the KL divergence stays at 2e-7 and 1e-5; the limits are ten times these. A model read wrongly is far beyond them:
-leaving out the LongRoPE factors, the mildest error known, costs 1e-3."""
+    engine: "auto" = the first real engine that is installed and knows the model, else the reference alone;
+    "reference" = no other; "none" = nothing is run.
+    max_kl: largest mean KL from the original over all prompts, in nats, on top of the limits of each prompt.
+    prompts: only so many, the first ones. needs_manifest: whether an artifact without a manifest fails.
+    """
 
-ENGINE_FACTOR = 2.0
-"""An engine's mean KL from the reference on a quantized artifact, over that of the reference with inputs rounded to
-int8 from itself, may be at most this. llama.cpp's integer kernels show 1.0 on every type. Being relative, the bound is
-as strict on a model that hardly moves as on one that moves a lot."""
-
-STAGE_LIMITS = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, QUANTIZED: 0.5}
-"""Relative error from which a stage of the forward pass counts as diverged."""
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, steps done, steps in all."""
+    engine: str = "auto"
+    max_kl: float | None = None
+    prompts: int | None = None
+    needs_manifest: bool = True
 
 
 def verify(
-    path: Path,
+    path: str | Path,
     *,
-    golden: Golden | None = None,
-    against: Path | None = None,
+    golden: str | Path | Golden | None = None,
+    against: str | Path | None = None,
     engine: str = "auto",
-    max_kl: float = MAX_KL,
+    max_kl: float | None = None,
+    prompts: int | None = None,
+    needs_manifest: bool = True,
     progress: Progress | None = None,
 ) -> Report:
-    """Verify the artifact `path`.
+    """Prove that an artifact still is the model that it was made from, or say in which step it is not.
 
     Args:
-        path: a folder or a single file.
-        golden: the original's recorded logits; its prompts are used.
-        against: the original itself. Without `golden` the reference runtime computes its logits; either way it is
-            traced to find where a wrong artifact leaves it.
-        engine: "auto" = the first real engine that is installed and knows the model; "reference" = none but the oracle.
-        max_kl: largest mean KL from the original for a quantized artifact, in nats.
-        progress: told before each prompt.
+        path: the artifact, a folder or a single file.
+        golden: what was recorded of the original, or the file that holds it; its prompts are used.
+        against: the original itself, or the quantized model that the artifact was exported from. Where a step fails, it
+            is traced to find where the artifact leaves it.
+        engine: "auto" = the first real engine that is installed and knows the model, else the reference alone;
+            "reference" = no other; "none" = nothing is run.
+        max_kl: largest mean KL from the original over all prompts, in nats, on top of the limits of each prompt.
+        prompts: only so many, the first ones.
+        needs_manifest: whether an artifact without a manifest fails.
+        progress: told how much of the work is done.
 
     Raises:
-        VerificationFailed: a file is missing, truncated or changed.
-        BadOption: nothing to compare with: neither an original nor a real engine.
-        GoldenMismatch: `golden` or `against` is of another model.
-        MissingDependency, EngineFailed: the engine is not there, or refuses the artifact.
-        Everything that reading raises.
+        BadOption: no such artifact, or nothing to compare with: neither an original nor an engine.
+        MissingDependency, EngineFailed: the engine that was asked for is not there, or does not take such artifacts.
+        What opening `against` raises.
     """
-    notes = check_files(path)
-    checkpoint = registry.open_checkpoint(path)
-    precision = precision_of(checkpoint)
-    runtime = _engine(engine, checkpoint)
-    notes += _caveats(engine, runtime, checkpoint, compared=golden is not None or against is not None)
-    prompts = _prompts(checkpoint, golden, against)
-    runs = 1 + (golden is None and against is not None)
-    if runtime is not None:
-        runs += 1 + (precision == QUANTIZED)
-    asked = _Predictions(prompts, runs, progress)
-    own = asked.oracle(path)
-    original = golden.logits if golden is not None else asked.oracle(against) if against is not None else None
-    limit = _dense_limit(precision) or _Limit("kl", max_kl)
-    checks = []
-    if original is not None:
-        checks.append(_check(f"{ORACLE} against original", prompts, original, own, limit))
-    divergence = None
-    if against is not None and not checks[0].passed:
-        divergence = _locate(checks[0], prompts, path, against, STAGE_LIMITS[precision])
-    if runtime is not None:
-        ran = asked.engine(runtime, path)
-        noise = _dense_limit(precision) or _noise_limit(prompts, own, asked.oracle(path, rounded=True))
-        checks.append(_check(f"{runtime.name} against {ORACLE}", prompts, own, ran, noise))
-        if original is not None:
-            checks.append(_check(f"{runtime.name} against original", prompts, original, ran, limit))
-    return Report(
-        path=str(path),
-        format=checkpoint.format,
-        precision=precision,
-        engine=runtime.name if runtime is not None else None,
-        checks=tuple(checks),
-        divergence=divergence,
-        notes=(*notes, *checkpoint.notes),
-    )
+    path = Path(path)
+    if not path.exists():
+        raise BadOption(f"{path} does not exist")
+    recorded = read_golden(Path(golden)) if isinstance(golden, (str, Path)) else golden
+    options = VerifyOptions(engine=engine, max_kl=max_kl, prompts=prompts, needs_manifest=needs_manifest)
+    proof = Proof(path, recorded, Path(against) if against is not None else None, options, progress)
+    return proof.report()
 
 
-def precision_of(checkpoint: Checkpoint) -> str:
-    """`QUANTIZED`, or the coarsest dtype of a dense artifact's matrices: "float32", "float16" or "bfloat16".
+class Proof:
+    """One verification: its steps in order, and what they found."""
 
-    A container may hold fewer bits than the dtype its weights are read in (GGUF blocks with a minimum read as
-    floats), so the size of the files counts, too.
-    """
-    views = checkpoint.weights.values()
-    if any(isinstance(view, QuantizedView) for view in views):
-        return QUANTIZED
-    dense = [view for view in views if isinstance(view, TensorView)]
-    stored = sum(SourceFile.open(path).size for path in checkpoint.inputs)
-    if checkpoint.inputs and stored < sum(view.nbytes for view in dense):
-        return QUANTIZED
-    dtypes = {str(view.dtype) for view in dense if len(view.shape) == 2}
-    return next(name for name in reversed(DENSE_LIMITS) if name in dtypes)
+    def __init__(
+        self, path: Path, golden: Golden | None, against: Path | None, options: VerifyOptions, progress: Progress | None
+    ) -> None:
+        self._path, self._golden, self._against, self._options = path, golden, against, options
+        self._tell = progress or unwatched
+        self._steps: list[Step] = []
+        self._notes: list[str] = []
+        self._divergence: Divergence | None = None
+        self._squared_error = 0.0
+
+    def report(self) -> Report:
+        """Go through the steps."""
+        self._check_manifest()
+        try:
+            checkpoint = registry.open_checkpoint(self._path)
+        except QuantkitError as error:
+            self._add("identity", [f"it cannot be read: {error}"], "")
+            return self._finished(None, None, None)
+        original = self._original()
+        runtime = engine_of(self._options.engine, checkpoint)
+        if original is None and runtime is None:
+            raise BadOption(f"{self._path}: nothing to compare with", hint="give --golden FILE or --against MODEL")
+        if runtime is None and self._options.engine == "auto":
+            kind = f"{checkpoint.spec.architecture} in {checkpoint.format}"
+            self._notes.append(f"no engine that runs this {kind} is installed")
+        prompts = self._prompts(checkpoint)
+        self._check_identity(checkpoint, original, runtime, prompts)
+        self._check_numbers(checkpoint, original)
+        if self._options.engine == NO_ENGINE or self._failed:
+            if self._failed:
+                self._trace(checkpoint, original, prompts, (0, None))
+        else:
+            self._run(checkpoint, original, runtime, prompts)
+        return self._finished(checkpoint, original, runtime)
+
+    @property
+    def _failed(self) -> str | None:
+        return next((step.name for step in self._steps if step.status == FAILED), None)
+
+    def _add(self, name: str, problems: Sequence[str], says: str, checks: Sequence[Check] = ()) -> None:
+        failed = bool(problems) or not all(check.passed for check in checks)
+        if failed:
+            says = problems[0] if problems else f"{next(check.name for check in checks if not check.passed)}: too far"
+        self._steps.append(Step(name, FAILED if failed else PASSED, says, tuple(problems[1:]), tuple(checks)))
+
+    def _skip(self, name: str, why: str) -> None:
+        self._steps.append(Step(name, SKIPPED, why))
+
+    def _finished(self, checkpoint: Checkpoint | None, original: Original | None, runtime: Runtime | None) -> Report:
+        done = {step.name: step for step in self._steps}
+        why = "as was asked for" if self._failed is None else f"because {self._failed} failed"
+        steps = tuple(done.get(name) or Step(name, SKIPPED, f"not done, {why}") for name in STEPS)
+        self._tell("done", PARTS, PARTS)
+        return Report(
+            path=str(self._path),
+            format=checkpoint.format if checkpoint is not None else "unreadable",
+            precision=precision_of(checkpoint) if checkpoint is not None else "unknown",
+            engine=runtime.name if runtime is not None and "engine" in done else None,
+            compared=None if original is None else "parent" if original.parent else "original",
+            steps=steps,
+            divergence=self._divergence,
+            notes=(*self._notes, *(checkpoint.notes if checkpoint is not None else ())),
+        )
+
+    def _check_manifest(self) -> None:
+        self._tell("files", 0, PARTS)
+        problems: list[str] = []
+        says = "as the manifest has them"
+        try:
+            manifest = read_manifest(self._path)
+            if manifest is None and self._options.needs_manifest:
+                where = manifest_path(self._path).name
+                problems = [f"there is no manifest ({where}); --no-manifest verifies what has none"]
+            elif manifest is None:
+                self._skip("files", "not checked: there is no manifest")
+                return
+            else:
+                self._notes += check_files(self._path)
+        except QuantkitError as error:
+            problems = [str(error) if isinstance(error, VerificationFailed) else f"the manifest is damaged: {error}"]
+        self._add("files", problems, says)
+
+    def _original(self) -> Original | None:
+        model = registry.open_checkpoint(self._against) if self._against is not None else None
+        if self._golden is not None:
+            return Original(self._golden.spec, self._golden.text, self._golden, model, parent=False)
+        if model is not None:
+            return Original(model.spec, read_facts(model), None, model, parent=is_quantized(model))
+        self._notes.append(
+            "neither golden logits nor the original given; engine and reference only agree with each other"
+        )
+        return None
+
+    def _prompts(self, checkpoint: Checkpoint) -> Sequence[Prompt]:
+        if self._golden is not None:
+            return self._golden.prompts[: self._options.prompts]
+        source = registry.open_checkpoint(self._against) if self._against is not None else checkpoint
+        if (self._options.engine == NO_ENGINE or self._failed) and not has_vocabulary(source):
+            return ()
+        made = default_prompts(open_tokenizer(source), max_tokens=checkpoint.spec.max_position_embeddings)
+        return made[: self._options.prompts]
+
+    def _check_identity(
+        self, checkpoint: Checkpoint, original: Original | None, runtime: Runtime | None, prompts: Sequence[Prompt]
+    ) -> None:
+        if original is None:
+            self._skip("identity", "no original was given")
+            return
+        problems = [*self._self_problems(checkpoint, original, runtime)]
+        problems += spec_differences(expected_spec(original.spec, checkpoint.spec), checkpoint.spec)
+        found = read_facts(checkpoint)
+        if not isinstance(original.text, str):
+            problems += [found] if isinstance(found, str) else text_differences(original.text, found)
+            if not isinstance(found, str) and original.text.vocabulary is not None and found.vocabulary is not None:
+                problems += token_differences(checkpoint, prompts)
+        whose = (
+            "the original's" if checkpoint.spec.architecture == original.spec.architecture else "the folded original's"
+        )
+        self._add("identity", problems, f"scalars, tokens, template and end tokens are {whose}")
+
+    def _self_problems(self, checkpoint: Checkpoint, original: Original, runtime: Runtime | None) -> list[str]:
+        """Why the comparison would prove nothing; notes where it proves less than it seems to."""
+        if original.golden is not None and original.golden.quantized:
+            return [f"the golden file was recorded from a quantized model: {NOTHING_PROVED}"]
+        source = original.golden.source if original.golden is not None else None
+        if not same_files(checkpoint, original.model, source):
+            return []
+        same_place = original.model is not None and original.model.path.resolve() == checkpoint.path.resolve()
+        made = manifest_path(checkpoint.path).exists()  # of another model, so it is not the original itself
+        if made or is_quantized(checkpoint) or (same_place and source is None and runtime is None):
+            return [f"its weights are the very files that it is compared with: {NOTHING_PROVED}"]
+        self._notes.append("its weights are the original's own files: this proves the engine, not a conversion")
+        return []
+
+    def _check_numbers(self, checkpoint: Checkpoint, original: Original | None) -> None:
+        if original is not None and _shapes(expected_spec(original.spec, checkpoint.spec)) != _shapes(checkpoint.spec):
+            self._skip("numbers", "its tensors have other names or shapes than the original's")
+            return
+        try:
+            record = read_record(read_manifest(self._path), checkpoint.spec)
+        except QuantkitError:
+            record = read_record(None, checkpoint.spec)
+        weights = original.weights(checkpoint.spec) if original is not None else None
+        check = WeightCheck(checkpoint, record, weights, parent=original is not None and original.parent)
+        part = self._part(*(0, PARTS) if self._options.engine == NO_ENGINE else (0, PARTS // 10))
+        total, done = sum(view.size for view in checkpoint.weights.values()), 0
+        problems: list[str] = []
+        try:
+            for slot in check.slots():
+                done += checkpoint.weights[slot.name].size
+                part(f"numbers: {slot.name}", done, total)
+            findings = check.findings()
+            self._squared_error, problems = findings.squared_error, findings.problems
+            problems += self._parent_problems(checkpoint, original)
+            told = f"{findings.dense} dense and {findings.quantized} quantized tensors"
+        except QuantkitError as error:
+            problems, told = [f"a tensor cannot be read: {error}"], ""
+        whose = "as recorded" if original is None else "its parent's" if original.parent else "the original's"
+        self._add("numbers", problems, f"{told} are {whose}")
+
+    def _parent_problems(self, checkpoint: Checkpoint, original: Original | None) -> list[str]:
+        model = original.model if original is not None else None
+        if model is None or not is_quantized(model):
+            return []
+        parent = folded(model) if model.spec.architecture != checkpoint.spec.architecture else model
+        return [problem for problem in parent_problems(checkpoint, parent) if problem is not None]
+
+    def _run(
+        self, checkpoint: Checkpoint, original: Original | None, runtime: Runtime | None, prompts: Sequence[Prompt]
+    ) -> None:
+        """The reference and the engine on all prompts."""
+        computes = original is not None and original.golden is None
+        ends = [100, 400 if computes else 100, 700 if runtime is not None else PARTS, PARTS]
+        trusted = None
+        if original is not None and original.golden is not None:
+            trusted = predictions.recorded(original.golden, self._squared_error, len(prompts))
+        elif original is not None and original.model is not None:
+            part = self._part(ends[0], ends[1])
+            trusted = predictions.computed(original.model, prompts, self._squared_error, part)
+        try:
+            answers = predictions.ask_reference(
+                self._path, prompts, trusted, for_engine=runtime is not None, progress=self._part(ends[1], ends[2])
+            )
+        except QuantkitError as error:
+            self._add("predictions", [f"the reference cannot run it: {error}"], "")
+            return
+        if trusted is None:
+            self._skip("predictions", "no original was given")
+        else:
+            check = Check(f"{ORACLE} against original", "kl", self._options.max_kl, tuple(answers.comparisons))
+            self._add("predictions", (), "the reference predicts what the original predicts", [check])
+            if not check.passed:
+                self._trace(checkpoint, original, prompts, answers.divergence or (0, None))
+        if runtime is None:
+            self._skip("engine", "no engine was run")
+        elif self._failed is None:
+            found = predictions.ask_engine(
+                runtime, checkpoint, prompts, answers, trusted=trusted, progress=self._part(ends[2], ends[3])
+            )
+            self._divergence = found.divergence
+            self._add("engine", found.problems, f"{runtime.name} predicts what the reference predicts", found.checks)
+
+    def _trace(
+        self,
+        checkpoint: Checkpoint,
+        original: Original | None,
+        prompts: Sequence[Prompt],
+        place: tuple[int, int | None],
+    ) -> None:
+        if original is not None and original.model is not None and prompts and self._options.engine != NO_ENGINE:
+            index, position = place
+            self._divergence = artifact_divergence(
+                checkpoint.path, original.model.path, prompts[index], position, precision_of(checkpoint)
+            )
+
+    def _part(self, start: int, stop: int) -> Progress:
+        """Progress of a part of the whole work, from `start` to `stop` of its `PARTS`."""
+        return lambda what, done, total: self._tell(what, start + (stop - start) * done // max(1, total), PARTS)
 
 
-def _engine(name: str, checkpoint: Checkpoint) -> Runtime | None:
-    """The real engine to ask, None for the oracle alone."""
-    if name == "auto":
-        return real_engine(checkpoint)
-    runtime = choose_engine(name, checkpoint)
-    return None if runtime.name == ORACLE else runtime
-
-
-def _caveats(engine: str, runtime: Runtime | None, checkpoint: Checkpoint, *, compared: bool) -> list[str]:
-    """What the verdict will not say; raises `BadOption` when it would say nothing."""
-    if runtime is None and not compared:
-        raise BadOption(f"{checkpoint.path}: nothing to compare with", hint="give --golden FILE or --against MODEL")
-    notes = []
-    if runtime is None and engine == "auto":
-        notes.append(f"no engine that runs this {checkpoint.spec.architecture} in {checkpoint.format} is installed")
-    if not compared:
-        notes.append("neither golden logits nor the original given; engine and reference only agree with each other")
-    return notes
-
-
-def _prompts(checkpoint: Checkpoint, golden: Golden | None, against: Path | None) -> Sequence[Prompt]:
-    """The golden file's prompts, or the bundled ones; refuses an original of another model."""
-    spec, source = checkpoint.spec, checkpoint
-    if against is not None:
-        source = registry.open_checkpoint(against)
-        facts, others = model_facts(spec), model_facts(source.spec)
-        for fact, value in facts.items():
-            if others[fact] != value:
-                raise GoldenMismatch(f"{checkpoint.path}: {fact} is {value}, that of {against} is {others[fact]}")
-    if golden is not None:
-        golden.check_model(spec, where=str(checkpoint.path))
-        return golden.prompts
-    return default_prompts(open_tokenizer(source), max_tokens=spec.max_position_embeddings)
-
-
-class _Predictions:
-    """Runs all prompts through an engine, and counts."""
-
-    def __init__(self, prompts: Sequence[Prompt], runs: int, progress: Progress | None) -> None:
-        self._prompts = prompts
-        self._total = runs * len(prompts)
-        self._done = 0
-        self._progress = progress
-
-    def oracle(self, path: Path, *, rounded: bool = False) -> list[np.ndarray]:
-        """Logits [T, V] of every prompt by the reference runtime, with inputs rounded to int8 if wanted."""
-        with registry.runtime(ORACLE).open(path) as session:
-            oracle = cast(OracleSession, session)
-            if not rounded:
-                return self._ask(ORACLE, oracle.logits)
-            ids = [prompt.token_ids for prompt in self._prompts]
-            return [cast(np.ndarray, predicted.rounded) for predicted in oracle.predictions(ids, rounded=True)]
-
-    def engine(self, runtime: Runtime, path: Path) -> list[np.ndarray]:
-        """Logits [T, V] of every prompt."""
-        with runtime.open(path) as session:
-            return self._ask(runtime.name, session.logits)
-
-    def _ask(self, name: str, logits: Callable[[Sequence[int]], np.ndarray]) -> list[np.ndarray]:
-        answers = []
-        for prompt in self._prompts:
-            if self._progress is not None:
-                self._progress(f"{name}: {prompt.name}", self._done, self._total)
-            answers.append(logits(prompt.token_ids))
-            self._done += 1
-        return answers
-
-
-@dataclass(frozen=True, slots=True)
-class _Limit:
-    """What decides, and the largest value that passes."""
-
-    measure: str
-    value: float
-
-
-def _dense_limit(precision: str) -> _Limit | None:
-    """The limit of a dense artifact; None for a quantized one."""
-    return None if precision == QUANTIZED else _Limit(*DENSE_LIMITS[precision])
-
-
-def _noise_limit(prompts: Sequence[Prompt], exact: Sequence[np.ndarray], rounded: Sequence[np.ndarray]) -> _Limit:
-    """How far from the reference an engine with integer arithmetic may be: see `ENGINE_FACTOR`."""
-    return _Limit("kl", ENGINE_FACTOR * _check("rounding", prompts, exact, rounded, _Limit("kl", 0.0)).kl)
-
-
-def _check(
-    name: str,
-    prompts: Sequence[Prompt],
-    trusted: Sequence[np.ndarray],
-    tested: Sequence[np.ndarray],
-    limit: _Limit,
-) -> Check:
-    compared = zip(prompts, trusted, tested, strict=True)
-    comparisons = tuple(Comparison.of(prompt.name, p, q) for prompt, p, q in compared)
-    return Check(name, limit.measure, limit.value, comparisons)
-
-
-def _locate(check: Check, prompts: Sequence[Prompt], path: Path, against: Path, limit: float) -> Divergence:
-    """Trace artifact and original on the prompt that differs most, and name the first stage that is off."""
-    worst = max(range(len(prompts)), key=lambda i: check.comparisons[i].kl)
-    mine, theirs = (_trace(one, prompts[worst]) for one in (path, against))
-    errors = {
-        stage: float(np.linalg.norm(mine[stage] - expected) / np.linalg.norm(expected))
-        for stage, expected in theirs.items()
-    }
-    return Divergence(prompts[worst].name, first_divergence(errors, limit), errors)
-
-
-def first_divergence(errors: Mapping[str, float], limit: float) -> str:
-    """The first stage whose relative error is above `limit` (or NaN); if there is none, the one where it grows most."""
-    for stage, error in errors.items():
-        if not error <= limit:
-            return stage
-    values = [0.0, *errors.values()]
-    growth = {stage: values[i + 1] - values[i] for i, stage in enumerate(errors)}
-    return max(growth, key=lambda stage: growth[stage])
-
-
-def _trace(path: Path, prompt: Prompt) -> Mapping[str, np.ndarray]:
-    with registry.runtime(ORACLE).open(path) as session:
-        return cast(OracleSession, session).trace(prompt.token_ids)
+def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    return {slot.name: slot.shape for slot in spec.slots()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LAYER_GROUPS, Role
+from quantkit.models.spec import Role
 from quantkit.protocols import Verdict
 from quantkit.tensors.scheme import PER_ROW, Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
@@ -67,8 +67,8 @@ class KernelRules:
 
     check: why it does not take a matrix ("is int3 ..."), or None. check_model: the same for what concerns all of it.
     setting: what the engine must be told to take this model, or None. fuses: whether it makes one matrix of each of
-    `LAYER_GROUPS`. pads: whether matrices that are not whole tiles are padded, at every step. affine: whether it takes
-    schemes with integer zero points only.
+    `ModelSpec.groups`. pads: whether matrices that are not whole tiles are padded, at every step. affine: whether it
+    takes schemes with integer zero points only.
     """
 
     name: str
@@ -114,7 +114,9 @@ class KernelRules:
 
     def _matrices(self, model: Checkpoint) -> Iterator[Matrix]:
         """Everything with a quantized weight, in the order of the model."""
-        groups = LAYER_GROUPS if self.fuses else tuple((role,) for group in LAYER_GROUPS for role in group)
+        groups = [group.roles for group in model.spec.groups]
+        if not self.fuses:
+            groups = [(role,) for roles in groups for role in roles]
         names = {(slot.layer, slot.role): slot.name for slot in model.spec.slots()}
         blocks = [(layer, roles) for layer in range(model.spec.num_hidden_layers) for roles in groups]
         for layer, roles in ((None, (Role.EMBED,)), *blocks, (None, (Role.LM_HEAD,))):

@@ -18,7 +18,11 @@ STEP = 32
 
 
 def _model(model: Checkpoint) -> str | None:
+    """Its LongRoPE reads `short_mscale` and `long_mscale`, else derives the attention factor from the two contexts."""
     spec = model.spec
+    factor = spec.explicit_attention_factor
+    if factor is not None:
+        return f"its LongRoPE takes no attention factor, and the config says {factor:g}"
     if spec.architecture == "minicpm" and spec.head_dim * spec.num_attention_heads != spec.hidden_size:
         return (
             f"its MiniCPM takes {spec.hidden_size} / {spec.num_attention_heads} channels per head, not {spec.head_dim}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from quantkit import registry
 from quantkit.errors import MissingDependency
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.precision import QUANTIZED, precision_of
 from quantkit.runtimes._kernels.llama_cpp import GGML
 from quantkit.runtimes.llama_cpp.library import UnknownLayout
 from quantkit.runtimes.llama_cpp.server_session import ServerSession
@@ -26,6 +27,11 @@ class LlamaCppRuntime:
     def missing(self) -> str | None:
         """None when xllamacpp is installed."""
         return None if importlib.util.find_spec("xllamacpp") else "pip install 'quantkit[llama-cpp]'"
+
+    def arithmetic(self, checkpoint: Checkpoint) -> str:
+        """ggml rounds the inputs of a product to the type that its kernel for the weights takes."""
+        inputs = {QUANTIZED: "int8 inputs", "float16": "float16 inputs", "bfloat16": "bfloat16 inputs"}
+        return inputs.get(precision_of(checkpoint), "float32")
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why llama.cpp cannot load this file, or None."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.models.spec import ModelSpec
+from quantkit.models.spec import EMBEDDING, ModelSpec
 from quantkit.runtimes.reference.formulas import attend, rms_norm, rope_angles, rotate, round_to_int8, silu
 from quantkit.runtimes.reference.weights import Weights
 
@@ -122,13 +122,13 @@ class ForwardPass:
         self._work = work
         self._keep = keep
         self._s = np.float32(spec.residual_scale)
-        self._head = "model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
+        self._head = spec.head_name
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """x = W_embed[ids] * scale_emb, (N, E)."""
         self._work.begin("embedding")
         keep = self._keep or self._spec.tie_word_embeddings
-        rows = self._weights.rows("model.embed_tokens.weight", np.array(token_ids), keep=keep)
+        rows = self._weights.rows(EMBEDDING, np.array(token_ids), keep=keep)
         x: np.ndarray = rows * np.float32(self._spec.scale_emb)
         return x
 

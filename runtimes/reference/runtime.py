@@ -164,6 +164,10 @@ class ReferenceRuntime:
         """Always None: numpy is all it needs."""
         return None
 
+    def arithmetic(self, checkpoint: Checkpoint) -> str:
+        """Everything in float32."""
+        return "float32"
+
     def refuses(self, checkpoint: Checkpoint) -> None:
         """Always None: what was read can be run."""
 

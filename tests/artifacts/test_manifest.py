@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from quantkit.artifacts.manifest import manifest_path
 from quantkit.artifacts.publishing import check_files, publish, read_manifest, source_digest
 from quantkit.errors import (
     MalformedFile,
@@ -91,6 +93,21 @@ def test_a_pipe_in_place_of_a_file_does_not_block(artifact: Path) -> None:
 def test_a_file_that_was_added_is_noted(artifact: Path) -> None:
     (artifact / "README.md").touch()
     assert check_files(artifact) == [f"{artifact}: 'README.md' is not in the manifest; it was not checked"]
+
+
+@pytest.mark.parametrize("name", ["model-2.safetensors", "chat_template.jinja", "tokenizer.json"])
+def test_a_file_that_was_added_where_loaders_look_for_such_files_fails(artifact: Path, name: str) -> None:
+    (artifact / name).write_bytes(b"{}")
+    with pytest.raises(VerificationFailed, match=f"'{name}' is not in the manifest"):
+        check_files(artifact)
+
+
+def test_a_manifest_that_lists_nothing_vouches_for_nothing(artifact: Path, single: Path) -> None:
+    for path in (artifact, single):
+        file = manifest_path(path)
+        file.write_text(json.dumps({**json.loads(file.read_text()), "files": {}}))
+        with pytest.raises(VerificationFailed, match=r"is not in the manifest|does not list"):
+            check_files(path)
 
 
 def test_a_renamed_single_file_has_no_manifest(single: Path) -> None:

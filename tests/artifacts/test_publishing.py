@@ -29,6 +29,7 @@ from quantkit.files.planned_files import PlannedFile, Unit, blob
 from tests.support.planned import DEMO, file_plan, folder_plan, names, unit, write_source
 
 DEMO_MANIFEST = """{
+ "figures": {},
  "files": {
   "config.json": {
    "sha256": "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356",
@@ -39,7 +40,6 @@ DEMO_MANIFEST = """{
    "size": 6
   }
  },
- "figures": {},
  "format": "demo",
  "manifest_version": 1,
  "notes": [

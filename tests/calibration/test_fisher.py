@@ -7,12 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from quantkit.calibration.fisher import POSITION_ROLES, sensitivities  # noqa: E402
+from quantkit.calibration.fisher import sensitivities  # noqa: E402
 from quantkit.calibration.samples import make_samples, weighed_tokens  # noqa: E402
 from quantkit.calibration.statistics import LayerStatistics  # noqa: E402
 from quantkit.methods.gptq import Gptq  # noqa: E402
 from quantkit.models.loading import load_model  # noqa: E402
-from quantkit.models.spec import LAYER_NAMES, WEIGHED_ROLES  # noqa: E402
+from quantkit.models.spec import Role  # noqa: E402
 from quantkit.solver.cholesky import cholesky, damped, divided, unit_upper  # noqa: E402
 from quantkit.solver.row_feedback import BLOCKS, aimed, relative, row_blocks, solving_order  # noqa: E402
 from quantkit.tensors.schemes.affine_groups import AffineGroups  # noqa: E402
@@ -22,6 +22,8 @@ from tests.support.memory import memory_checkpoint, tiny_config  # noqa: E402
 from tests.support.runs import one_layer, quantized  # noqa: E402
 
 INT4 = AffineGroups(bits=4, group_size=32)
+WEIGHED_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.DOWN)
+POSITION_ROLES = (Role.O, Role.DOWN)
 
 
 def token_rows(checkpoint, *lengths: int) -> list[np.ndarray]:
@@ -32,7 +34,7 @@ def token_rows(checkpoint, *lengths: int) -> list[np.ndarray]:
 def exact(checkpoint, row: np.ndarray, role) -> tuple[np.ndarray, np.ndarray]:
     """Jᵀ (diag p - p pᵀ) J of every position's output at layer 0, by automatic differentiation, and |x|² there."""
     model = load_model(checkpoint)
-    module = model.get_submodule(f"model.layers.0.{LAYER_NAMES[role].removesuffix('.weight')}")
+    module = model.model.layers[0].layer(role)
     moved, inputs = torch.zeros(1, len(row), len(module.weight), requires_grad=True), []
     module.register_forward_hook(lambda _, given, output: [inputs.append(given[0]), output + moved][1])
     logits = model(torch.from_numpy(row)[None])[0]

@@ -21,7 +21,7 @@ from quantkit.calibration.statistics import cross_products, input_statistics
 from quantkit.errors import BadOption, MalformedFile, MissingDependency, QuantkitError
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import load_block, load_model
-from quantkit.models.spec import LAYER_NAMES, Role
+from quantkit.models.spec import Role
 from quantkit.text.tokenizer import Tokenizer, open_tokenizer
 from tests.support.memory import memory_checkpoint, tiny_config
 
@@ -94,7 +94,7 @@ def test_statistics_are_those_of_what_the_layers_of_the_whole_model_see():
         for stage in hidden.stages(load_block(checkpoint, layer), load_block(checkpoint, layer)):
             order += stage.roles
             for role in stage.roles:
-                name = f"model.layers.{layer}.{LAYER_NAMES[role]}"
+                name = checkpoint.spec.weight_name(layer, role)
                 for x, statistics in zip(seen[name], (stage.fitted, stage.held_out), strict=True):
                     expected = x.T @ x
                     assert statistics.tokens == len(x)
@@ -109,7 +109,7 @@ def test_every_stage_sees_the_weights_that_were_put_in_before_it():
     before = hidden.states[0].clone()
     for stage in hidden.stages(block, load_block(checkpoint, 0)):
         for role in stage.roles:
-            block.get_parameter(LAYER_NAMES[role]).mul_(0.5)
+            block.weight(role).mul_(0.5)
     # `block` now holds all replaced weights: its plain forward pass must give what the stages gave one by one.
     cos, sin = hidden.rotary[16]
     expected, _ = block(before[None], cos, sin)
@@ -166,7 +166,7 @@ def test_two_threads_give_the_same_statistics_as_one():
         for stage in hidden.stages(block, load_block(checkpoint, 0)):
             digests[-1] += [stage.fitted.hessian.numpy().tobytes(), stage.held_out.hessian.numpy().tobytes()]
             digests[-1].append(stage.drift.fitted.numpy().tobytes())
-            block.get_parameter(LAYER_NAMES[stage.roles[0]]).mul_(0.9)
+            block.weight(stage.roles[0]).mul_(0.9)
         digests[-1] += [state.numpy().tobytes() for state in hidden.states]
     assert digests[0] == digests[1]
 
@@ -179,7 +179,7 @@ def test_drift_is_the_correlation_of_what_a_layer_lacks_with_what_it_sees(skip: 
     before = [state.clone() for state in hidden.states]
     for stage in hidden.stages(block, original):
         for role in stage.roles:
-            block.get_parameter(LAYER_NAMES[role]).mul_(0.8)
+            block.weight(role).mul_(0.8)
         if stage.roles == (Role.DOWN,):
             drift, seen = stage.drift, stage
     scale = checkpoint.spec.residual_scale

@@ -20,12 +20,12 @@ from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.models.loading import load_block, load_model
-from quantkit.models.spec import LAYER_NAMES, NORM_ROLES, Role
+from quantkit.models.spec import NORM_ROLES, Role, parse_config
 from quantkit.models.torch_model import Block, rotary_tables
 from quantkit.pipeline.quantization import Quantization
 from quantkit.pipeline.recipe import Recipe
 from quantkit.protocols import ExportOptions, InputScales, Layer, Readers
-from quantkit.solver.smoothing import LOWEST_NORMAL, READERS, folded_norm, smooth, smoothable, spread, weight_name
+from quantkit.solver.smoothing import LOWEST_NORMAL, folded_norm, smooth, smoothable, spread
 from quantkit.solver.smoothing_search import chosen_scales
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
@@ -35,7 +35,9 @@ from tests.support.runs import quantized
 
 BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
 INT4, INT8 = AffineGroups(bits=4, group_size=32), AffineGroups(bits=8, group_size=32)
-EVERYTHING = tuple(READERS)
+SPEC = parse_config(tiny_config())
+READERS = SPEC.readers
+EVERYTHING = (Role.ATTN_NORM, Role.V, Role.MLP_NORM, Role.UP)
 SEQUENCES = token_samples(*[40] * 16)
 
 # --------------------------------------------------------------------------------------------------------- the algebra
@@ -155,7 +157,7 @@ def wanted_by(*rules: dict[str, object], method: str = "awq", smooth: bool | Non
         for name, assigned in assignments.items()
         if assigned.scheme is not None
     }
-    return set(smoothable(wanted, 0, smooth))
+    return set(smoothable(source.spec, wanted, 0, smooth))
 
 
 def test_a_stage_is_smoothed_only_where_everything_behind_it_can_follow() -> None:
@@ -203,14 +205,14 @@ def chosen(
     inputs = next(
         x for x in HiddenStates(source, SEQUENCES, skip_positions=4).inputs(block) if x.roles == READERS[before]
     )
-    weight = source.weights[weight_name(0, before)]
+    weight = source.weights[SPEC.weight_name(0, before)]
     assert isinstance(weight, TensorView)
-    layers = (Layer(role, block.get_parameter(LAYER_NAMES[role]).detach().numpy(), scheme) for role in inputs.roles)
+    layers = (Layer(role, block.weight(role).detach().numpy(), scheme) for role in inputs.roles)
     readers = Readers(
         layers=tuple(layers),
         fitted=inputs.fitted,
         held_out=inputs.held_out,
-        feeding=block.get_parameter(LAYER_NAMES[before]),
+        feeding=block.weight(before),
         feeding_scheme=None if before in NORM_ROLES else scheme,
         feeding_dtype=weight.dtype,
         head_dim=source.spec.head_dim,
@@ -357,12 +359,12 @@ def test_the_report_tells_every_stage_s_exponent() -> None:
     tensors = json.loads(json.dumps(run.report()))["tensors"]
     for layer in range(2):
         exponents = {
-            role: tensors[weight_name(layer, role)]["smoothing"]
+            role: tensors[SPEC.weight_name(layer, role)]["smoothing"]
             for role in (*READERS[Role.ATTN_NORM], Role.O, Role.DOWN)
         }
         assert all(0 <= exponent < 1 for exponent in exponents.values())
         assert exponents[Role.Q] == exponents[Role.K] == exponents[Role.V]
-        assert tensors[weight_name(layer, Role.UP)]["smoothing"] is None
+        assert tensors[SPEC.weight_name(layer, Role.UP)]["smoothing"] is None
     assert any(entry["smoothing"] for entry in tensors.values())
 
 
@@ -372,7 +374,7 @@ def test_what_a_recipe_keeps_in_16_bits_and_its_norm_stay_as_they_are() -> None:
     run = quantized(source, INT4, "awq", recipe=recipe, calibration=SEQUENCES)
     kept = {name for name, view in run.checkpoint.weights.items() if view is source.weights[name]}
     assert set(source.weights) - kept == {
-        *(weight_name(0, role) for role in (Role.Q, Role.V, Role.O, Role.MLP_NORM, Role.GATE, Role.UP, Role.DOWN))
+        *(SPEC.weight_name(0, role) for role in (Role.Q, Role.V, Role.O, Role.MLP_NORM, Role.GATE, Role.UP, Role.DOWN))
     }
     assert divergence(source, read_through(run)) < 0.1
 
@@ -380,13 +382,13 @@ def test_what_a_recipe_keeps_in_16_bits_and_its_norm_stay_as_they_are() -> None:
 def test_a_norm_comes_out_of_the_stream_like_the_weights_behind_it() -> None:
     run = quantized(outlier_model(dtype=BF16), INT4, "awq", calibration=SEQUENCES)
     weights = run.checkpoint.weights
-    name = weight_name(0, Role.ATTN_NORM)
+    name = SPEC.weight_name(0, Role.ATTN_NORM)
     view = weights[name]
     assert isinstance(view, TensorView)
     first = view.read()
     assert view.fetch(3, 9).tobytes() == first[3:9].tobytes()
     assert first.tobytes() == view.read().tobytes()
-    weights[weight_name(1, Role.Q)].read()
+    weights[SPEC.weight_name(1, Role.Q)].read()
     with pytest.raises(RuntimeError, match="blocks are computed once, in order"):
         view.read()
 

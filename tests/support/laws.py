@@ -18,7 +18,7 @@ from quantkit.errors import UnsupportedSpec, VerificationFailed
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
-from quantkit.protocols import Exporter, ExportOptions, Method, TensorReport
+from quantkit.protocols import Exporter, ExportOptions, Method, Runtime, TensorReport
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
@@ -275,3 +275,53 @@ def relative_output_error(weight: np.ndarray, quantized: np.ndarray, hessian: np
     exact = weight.astype(np.float64)
     damage = exact - quantized
     return float(np.sum((damage @ hessian) * damage) / np.sum((exact @ hessian) * exact))
+
+
+# ----------------------------------------------------------------------------------------------------------- runtimes
+
+ROUNDING: Mapping[str, float] = {
+    "float32": 2.0**-20,  # sums of a few hundred products, each rounded by 2^-24
+    "float16 inputs": 2.0**-12,
+    "bfloat16 inputs": 2.0**-9,
+    "float16": 2.0**-10,  # everything, not inputs alone
+    "int8 inputs": 2.0**-7.5,  # 1 / 254 of the largest of 32
+}
+"""Relative error of a product in an engine's arithmetic, root mean square."""
+
+
+def check_runtime(runtime: Runtime, artifact: Path) -> None:
+    """Hold the runtime laws on an artifact that it takes.
+
+    Logits are float32, one row a token, the same when asked again. They equal the reference's within what the engine
+    says of its arithmetic, roundings of one layer after the other adding up like independent ones. The last row is what
+    `next_logits` gives, whatever was asked before.
+    """
+    checkpoint = registry.open_checkpoint(artifact)
+    assert runtime.refuses(checkpoint) is None
+    ids = [1, 372, 45, 1900, 7, 7, 230, 88]
+    with registry.runtime("reference").open(artifact) as oracle:
+        expected = centred(oracle.logits(ids))
+    with runtime.open(artifact) as session:
+        found, again = session.logits(ids), session.logits(ids)
+        session.next_logits(ids[:3])
+        last = session.next_logits(ids)
+    assert found.dtype == np.float32
+    assert found.shape == (len(ids), checkpoint.spec.vocab_size)
+    assert np.array_equal(found, again)
+    products = 7 * checkpoint.spec.num_hidden_layers + 1
+    allowed = 4 * ROUNDING[runtime.arithmetic(checkpoint)] * math.sqrt(products)
+    assert root_mean_square(centred(found) - expected) <= allowed * root_mean_square(expected)
+    likely = np.isfinite(last)
+    assert likely.sum() > 100
+    rest = centred(found[-1:])[0][likely] - centred(last[None])[0][likely]
+    assert root_mean_square(rest - rest.mean()) <= allowed * root_mean_square(expected)
+
+
+def centred(logits: np.ndarray) -> np.ndarray:
+    """Logits up to the constant per row that they are known up to; -inf stays."""
+    wide = logits.astype(np.float64)
+    return wide - np.where(np.isfinite(wide), wide, 0).sum(-1, keepdims=True) / np.isfinite(wide).sum(-1, keepdims=True)
+
+
+def root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values).mean()))

@@ -26,9 +26,10 @@ from quantkit.runtimes.reference.runtime import ReferenceSession
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from quantkit.text.tokenizer import open_tokenizer
-from quantkit.verification.golden import Golden, read_golden, record
+from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.metrics import kl_divergence, max_abs_log_prob_difference, perplexity, top1_agreement
 from quantkit.verification.prompts import default_prompts
+from quantkit.verification.recording import record
 from tests.support.runs import quantized
 from tests.support.strings import STRINGS
 

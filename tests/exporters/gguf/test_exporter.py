@@ -478,7 +478,9 @@ def test_views_read_any_rows_in_the_models_order(tmp_path: Path) -> None:
 
 def test_a_config_that_contradicts_the_other_keys_is_refused(tmp_path: Path) -> None:
     """The same file says embedding_scale 12 and, in quantkit's key, scale_emb 13."""
-    source = write(dense(LLAMA | {"architectures": ["MiniCPMForCausalLM"]}), tmp_path / "m.gguf")
+    source = write(
+        dense(LLAMA | {"architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm"}), tmp_path / "m.gguf"
+    )
     data = source.read_bytes()
     source.write_bytes(data.replace(b'"scale_emb":12', b'"scale_emb":13'))
     with pytest.raises(InconsistentCheckpoint, match="scale_emb"):

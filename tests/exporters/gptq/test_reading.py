@@ -34,7 +34,7 @@ from tests.support.quantized_models import linears, quantized_model
 
 LLAMA = tiny_config(
     architectures=["LlamaForCausalLM"], model_type="llama", tie_word_embeddings=False, num_hidden_layers=2,
-    hidden_size=128, intermediate_size=128,
+    hidden_size=128, intermediate_size=128, scale_emb=None, scale_depth=None, dim_model_base=None,
 )  # fmt: skip
 Q, UP = "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 

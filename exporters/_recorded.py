@@ -1,0 +1,103 @@
+"""What an artifact's manifest records of the numbers in it, read back from the files that were just written.
+
+    tensors.NAME.digest   of a quantized tensor: `QuantizedTensor.numbers_digest`, the same in every container
+    tensors.NAME.values   of a dense tensor that was quantized once: `quantkit.tensors.digests.values_digest`
+    tensors.NAME.error    ||W - Q||^2 / ||W||^2, from the dense weights that it was made of (smoothing undone)
+    tensors.NAME.origin   `values_digest` of those dense weights
+    tensors.NAME.run      digest of what the run made, where the source holds the same numbers
+    norms, divided        what a run smoothed the model by, see `quantkit.pipeline.weight_errors`
+
+Errors and smoothing are handed on from the manifest of a quantized source; the digests are of what was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit.artifacts.manifest import read_manifest
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.tensors.digests import values_digest
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.views import QuantizedView, TensorView, Weight
+
+FIELDS = {"written": "digest", "digests": "run", "errors": "error", "origins": "origin"}
+"""What is handed on of `tensors`, and where it stands there."""
+
+
+def measured(model: Checkpoint, read: Callable[[Path], Checkpoint]) -> Callable[[Path], Mapping[str, Any]]:
+    """`PlannedArtifact.measure` for the artifact that `model` becomes.
+
+    Args:
+        model: what is written, in the architecture that it is written in.
+        read: the exporter's own reader.
+    """
+
+    def measure(path: Path) -> Mapping[str, Any]:
+        written = read(path)
+        known = _handed_on(model)
+        tensors: dict[str, Mapping[str, Any]] = {}
+        for name, view in written.weights.items():
+            source = model.weights[name]
+            entry = _entry(view, source)
+            if entry and isinstance(source, QuantizedView) and name in known["errors"]:
+                entry["error"] = known["errors"][name]
+            if entry and isinstance(source, QuantizedView) and name in known["origins"]:
+                entry["origin"] = known["origins"][name]
+            if name in known["digests"] and known["written"].get(name) == entry.get("digest", ""):
+                entry["run"] = known["digests"][name]
+            if entry:
+                tensors[name] = entry
+        return {"tensors": tensors, "norms": known["norms"], "divided": known["divided"]}
+
+    return measure
+
+
+def _entry(view: Weight, source: Weight) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    if isinstance(view, QuantizedView):
+        tensor = view.read()
+        entry["digest"] = tensor.numbers_digest()
+        if isinstance(source, TensorView):
+            entry["origin"] = values_digest(source.chunks())
+            entry["error"] = _error(source, TensorView(view.name, np.dtype("<f4"), view.shape, _rows_of(tensor)))
+    elif isinstance(source, QuantizedView):
+        entry["values"] = values_digest(view.chunks())
+    return entry
+
+
+def _rows_of(tensor: QuantizedTensor) -> Callable[[int, int], np.ndarray]:
+    return lambda start, stop: tensor.part(slice(start, stop)).dequantized()
+
+
+def _error(source: TensorView, written: TensorView) -> float:
+    damage = power = 0.0
+    for weight, values in zip(source.chunks(), written.chunks(), strict=True):
+        wide = weight.astype(np.float32)
+        damage += float(np.square(np.subtract(wide, values, dtype=np.float32), dtype=np.float64).sum())
+        power += float(np.square(wide, dtype=np.float64).sum())
+    return damage / power if power else 0.0
+
+
+def _handed_on(model: Checkpoint) -> dict[str, Any]:
+    """What the manifest of a quantized source says: numbers, errors and origins by tensor; what smoothing did."""
+    known: dict[str, Any] = {key: {} for key in ("written", "digests", "errors", "origins", "norms", "divided")}
+    if not any(isinstance(view, QuantizedView) for view in model.weights.values()):
+        return known
+    manifest = read_manifest(model.path) or {}
+    report, weights = manifest.get("report"), manifest.get("weights")
+    run = report.get("weights") if isinstance(report, Mapping) else None
+    for part in (run, weights):
+        if not isinstance(part, Mapping):
+            continue
+        for key in known:
+            if isinstance(part.get(key), Mapping):
+                known[key] |= part[key]
+        entries = part.get("tensors")
+        if isinstance(entries, Mapping):
+            for key, field in FIELDS.items():
+                known[key] |= {n: e[field] for n, e in entries.items() if isinstance(e, Mapping) and field in e}
+    return known

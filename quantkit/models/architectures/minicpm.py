@@ -1,0 +1,39 @@
+"""MiniCPM, MiniCPM4, MiniCPM4.1 and BitCPM4: a Llama with three scalars.
+
+Embeddings times `scale_emb`, every residual branch times `scale_depth / sqrt(num_hidden_layers)`, and hidden states
+divided by `hidden_size / dim_model_base` before the head. The family's default ties embeddings, where generic loaders
+assume that they are not, and `rope_theta` is 10000, where some assume 1e6.
+
+Source: OpenBMB `configuration_minicpm.py` (defaults), `modeling_minicpm.py`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from quantkit.models.architectures._dense_decoder import DenseDecoder, Scalars
+from quantkit.models.config_reader import ConfigReader
+
+
+def scalars(reader: ConfigReader, hidden: int, layers: int) -> Scalars:
+    """The three scalars; where the config has none they are those of the remote code's defaults."""
+    return Scalars(
+        scale_emb=reader.number("scale_emb", default=1.0),
+        residual_scale=reader.number("scale_depth", default=1.0) / math.sqrt(layers),
+        logit_divisor=hidden / reader.number("dim_model_base", default=1.0),
+    )
+
+
+ARCHITECTURE = DenseDecoder(
+    name="minicpm",
+    summary="MiniCPMForCausalLM (MiniCPM, MiniCPM4, MiniCPM4.1, BitCPM4)",
+    classes=("MiniCPMForCausalLM", "MiniCPM4ForCausalLM"),
+    model_types=("minicpm", "minicpm4"),
+    scalars=scalars,
+    scalar_keys=("scale_emb", "scale_depth", "dim_model_base"),
+    ties_embeddings=True,
+    reads_attention_factor=False,
+    remarks={
+        "sparse_config": "describes sparse attention, which is not computed here: everything is held to dense attention"
+    },
+)

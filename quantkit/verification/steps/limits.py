@@ -1,0 +1,138 @@
+"""How far predictions may lie apart: per prompt, from what rounding does to this very model.
+
+Predictions move in proportion to the squared relative error of what is multiplied, weights or inputs, so one measured
+cost tells all others of its kind:
+
+    an artifact from the original   the KL that round-to-nearest of the original costs (`RoundingCost`), at as large an
+                                    error of the weights as the artifact has
+    an engine from the reference    the KL that rounding every product's inputs to int8 costs the reference, times the
+                                    squared error of the engine's own arithmetic over that of int8
+
+Both are measured on the same prompt. One prompt may be lucky, above all one of a single token, so its cost is mixed
+with that of all positions (`mixed`). docs/decisions/0010 tells why the factors are what they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quantkit.errors import MalformedFile
+from quantkit.models.spec import ModelSpec
+
+FACTOR = 6.0
+"""How many times the cost of round-to-nearest an honest artifact may show on one prompt; 1.6 was measured."""
+ENGINE_FACTOR = 4.0
+"""How many times what its arithmetic costs an engine may lie from the reference on one prompt."""
+PRIOR_POSITIONS = 16
+"""Positions that all prompts' mean counts for beside a prompt's own."""
+
+FLOAT16_NOISE = 2.0**-20 / 12 / 2.2
+"""Mean squared error of rounding to float16 over mean square: ulp^2 / 12, and a mantissa's mean square is 2.2."""
+FLOAT32_NOISE = FLOAT16_NOISE * 2.0**-26
+INT8_NOISE = 3.1e-5
+"""Of 32 normal values rounded to multiples of max / 127: max^2 is 6.0 on average, and 6.0 / 127^2 / 12 = 3.1e-5."""
+ROUNDINGS = 16
+"""Roundings of an engine's whole forward pass per product: norms, rotation, softmax, the stream."""
+
+SUMS = 8
+"""Two passes, each with twice the root mean square that independent roundings would have."""
+
+
+def noise(arithmetic: str, spec: ModelSpec) -> float:
+    """Mean squared relative error of each product in an engine's arithmetic (`quantkit.protocols.Runtime`).
+
+    A sum of n float32 products has up to n roundings in a row, in the engine and in the reference, and they need not be
+    independent: `SUMS` times as much is taken.
+    """
+    sums = SUMS * (ROUNDINGS + max(spec.hidden_size, spec.intermediate_size)) * FLOAT32_NOISE
+    return (
+        sums
+        + {
+            "float32": 0.0,
+            "float16 inputs": FLOAT16_NOISE,
+            "bfloat16 inputs": FLOAT16_NOISE * 64,
+            "float16": FLOAT16_NOISE * ROUNDINGS,
+            "int8 inputs": INT8_NOISE,
+        }[arithmetic]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RoundingCost:
+    """What round-to-nearest of the original's layers to `bits` costs.
+
+    error: ||W - Q||^2 / ||W||^2 over all of them. kl: mean KL from the original on each prompt, in nats.
+    """
+
+    bits: int
+    error: float
+    kl: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, data: object, prompts: int, where: str) -> RoundingCost:
+        """Read what a golden file holds of it; raises `MalformedFile`."""
+        fields: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
+        bits, error, kl = fields.get("bits"), fields.get("error"), fields.get("kl")
+        numbers = [error, *kl] if isinstance(kl, list) else []
+        sound = all(type(x) in (int, float) and math.isfinite(x) and x >= 0 for x in numbers)
+        if type(bits) is not int or len(numbers) != prompts + 1 or not sound or not error:
+            raise MalformedFile(f"{where}: what rounding costs is damaged")
+        return cls(bits, float(error), tuple(map(float, numbers[1:])))
+
+
+def mixed(kl: Sequence[float], positions: Sequence[int]) -> tuple[float, ...]:
+    """Each prompt's KL with the mean of all positions, which counts for `PRIOR_POSITIONS` of its own."""
+    mean = sum(k * n for k, n in zip(kl, positions, strict=True)) / sum(positions)
+    return tuple((k * n + mean * PRIOR_POSITIONS) / (n + PRIOR_POSITIONS) for k, n in zip(kl, positions, strict=True))
+
+
+def noise_limits(
+    rounded: Sequence[float], positions: Sequence[int], squared_error: float, largest: Sequence[float], factor: float
+) -> tuple[float, ...]:
+    """`factor` times the KL on each prompt that errors of this size cost, weights' or inputs'.
+
+    Args:
+        rounded: KL of the trusted predictions with inputs rounded to int8 from themselves.
+        positions: tokens of each prompt.
+        squared_error: relative, of every product.
+        largest: largest magnitude among the logits of each prompt: they come as float32, which rounds them once more.
+        factor: how many times that may be shown.
+    """
+    share = squared_error / INT8_NOISE
+    return tuple(
+        factor * (kl * share + (size * 2.0**-24) ** 2)
+        for kl, size in zip(mixed(rounded, positions), largest, strict=True)
+    )
+
+
+def prediction_limits(
+    costs: Sequence[RoundingCost], error: float, positions: Sequence[int], largest: Sequence[float], spec: ModelSpec
+) -> tuple[float, ...]:
+    """Largest KL from the original on each prompt, of an artifact whose weights have this squared relative error.
+
+    Between the recorded errors KL is interpolated on logarithmic scales, beyond them it is proportional. The two
+    float32 forward passes count as an error of the weights, and logits are rounded to float32 (`noise_limits`).
+    """
+    shown = [(cost.error, mixed(cost.kl[: len(positions)], positions)) for cost in costs]
+    shown.sort(key=lambda point: point[0])
+    whole = error + noise("float32", spec)
+    return tuple(
+        FACTOR * (_interpolated([(e, kl[prompt]) for e, kl in shown], whole) + (largest[prompt] * 2.0**-24) ** 2)
+        for prompt in range(len(positions))
+    )
+
+
+def _interpolated(points: Sequence[tuple[float, float]], error: float) -> float:
+    first, last = points[0], points[-1]
+    if error <= first[0]:
+        return first[1] * error / first[0]
+    if error >= last[0]:
+        return last[1] * error / last[0]
+    x = np.log([point[0] for point in points])
+    y = np.log([max(point[1], 1e-30) for point in points])
+    return float(np.exp(np.interp(math.log(error), x, y)))

@@ -1,0 +1,173 @@
+"""Running the artifact: the reference against the original, the engine against both.
+
+The reference runs all prompts at once, layer by layer, and its logits are kept for the engine only; each is compared
+and let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from quantkit import registry
+from quantkit.errors import EngineFailed
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.progress import Progress
+from quantkit.protocols import OracleSession, Predictions, Runtime, Session
+from quantkit.verification.engines import ORACLE
+from quantkit.verification.golden import Golden
+from quantkit.verification.metrics import compared
+from quantkit.verification.prompts import Prompt
+from quantkit.verification.report import Check, Comparison, Divergence
+from quantkit.verification.steps.limits import ENGINE_FACTOR, FACTOR, noise, noise_limits, prediction_limits
+from quantkit.verification.steps.tracing import engine_divergence, first_position
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trusted:
+    """What the original predicts: logits of each prompt, and the largest KL that the artifact may have on each."""
+
+    logits: Sequence[np.ndarray]
+    limits: Sequence[float]
+
+
+def recorded(golden: Golden, squared_error: float, count: int) -> Trusted:
+    """From a golden file's first `count` prompts, for an artifact whose weights have this squared relative error."""
+    positions = [len(prompt.token_ids) for prompt in golden.prompts[:count]]
+    largest = [float(np.abs(golden.logits[index]).max()) for index in range(len(positions))]
+    limits = prediction_limits(golden.rounding, squared_error, positions, largest, golden.spec)
+    return Trusted(golden.logits, limits)
+
+
+def computed(model: Checkpoint, prompts: Sequence[Prompt], squared_error: float, progress: Progress | None) -> Trusted:
+    """From the original itself, by the reference."""
+    logits, rounded = [], []
+    for answer in predicted(model.path, prompts, rounded=True, progress=progress):
+        assert answer.rounded is not None
+        logits.append(answer.exact)
+        rounded.append(compared(answer.exact, answer.rounded)[0].kl)
+    return Trusted(logits, limits_from(rounded, logits, squared_error + noise("float32", model.spec), FACTOR))
+
+
+def limits_from(
+    rounded: Sequence[float], logits: Sequence[np.ndarray], squared_error: float, factor: float
+) -> tuple[float, ...]:
+    """`noise_limits` of these logits."""
+    largest = [float(np.abs(rows).max()) for rows in logits]
+    return noise_limits(rounded, [len(rows) for rows in logits], squared_error, largest, factor)
+
+
+def predicted(
+    path: Path, prompts: Sequence[Prompt], *, rounded: bool, progress: Progress | None
+) -> Iterator[Predictions]:
+    """What the reference predicts on each prompt."""
+    with registry.runtime(ORACLE).open(path) as session:
+        oracle = cast(OracleSession, session)
+        yield from oracle.predictions([prompt.token_ids for prompt in prompts], rounded=rounded, progress=progress)
+
+
+@dataclass(slots=True, eq=False)
+class Answers:
+    """What the reference said: logits where an engine is to be held to them, and KL of int8 inputs per prompt."""
+
+    exact: list[np.ndarray] = field(default_factory=list)
+    rounded: list[float] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    divergence: tuple[int, int] | None = None
+    """Prompt and position at which it first leaves the original."""
+
+
+def ask_reference(
+    path: Path,
+    prompts: Sequence[Prompt],
+    trusted: Trusted | None,
+    *,
+    for_engine: bool,
+    progress: Progress | None,
+) -> Answers:
+    """Run the artifact in the reference and compare it with the original, if there is one."""
+    answers = Answers()
+    for index, answer in enumerate(predicted(path, prompts, rounded=for_engine, progress=progress)):
+        if answer.rounded is not None:
+            answers.exact.append(answer.exact)
+            answers.rounded.append(compared(answer.exact, answer.rounded)[0].kl)
+        if trusted is not None:
+            wanted, limit = trusted.logits[index], trusted.limits[index]
+            found = Comparison.of(prompts[index].name, wanted, answer.exact, limit)
+            answers.comparisons.append(found)
+            if not found.passed and answers.divergence is None:
+                answers.divergence = index, first_position(wanted, answer.exact, limit)
+    return answers
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFindings:
+    """problems: what is wrong beside the checks. checks: the engine against the reference, and the original."""
+
+    problems: tuple[str, ...]
+    checks: tuple[Check, ...]
+    divergence: Divergence | None
+
+
+def ask_engine(
+    runtime: Runtime,
+    checkpoint: Checkpoint,
+    prompts: Sequence[Prompt],
+    answers: Answers,
+    *,
+    trusted: Trusted | None,
+    progress: Progress | None,
+) -> EngineFindings:
+    """Run the artifact in the engine; it is held to the reference by its own arithmetic, and to the original by that
+    and the artifact's limits together.
+
+    Raises:
+        MissingDependency: the engine is not installed.
+    """
+    arithmetic = runtime.arithmetic(checkpoint)
+    limits = limits_from(answers.rounded, answers.exact, noise(arithmetic, checkpoint.spec), ENGINE_FACTOR)
+    near, far = [], []
+    problems: list[str] = []
+    divergence = None
+    total = sum(len(prompt.token_ids) for prompt in prompts)
+    done = 0
+    try:
+        with runtime.open(checkpoint.path) as session:
+            problems += tokenizer_problems(session, runtime.name, prompts)
+            for index, prompt in enumerate(prompts):
+                if progress is not None:
+                    progress(f"{runtime.name}: {prompt.name}", done, total)
+                logits = session.logits(prompt.token_ids)
+                done += len(prompt.token_ids)
+                near.append(Comparison.of(prompt.name, answers.exact[index], logits, limits[index]))
+                if trusted is not None:
+                    both = (limits[index] ** 0.5 + trusted.limits[index] ** 0.5) ** 2
+                    far.append(Comparison.of(prompt.name, trusted.logits[index], logits, both))
+                if not near[-1].passed and divergence is None:
+                    place = first_position(answers.exact[index], logits, limits[index])
+                    divergence = engine_divergence(
+                        session, checkpoint.path, prompt, place, engine=runtime.name, arithmetic=arithmetic
+                    )
+    except EngineFailed as error:
+        problems.append(str(error))
+    checks = [Check(f"{runtime.name} against {ORACLE}", "kl", None, tuple(near))] if near else []
+    checks += [Check(f"{runtime.name} against original", "kl", None, tuple(far))] if far else []
+    return EngineFindings(tuple(problems), tuple(checks), divergence)
+
+
+def tokenizer_problems(session: Session, name: str, prompts: Sequence[Prompt]) -> list[str]:
+    """One line for each prompt that an engine with a tokenizer of its own reads otherwise."""
+    tokenize = getattr(session, "tokenize", None)
+    if tokenize is None:
+        return []
+    problems = []
+    for prompt in (prompt for prompt in prompts if prompt.text):
+        ids = tokenize(prompt.text, add_special=True, parse_special=True)
+        common = min(len(ids), len(prompt.token_ids))
+        if tuple(ids[:common]) != prompt.token_ids[:common]:
+            problems.append(f"{name} reads the text of prompt {prompt.name!r} as other tokens")
+    return problems
