@@ -121,7 +121,7 @@ def is_placeholder(name: str) -> bool:
 
 
 def path_exists(name: str, beside: Path) -> bool:
-    """Whether a path leads somewhere from the root, or a bare file name in the room of `beside`; of a page, in any room."""
+    """Whether a path leads somewhere from the root, or a bare file name in the room of `beside` (a page: any)."""
     if "/" in name:
         return (ROOT / name).exists() or (ROOT / f"{name}.py").exists()
     rooms = [ROOT / beside.relative_to(ROOT).parts[0]]
