@@ -1,5 +1,6 @@
 """The seams: `Method`, `Exporter`, `Runtime`, and `Kernel`, what an engine can load and compute with.
 
+The two others lie with what they are about: `quantkit.tensors.scheme.Scheme` and `quantkit.models.spec.Architecture`.
 Protocols rather than base classes: a plug-in is one file whose module-level object (`METHOD`, `EXPORTER`, `RUNTIME`)
 has these attributes. It inherits nothing, so nothing can leak from one to another. `tests/support/laws.py` holds the
 laws that every one of them must pass.
