@@ -93,7 +93,7 @@ FOREIGN = {
     *("auto_awq.py", "marlin.py", "sampling_params.py"),  # vLLM's
     *("quant_scheme.py", "quant_args.py"),  # compressed-tensors'
     "convert_hf_to_gguf.py",  # llama.cpp's
-    "convert_slow_tokenizer.py",  # transformers'
+    *("convert_slow_tokenizer.py", "modeling_llama.py"),  # transformers'
     *("quantkit.json", "quantkit.config", "quantkit.quantization"),  # the manifest, and keys inside GGUF files
 }
 """What prose names that is no file or module of ours."""
@@ -121,11 +121,15 @@ def is_placeholder(name: str) -> bool:
 
 
 def path_exists(name: str, beside: Path) -> bool:
-    """Whether a path leads somewhere from the root, or a bare file name from `beside` or anywhere in its room."""
+    """Whether a path leads somewhere from the root, or a bare file name in the room of `beside` (a page: any)."""
     if "/" in name:
         return (ROOT / name).exists() or (ROOT / f"{name}.py").exists()
-    room = ROOT / beside.relative_to(ROOT).parts[0]
-    return any(path.name == name for path in [*(room.rglob("*.py") if room.is_dir() else CODE), *ROOT.glob("*/*.py")])
+    rooms = [ROOT / beside.relative_to(ROOT).parts[0]]
+    if beside.suffix != ".py":
+        rooms = [ROOT / room for room in ROOMS]
+    return any(
+        path.name == name for path in [*ROOT.glob("*/*.py"), *(file for room in rooms for file in room.rglob("*.py"))]
+    )
 
 
 def module_exists(name: str) -> bool:

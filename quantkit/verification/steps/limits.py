@@ -9,7 +9,8 @@ cost tells all others of its kind:
                                     squared error of the engine's own arithmetic over that of int8
 
 Both are measured on the same prompt. One prompt may be lucky, above all one of a single token, so its cost is mixed
-with that of all positions (`mixed`). docs/decisions/0010 tells why the factors are what they are.
+with that of all positions (`mixed`). What the factors rest on:
+`docs/decisions/0010-what-verify-proves.md`.
 """
 
 from __future__ import annotations

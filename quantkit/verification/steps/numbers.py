@@ -53,9 +53,8 @@ class Record:
     """What a manifest says of the numbers in its artifact; `known` is False where it says nothing.
 
     digests, values: by name, of quantized tensors and of dense ones that were quantized once. errors: relative squared
-    errors from the dense weights. origins: digests of those. run: digests of what
-    the run made. norms: digests of the norms that smoothing changed.
-    divided: scales of matrices.
+    errors from the dense weights. origins: digests of those. run: digests of what the run made. norms: digests of the
+    norms that smoothing changed. divided: scales of matrices.
     """
 
     known: bool
