@@ -135,7 +135,7 @@ class TransformersRuntime:
 
 def _load(path: Path, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - the package is not typed
     import torch  # noqa: PLC0415 - heavy, wanted only here
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaForCausalLM  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig  # noqa: PLC0415
 
     loading = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if must_dequantize(checkpoint) else {}
     try:
@@ -153,8 +153,6 @@ def _load(path: Path, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - the pack
             )
     except Exception as error:
         raise EngineFailed(f"{path}: transformers: {_first_line(error)}") from error
-    if not isinstance(model, LlamaForCausalLM):
-        raise EngineFailed(f"{path}: transformers would run this Llama as {type(model).__name__}")
     _refuse_strays(path, report)
     return model.eval()
 

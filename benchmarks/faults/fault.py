@@ -75,6 +75,13 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """No artifact: whoever should write it refuses, by name."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One way in, what the artifact is then compared with, and the steps of which one must catch it.
 

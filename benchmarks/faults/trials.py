@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 from benchmarks.faults.engine import Misled
-from benchmarks.faults.fault import Fault, Inputs, NotApplicable, Trial
+from benchmarks.faults.fault import Fault, Inputs, NotApplicable, Refused, Trial
 from benchmarks.faults.workbench import Variant, Workbench
 from quantkit.registry import runtime
 from quantkit.verification import proof
@@ -16,12 +16,14 @@ from quantkit.verification.report import FAILED
 
 NOTHING, REFERENCE, MISLED = "none", "reference", "llama-cpp"
 """Engines of `verify`: none, the oracle alone, and the one that is given a wrong file."""
-PASSED = "passed"
+PASSED, REFUSED = "passed", "refused"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one trial. step: where `verify` stopped, PASSED, or None where the change changed nothing.
+    """What came of one trial.
+
+    step: where `verify` stopped, PASSED, REFUSED where nobody writes it, or None where the change changed nothing.
 
     detail: the line that it said.
     """
@@ -33,7 +35,7 @@ class Outcome:
     @property
     def right(self) -> bool:
         """Whether it was caught in a step that is meant for it, or changed nothing."""
-        return self.step is None or self.step in self.trial.steps
+        return self.step in (None, REFUSED, *self.trial.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +72,21 @@ class Cell:
 def cell(bench: Workbench, fault: Fault, variant: Variant) -> Cell:
     """Try one fault in one variant."""
     try:
-        outcomes = tuple(
-            Outcome(trial, None, "") if inputs is None else Outcome(trial, *said_to_wrong(bench, inputs))
-            for trial, inputs in bench.wrong(fault, variant)
-        )
+        outcomes = tuple(Outcome(trial, *said_to_wrong(bench, inputs)) for trial, inputs in bench.wrong(fault, variant))
     except NotApplicable as reason:
         return Cell(fault.name, variant, (), str(reason))
     return Cell(fault.name, variant, outcomes)
 
 
-def said_to_wrong(bench: Workbench, inputs: Inputs) -> tuple[str, str]:
-    """As `said`; nothing is run where reading alone tells, so that no time is spent on tracing where forwards part."""
+def said_to_wrong(bench: Workbench, inputs: Inputs | Refused | None) -> tuple[str | None, str]:
+    """As `said`; None where nothing changed.
+
+    Nothing is run where reading alone tells, so that no time is spent on tracing where the forward passes part.
+    """
+    if inputs is None:
+        return None, ""
+    if isinstance(inputs, Refused):
+        return REFUSED, inputs.reason
     if inputs.engine_reads is None:
         step, line = said(bench, inputs, NOTHING)
         return (step, line) if step != PASSED else said(bench, inputs, REFERENCE)

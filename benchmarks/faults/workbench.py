@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.fault import CONTAINERS, Fault, Inputs, Level, NotApplicable, Proof, Trial, Way
+from benchmarks.faults.fault import CONTAINERS, Fault, Inputs, Level, NotApplicable, Proof, Refused, Trial, Way
 from quantkit import registry
 from quantkit.artifacts.manifest import MANIFEST_NAME, manifest_path
 from quantkit.artifacts.publishing import publish, source_digest
+from quantkit.errors import QuantkitError
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture, with_source_dtypes
 from quantkit.pipeline.options import QuantizeOptions
@@ -108,7 +109,7 @@ class Workbench:
             self.artifacts[variant] = make(self.source(), variant, self.fresh_folder())
         return self.artifacts[variant]
 
-    def wrong(self, fault: Fault, variant: Variant) -> Iterator[tuple[Trial, Inputs | None]]:
+    def wrong(self, fault: Fault, variant: Variant) -> Iterator[tuple[Trial, Inputs | Refused | None]]:
         """What to verify in every trial of this fault; None where the change changed nothing.
 
         Raises:
@@ -124,13 +125,15 @@ class Workbench:
             wrong = make(fault.change(self.source()), variant, folder).path
             yield from ((t, Inputs(honest.path, golden=self.golden, engine_reads=wrong)) for t in fault.trials)
             return
-        made: dict[Way, Path] = {}
+        made: dict[Way, Path | Refused] = {}
         trials = [trial for trial in fault.trials if variant.container in trial.containers]
         for trial in sorted(trials, key=lambda trial: trial.way is Way.SIGNED):
             if trial.way not in made:
-                made[trial.way] = self._in_way(fault, variant, trial.way, folder, made.get(Way.WRITTEN))
+                made[trial.way] = self._tried(fault, variant, trial.way, folder, made.get(Way.WRITTEN))
             path = made[trial.way]
-            if trial.proof is not Proof.PARENT or honest.parent is not None:
+            if isinstance(path, Refused):
+                yield trial, path
+            elif trial.proof is not Proof.PARENT or honest.parent is not None:
                 same = unchanged(fault, path, honest.path)
                 yield trial, None if same else self.inputs(trial.proof, path, honest.parent)
         shutil.rmtree(folder)
@@ -146,6 +149,17 @@ class Workbench:
         if proof is Proof.GOLDEN:
             return Inputs(path, golden=self.golden)
         return Inputs(path, against=self.model if proof is Proof.ORIGINAL else parent)
+
+    def _tried(
+        self, fault: Fault, variant: Variant, way: Way, folder: Path, written: Path | Refused | None
+    ) -> Path | Refused:
+        """The wrong artifact, or why nobody writes it."""
+        if isinstance(written, Refused) and way is Way.SIGNED:
+            return written
+        try:
+            return self._in_way(fault, variant, way, folder, written if isinstance(written, Path) else None)
+        except QuantkitError as error:
+            return Refused(str(error))
 
     def _in_way(self, fault: Fault, variant: Variant, way: Way, folder: Path, written: Path | None) -> Path:
         """The wrong artifact; SIGNED takes the files that a wrong writer has `written`, where there are any."""

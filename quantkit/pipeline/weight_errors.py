@@ -78,6 +78,7 @@ class WeightErrors:
             if name not in self._norms
         }
         return {
+            "architecture": self._source.spec.architecture,
             "digests": dict(self._digests),
             "errors": dict(self._errors),
             "origins": dict(self._origins),

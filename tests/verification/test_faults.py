@@ -8,6 +8,7 @@ and to 2 bits, where they hide best.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,12 @@ def zeroed(w: np.ndarray) -> np.ndarray:
 
 def rope(model: Checkpoint, **changes: object) -> Checkpoint:
     return with_config(model, rope_scaling={**model.config["rope_scaling"], **changes})
+
+
+def with_one_end(model: Checkpoint) -> Checkpoint:
+    """No file of the model names its second end token any more."""
+    shorter = with_config(model, eos_token_id=2)
+    return replace(shorter, files={**shorter.files, "generation_config.json": lambda: b'{"eos_token_id": 2}'})
 
 
 FAULTS: dict[str, tuple[str, Callable[[Checkpoint], Checkpoint]]] = {
@@ -71,7 +78,7 @@ FAULTS: dict[str, tuple[str, Callable[[Checkpoint], Checkpoint]]] = {
     "dim_model_base 66": ("identity", lambda m: with_config(m, dim_model_base=66)),
     "rms_norm_eps x 100": ("identity", lambda m: with_config(m, rms_norm_eps=1e-3)),
     "another eos": ("identity", lambda m: with_config(m, eos_token_id=[2, 2041])),
-    "one eos lost": ("identity", lambda m: with_config(m, eos_token_id=2)),
+    "one eos lost": ("identity", with_one_end),
     "another bos": ("identity", lambda m: with_config(m, bos_token_id=3)),
     "a longer context": ("identity", lambda m: with_config(m, max_position_embeddings=2048)),
 }

@@ -89,7 +89,8 @@ def read_record(manifest: Mapping[str, Any] | None, spec: ModelSpec) -> Record:
                 errors |= {name: entry["error"]} if _is_error(entry.get("error")) else {}
         errors |= {name: error for name, error in _items(part, "errors") if _is_error(error)}
         origins |= {name: digest for name, digest in _items(part, "origins") if isinstance(digest, str)}
-        run |= {name: digest for name, digest in _items(part, "digests") if isinstance(digest, str)}
+        if part.get("architecture", spec.architecture) == spec.architecture:  # folding changes the run's numbers
+            run |= {name: digest for name, digest in _items(part, "digests") if isinstance(digest, str)}
         norms |= {name: digest for name, digest in _items(part, "norms") if isinstance(digest, str)}
         for name, text in _items(part, "divided"):
             scale = _scale(text)

@@ -162,4 +162,4 @@ def test_the_command_line_takes_a_target_and_refuses_a_wrong_one(
         assert main(arguments) == 2
         error = capsys.readouterr().err
         assert message in error
-        assert len(error.strip().splitlines()) == 1
+        assert [line for line in error.splitlines() if not line.startswith("note: ")] == error.splitlines()[-1:]
