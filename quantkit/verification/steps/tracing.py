@@ -39,13 +39,15 @@ def first_position(trusted: np.ndarray, tested: np.ndarray, limit: float) -> int
 def artifact_divergence(
     path: Path, original: Path, prompt: Prompt, position: int | None, precision: str
 ) -> Divergence | None:
-    """Where the artifact leaves the original, both in the reference; None where one of them cannot be run."""
+    """Where the artifact leaves the original, both in the reference; None where it does not, or one cannot be run."""
     try:
         mine, theirs = (_oracle_trace(one, prompt.token_ids) for one in (path, original))
     except QuantkitError:
         return None
     errors = _errors(mine, theirs, rescaled=True)
     stage = first_divergence(errors, STAGE_LIMITS[precision])
+    if stage is None and position is None:
+        return None
     return Divergence("artifact", "original", prompt.name, position, stage, errors)
 
 
