@@ -18,16 +18,20 @@ DROPPED = "<|fim_suffix|>"
 
 
 def with_pieces(model: Checkpoint, change: Callable[[SentencePieceModel], SentencePieceModel]) -> Checkpoint:
-    """`model` with other pieces in tokenizer.model, and the same texts at the same ids in tokenizer.json."""
+    """`model` with other pieces in tokenizer.model, and the same texts, ids and order of merges in tokenizer.json."""
     before = parse_model(model.files[MODEL_FILE](), MODEL_FILE)
     after = change(before)
     changed = with_file(model, MODEL_FILE, model_bytes(after))
     ids = {piece: index for index, piece in enumerate(after.pieces)}
 
+    def whole(merge: Any) -> str:
+        return "".join(merge if isinstance(merge, list) else merge.split(" "))
+
     def with_vocabulary(tokenizer: dict[str, Any]) -> dict[str, Any]:
         known = tokenizer["model"]["vocab"]
         vocabulary = {piece: ids.get(piece, index) for piece, index in known.items()}
-        return {**tokenizer, "model": {**tokenizer["model"], "vocab": vocabulary}}
+        merges = sorted(tokenizer["model"]["merges"], key=lambda merge: -after.scores[ids[whole(merge)]])
+        return {**tokenizer, "model": {**tokenizer["model"], "vocab": vocabulary, "merges": merges}}
 
     return with_json(changed, JSON_FILE, with_vocabulary)
 

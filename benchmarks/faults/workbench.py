@@ -122,7 +122,11 @@ class Workbench:
             return
         honest, folder = self.honest(variant), self.fresh_folder()
         if fault.level is Level.ENGINE:
-            wrong = make(fault.change(self.source()), variant, folder).path
+            try:
+                wrong = make(fault.change(self.source()), variant, folder).path
+            except QuantkitError as error:
+                yield from ((trial, Refused(str(error))) for trial in fault.trials)
+                return
             yield from ((t, Inputs(honest.path, golden=self.golden, engine_reads=wrong)) for t in fault.trials)
             return
         made: dict[Way, Path | Refused] = {}
