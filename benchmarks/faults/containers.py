@@ -48,6 +48,8 @@ def with_attention_factor(config: dict[str, Any]) -> dict[str, Any]:
     """A LongRoPE attention factor spelled out that is not the model's."""
     if not config.get("rope_scaling"):
         raise NotApplicable("no LongRoPE")
+    if config["model_type"] == "minicpm":
+        raise NotApplicable("MiniCPM's own code ignores it")
     return {**config, "rope_scaling": {**config["rope_scaling"], "attention_factor": 1.5}}
 
 

@@ -55,7 +55,13 @@ from quantkit.exporters.gguf.tensors import (
     quantized_view,
 )
 from quantkit.exporters.gguf.types import padding, tensor_bytes
-from quantkit.exporters.gguf.vocabulary import read_tokenizer, tokenizer_notes, unfollowed_keys, vocabulary_entries
+from quantkit.exporters.gguf.vocabulary import (
+    check_ends,
+    read_tokenizer,
+    tokenizer_notes,
+    unfollowed_keys,
+    vocabulary_entries,
+)
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
@@ -157,6 +163,8 @@ class GGUF:
         recorded = read_quantization(gguf)
         _check_tensors(gguf, spec, recorded)
         tokenizer = read_tokenizer(gguf, spec.vocab_size)
+        if isinstance(tokenizer, Vocabulary):
+            check_ends(gguf, tokenizer, spec.eos_token_ids)
         return Checkpoint(
             path=path,
             format=self.name,

@@ -10,6 +10,7 @@ from quantkit.errors import InconsistentCheckpoint, MalformedFile
 from quantkit.exporters.gguf.file import GGUFFile
 from quantkit.exporters.gguf.header import entry, number_array, string_array
 from quantkit.exporters.gguf.keys import Keys
+from quantkit.exporters.gguf.metadata import CONFIG_KEY
 from quantkit.exporters.gguf.types import ValueType
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.text.end_tokens import GENERATION_FILE
@@ -43,6 +44,23 @@ def end_ids(vocabulary: Vocabulary, eos_token_ids: Sequence[int]) -> tuple[dict[
         places.append("eot_token_id")  # the end of turn gives way last: llama.cpp knows it by its text
     ids |= zip(places, rest, strict=False)
     return ids, rest[len(places) :]
+
+
+def check_ends(gguf: GGUFFile, vocabulary: Vocabulary, eos_token_ids: Sequence[int]) -> None:
+    """Refuse a file whose own config ends a text with tokens that its keys do not name: engines would not stop there.
+
+    Raises:
+        InconsistentCheckpoint: a key that quantkit would have written otherwise.
+    """
+    if CONFIG_KEY not in gguf.metadata:
+        return
+    for key, wanted in end_ids(vocabulary, eos_token_ids)[0].items():
+        found = gguf.metadata.get(f"tokenizer.ggml.{key}")
+        if found != wanted:
+            raise InconsistentCheckpoint(
+                f"{gguf.path}: {CONFIG_KEY} ends a text with {list(eos_token_ids)}, which makes tokenizer.ggml.{key} "
+                f"{wanted}; it is {found}"
+            )
 
 
 def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[int]) -> list[bytes]:
