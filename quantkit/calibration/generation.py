@@ -17,16 +17,16 @@ from threading import Lock
 import numpy as np
 import torch
 
+from quantkit.calibration.generation_work import BATCH, generation_work, step_work
 from quantkit.calibration.samples import CalibrationOptions, Samples, make_samples
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_model
+from quantkit.models.spec import ModelSpec
 from quantkit.models.torch_model import Cache, MiniCPM
 from quantkit.progress import Progress
 from quantkit.text.tokenizer import Tokenizer
 from quantkit.threads import torch_map
 
-BATCH = 16
-"""Sequences per forward pass; part of what the last bits of a result depend on."""
 PROMPTS_FILE = "prompts.txt"
 
 
@@ -44,7 +44,7 @@ def generated_samples(
     prompts = _prompts(text, tokenizer)
     starts = [prompts[i % len(prompts)][: options.length] for i in range(options.sequences)]
     model = load_model(checkpoint).to(device)
-    counter = _Counter(options.sequences * options.length, progress)
+    counter = _Counter(checkpoint.spec, generation_work(checkpoint.spec, options), progress)
 
     def generate(first: int) -> np.ndarray:
         batch = starts[first : first + BATCH]
@@ -88,9 +88,9 @@ def _continued(
         logits = model(torch.from_numpy(ids[:, done:position]).to(device), cache)[:, -1]
         sampled = _sampled(logits, uniform[:, position])
         ids[:, position] = np.where(given[:, position], ids[:, position], sampled)
-        counter.add(len(starts) * (position - done))
+        counter.add(done, position)
         done, position = position, position + 1
-    counter.add(len(starts) * (length - done))
+    counter.add(done, length)
     return ids
 
 
@@ -107,14 +107,16 @@ def _sampled(logits: torch.Tensor, uniform: np.ndarray) -> np.ndarray:
 class _Counter:
     """Adds up what several threads have done and tells `progress`."""
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
+    def __init__(self, spec: ModelSpec, total: float, progress: Progress | None) -> None:
+        self.spec = spec
         self.total = total
         self.progress = progress
-        self.done = 0
+        self.done = 0.0
         self.lock = Lock()
 
-    def add(self, count: int) -> None:
+    def add(self, start: int, stop: int) -> None:
+        """A batch has gone from position `start` to `stop`."""
         with self.lock:
-            self.done += count
+            self.done += sum(step_work(self.spec, position) for position in range(start, stop))
             if self.progress is not None:
                 self.progress("generating calibration text", self.done, self.total)

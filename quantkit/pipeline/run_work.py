@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from quantkit.calibration.generation_work import generation_work
 from quantkit.calibration.samples import CalibrationOptions, Samples, weighed_tokens
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES, ModelSpec, Role
@@ -17,8 +18,8 @@ from quantkit.progress import Progress, StagedWork
 from quantkit.protocols import Method
 
 BILLION = 1e9
-BATCH, ROWS = 16, 128
-"""Sequences that are generated together; rows that are solved together."""
+ROWS = 128
+"""Rows that are solved together."""
 CALIBRATION_TEXT, FISHER, WRITING = "calibration text", "Fisher pass", "writing"
 """Stages of a run besides its blocks."""
 
@@ -107,14 +108,9 @@ def _head_weights(spec: ModelSpec) -> int:
 
 
 def _generation(spec: ModelSpec, calibration: CalibrationOptions | Samples) -> float:
-    """Token by token: every step reads all weights, and the keys and values of the tokens before."""
     if not isinstance(calibration, CalibrationOptions) or calibration.file is not None:
         return 0.0
-    kept = calibration.length / 2 * spec.num_key_value_heads * spec.head_dim
-    block = 2.2 + 1e-6 * _block_weights(spec) + 7e-5 * kept
-    head = 1e-6 * _head_weights(spec) + 1.6e-4 * spec.vocab_size
-    steps = calibration.length * math.ceil(calibration.sequences / BATCH)
-    return steps * (spec.num_hidden_layers * block + head)
+    return generation_work(spec, calibration)
 
 
 def _fisher(spec: ModelSpec, tokens: int) -> float:
