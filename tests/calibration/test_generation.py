@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from quantkit.calibration.generation import _sampled, generated_samples
+from quantkit.calibration.generation_work import generation_work, step_work
 from quantkit.calibration.samples import CalibrationOptions
 from quantkit.calibration.sources import calibration_samples
 from quantkit.models.checkpoint import Checkpoint
@@ -61,9 +62,12 @@ def test_sampling_follows_the_distribution():
     assert _sampled(logits[:2], np.array([0.0, np.nextafter(1, 0)])).tolist() == [0, 3]
 
 
-def test_progress_counts_all_tokens_once(checkpoint: Checkpoint):
+def test_progress_counts_the_work_of_every_step_once(checkpoint: Checkpoint):
     calls: list[tuple[str, float, float]] = []
     options = CalibrationOptions(sequences=20, length=24)
     calibration_samples(checkpoint, options, threads=2, progress=lambda *call: calls.append(call))
-    assert calls[-1] == ("generating calibration text", 480, 480)
+    what, done, total = calls[-1]
+    assert what == "generating calibration text"
+    assert done == pytest.approx(total) == pytest.approx(generation_work(checkpoint.spec, options))
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+    assert step_work(checkpoint.spec, 20) > step_work(checkpoint.spec, 0), "later steps read more keys and values"
