@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import resources
 
 import numpy as np
+import pytest
 import torch
 
 from quantkit.calibration.generation import _sampled, generated_samples
