@@ -12,7 +12,7 @@ from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 
 TENSOR = "model.layers.1.self_attn.v_proj.weight"
-LARGE = "model.layers.2.mlp.down_proj.weight"
+LARGE = "model.layers.0.mlp.down_proj.weight"
 Change = Callable[[QuantizedTensor], QuantizedTensor]
 
 

@@ -60,7 +60,7 @@ def embedding(change: Callable[[np.ndarray], np.ndarray]) -> Change:
 
 def zero_attention(model: Checkpoint) -> Checkpoint:
     """One layer's attention adds nothing."""
-    return one(Role.O, np.zeros_like, layer=2)(model)
+    return one(Role.O, np.zeros_like, layer=1)(model)
 
 
 def swap_query_heads(model: Checkpoint) -> Checkpoint:
@@ -108,13 +108,13 @@ def exchange(first: tuple[int, Role], second: tuple[int, Role]) -> Change:
 
 def exchange_layers(model: Checkpoint) -> Checkpoint:
     """Two layers change places."""
-    pairs = [(of_layer(1, role), of_layer(2, role)) for role in LAYER_NAMES]
+    pairs = [(of_layer(0, role), of_layer(1, role)) for role in LAYER_NAMES]
     return with_arrays(model, {a: read(model, b) for pair in pairs for a, b in (pair, pair[::-1])})
 
 
 def repeat_layer(model: Checkpoint) -> Checkpoint:
     """One layer twice, the next one lost."""
-    return with_arrays(model, {of_layer(2, role): read(model, of_layer(1, role)) for role in LAYER_NAMES})
+    return with_arrays(model, {of_layer(1, role): read(model, of_layer(0, role)) for role in LAYER_NAMES})
 
 
 def noisy(share: float) -> Change:
