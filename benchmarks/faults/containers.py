@@ -159,7 +159,9 @@ CONFIG: Mapping[str, Callable[[Path], None]] = {
     "config: partial_rotary_factor 0.5": partial(
         edit_config, change=lambda config: {**config, "partial_rotary_factor": 0.5}
     ),
-    "config: rope_theta doubled": partial(edit_config, change=lambda config: {**config, "rope_theta": 20000.0}),
+    "config: rope_theta doubled": partial(
+        edit_config, change=lambda config: {**config, "rope_theta": 2 * config.get("rope_theta", 10000.0)}
+    ),
 }
 
 
