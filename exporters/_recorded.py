@@ -21,8 +21,7 @@ import numpy as np
 from quantkit.artifacts.manifest import read_manifest
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.tensors.digests import values_digest
-from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.views import QuantizedView, TensorView, Weight
+from quantkit.tensors.views import QuantizedView, TensorView, Weight, values_view
 
 FIELDS = {"written": "digest", "digests": "run", "errors": "error", "origins": "origin"}
 """What is handed on of `tensors`, and where it stands there."""
@@ -63,14 +62,10 @@ def _entry(view: Weight, source: Weight) -> dict[str, Any]:
         entry["digest"] = tensor.numbers_digest()
         if isinstance(source, TensorView):
             entry["origin"] = values_digest(source.chunks())
-            entry["error"] = _error(source, TensorView(view.name, np.dtype("<f4"), view.shape, _rows_of(tensor)))
+            entry["error"] = _error(source, values_view(view.name, tensor))
     elif isinstance(source, QuantizedView):
         entry["values"] = values_digest(view.chunks())
     return entry
-
-
-def _rows_of(tensor: QuantizedTensor) -> Callable[[int, int], np.ndarray]:
-    return lambda start, stop: tensor.part(slice(start, stop)).dequantized()
 
 
 def _error(source: TensorView, written: TensorView) -> float:

@@ -85,6 +85,13 @@ class QuantizedView:
 Weight = TensorView | QuantizedView
 
 
+def values_view(name: str, tensor: QuantizedTensor) -> TensorView:
+    """The float32 weights of a quantized matrix in memory, computed for the rows that are asked for."""
+    return TensorView(
+        name, np.dtype(np.float32), tensor.shape, lambda start, stop: tensor.part(slice(start, stop)).dequantized()
+    )
+
+
 def grid_of(weight: Weight) -> Scheme | None:
     """The scheme of a quantized weight, whatever its scales are stored in; None when it is dense."""
     return None if isinstance(weight, TensorView) else weight.scheme.with_settings(scale_dtype="float16")

@@ -14,7 +14,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.models.spec import EMBEDDING, ModelSpec, TensorSlot
 from quantkit.tensors.digests import RoundedDigests
-from quantkit.tensors.views import QuantizedView, TensorView, Weight
+from quantkit.tensors.views import QuantizedView, TensorView, Weight, values_view
 from quantkit.verification.weight_facts import SKETCH_DEVIATION, Sketcher, WeightFacts, value_chunks
 
 if TYPE_CHECKING:
@@ -163,13 +163,7 @@ class ModelWeights:
         """See `OriginalWeights`."""
         view = self._weights[slot.name]
         if isinstance(view, QuantizedView):
-            tensor = view.read()
-            view = TensorView(
-                view.name,
-                np.dtype("<f4"),
-                view.shape,
-                lambda start, stop: tensor.part(slice(start, stop)).dequantized(),
-            )
+            view = values_view(view.name, view.read())
         return _ExactMeter(view)
 
 
