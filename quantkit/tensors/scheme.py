@@ -102,6 +102,15 @@ class Scheme(ABC):
     scale_dtype: str
     """One of `SCALE_DTYPES`: that of the stored scales."""
 
+    def check_settings(self) -> None:
+        """Raises `UnsupportedSpec` for a value that no scheme takes."""
+        if not 2 <= self.bits <= 8:
+            raise UnsupportedSpec(f"bits must be from 2 to 8, is {self.bits}")
+        if self.group_size != PER_ROW and self.group_size < 1:
+            raise UnsupportedSpec(f"group_size must be positive, or -1 for one group per row, is {self.group_size}")
+        if self.scale_dtype not in SCALE_DTYPES:
+            raise UnsupportedSpec(f"scale_dtype must be one of {', '.join(SCALE_DTYPES)}, is {self.scale_dtype!r}")
+
     def group_width(self, cols: int) -> int:
         """Columns per group in a matrix of `cols` columns."""
         return cols if self.group_size == PER_ROW else self.group_size

@@ -49,12 +49,7 @@ class AffineGroups(Scheme):
     ternary: bool = False
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise UnsupportedSpec(f"bits must be from 2 to 8, is {self.bits}")
-        if self.group_size != PER_ROW and self.group_size < 1:
-            raise UnsupportedSpec(f"group_size must be positive, or -1 for one group per row, is {self.group_size}")
-        if self.scale_dtype not in SCALE_DTYPES:
-            raise UnsupportedSpec(f"scale_dtype must be one of {', '.join(SCALE_DTYPES)}, is {self.scale_dtype!r}")
+        self.check_settings()
         if self.ternary and (self.bits != 2 or not self.symmetric):
             raise UnsupportedSpec("ternary weights are symmetric and have codes of 2 bits")
 
