@@ -133,7 +133,7 @@ class Proof:
         if runtime is None and self._options.engine == "auto":
             kind = f"{checkpoint.spec.architecture} in {checkpoint.format}"
             self._notes.append(f"no engine that runs this {kind} is installed")
-        prompts = self._prompts(checkpoint)
+        prompts = self._prompts(checkpoint, original)
         self._check_identity(checkpoint, original, runtime, prompts)
         self._check_numbers(checkpoint, original)
         if self._options.engine == NO_ENGINE or self._failed:
@@ -201,10 +201,10 @@ class Proof:
         )
         return None
 
-    def _prompts(self, checkpoint: Checkpoint) -> Sequence[Prompt]:
+    def _prompts(self, checkpoint: Checkpoint, original: Original | None) -> Sequence[Prompt]:
         if self._golden is not None:
             return self._golden.prompts[: self._options.prompts]
-        source = registry.open_checkpoint(self._against) if self._against is not None else checkpoint
+        source = original.model if original is not None and original.model is not None else checkpoint
         if (self._options.engine == NO_ENGINE or self._failed) and not has_vocabulary(source):
             return ()
         made = default_prompts(open_tokenizer(source), max_tokens=checkpoint.spec.max_position_embeddings)
