@@ -7,27 +7,51 @@ it, as in transformers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from quantkit.errors import InconsistentCheckpoint, MalformedFile
-from quantkit.text.tokenizer_files import ADDED_FILE, CONFIG_FILE, TOKENIZER_FILE, Files, read_object
+from quantkit.text.sentencepiece_model import TokenKind
+from quantkit.text.tokenizer_config import further_specials
+from quantkit.text.tokenizer_files import (
+    ADDED_FILE,
+    CONFIG_FILE,
+    SPECIALS_FILE,
+    TOKENIZER_FILE,
+    Files,
+    read_object,
+    token_text,
+)
+from quantkit.text.tokenizers.classes import DEFAULT_NAMES, class_name, rebuilds
+from quantkit.text.tokenizers.library import SoughtToken
+from quantkit.text.tokenizers.parsing import read_tokenizer_json
 
 WORD_BOUNDARY = "\u2581"  # SentencePiece's visible space
 RULES = ("lstrip", "rstrip", "single_word")
 """Ways of finding a token in a text that neither SentencePiece nor GGUF has."""
+TOOL_TAG = re.compile(r"</?(function|param|parameter|tool_call|tool_response|think)>?")
+"""Marks of tool calls and thoughts that are a part of what a model says, whatever a file calls them: MiniCPM5 has
+`<function`, `</function>`, `<param` and `</param>` as special tokens, and an engine that leaves special tokens out of
+the text breaks every tool call."""
 
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """One token. text: as it stands in a text. special: not part of what a model says. rules: the `RULES` it asks for,
-    and "normalized" where it is looked for in the text that the normalizer has changed.
+    """One token. text: as the file has it. special: not part of what a model says. rules: the `RULES` it asks for, and
+    "normalized" where it is looked for in the text that the normalizer has changed.
     """
 
     text: str
     special: bool
     rules: frozenset[str] = frozenset()
+
+
+def kind_of(token: AddedToken) -> TokenKind:
+    """Control tokens are left out of what a model says; others, tool tags among them, are written out."""
+    hidden = token.special and TOOL_TAG.fullmatch(token.text) is None
+    return TokenKind.CONTROL if hidden else TokenKind.USER_DEFINED
 
 
 def read_added_tokens(files: Files, size: int) -> dict[int, AddedToken]:
@@ -71,10 +95,7 @@ def _entries(files: Files, size: int) -> Iterator[tuple[str, int, AddedToken]]:
         if not text:
             raise MalformedFile(f"{ADDED_FILE}: a token has no content")
         yield ADDED_FILE, _checked_id(index, size, f"{ADDED_FILE}: {text!r}"), AddedToken(text, special=False)
-    listed = read_object(files, TOKENIZER_FILE).get("added_tokens") or []
-    if not isinstance(listed, list):
-        raise MalformedFile(f"{TOKENIZER_FILE}: added_tokens must be a list")
-    for place, entry in enumerate(listed):
+    for place, entry in enumerate(_listed(files)):
         where = f"{TOKENIZER_FILE}: added token {place}"
         token = _token(entry, where)
         yield TOKENIZER_FILE, _checked_id(entry.get("id"), size, f"{where} ({token.text[:40]!r})"), token
@@ -87,6 +108,52 @@ def _entries(files: Files, size: int) -> Iterator[tuple[str, int, AddedToken]]:
         yield CONFIG_FILE, _checked_id(index, size, where), _token(entry, where)
 
 
+def _listed(files: Files) -> list[Any]:
+    tokenizer = read_tokenizer_json(files)
+    listed = (tokenizer.rules.get("added_tokens") if tokenizer is not None else None) or []
+    if not isinstance(listed, list):
+        raise MalformedFile(f"{TOKENIZER_FILE}: added_tokens must be a list")
+    return listed
+
+
+def sought_tokens(files: Files, added: Mapping[int, AddedToken], ids: Mapping[str, int]) -> list[SoughtToken]:
+    """The added tokens as transformers looks for them in a text, by id; files as in `read_added_tokens`, which has
+    checked them; `ids`: the pieces of tokenizer.json.
+
+    How a token is looked for is said by the first file that names it. Tokens that have a role (`bos_token`) are added
+    where they are pieces only.
+    """
+    config = read_object(files, CONFIG_FILE)
+    decoder: Mapping[str, Any] = config.get("added_tokens_decoder") or {}
+    entries: list[Any] = [*_listed(files), *decoder.values()]
+    if decoder and rebuilds(config):
+        entries = [*decoder.values(), *_listed(files)]
+    flags: dict[str, Mapping[str, bool]] = {}
+    for entry in entries:
+        given = {rule: entry.get(rule) is True for rule in RULES}
+        normalized = entry.get("normalized", entry.get("special") is not True) is True
+        flags.setdefault(entry["content"], {**given, "normalized": normalized})
+    sought = {token.text: (index, token.special) for index, token in added.items()}
+    for text in (*_role_texts(files), *DEFAULT_NAMES.get(class_name(config), ())):
+        if text not in sought and text in ids:
+            sought[text] = ids[text], True
+    plain = dict.fromkeys((*RULES, "normalized"), False)
+    return [
+        SoughtToken(index, text, special, flags.get(text, plain | {"normalized": not special}))
+        for text, (index, special) in sorted(sought.items(), key=lambda item: item[1][0])
+    ]
+
+
+def _role_texts(files: Files) -> Iterator[str]:
+    for file in (CONFIG_FILE, SPECIALS_FILE):
+        for key, value in read_object(files, file).items():
+            if key.endswith("_token") and not isinstance(value, bool):
+                text = token_text(value, f"{file}: {key}")
+                if text is not None:
+                    yield text
+    yield from further_specials(files)
+
+
 def _token(entry: Any, where: str) -> AddedToken:  # noqa: ANN401 - JSON
     content = entry.get("content") if isinstance(entry, Mapping) else None
     if not isinstance(content, str) or not content:
@@ -95,7 +162,7 @@ def _token(entry: Any, where: str) -> AddedToken:  # noqa: ANN401 - JSON
     rules = {rule for rule in RULES if entry.get(rule) is True}
     if entry.get("normalized") is True and not special:
         rules.add("normalized")
-    return AddedToken(content if special else content.replace(WORD_BOUNDARY, " "), special, frozenset(rules))
+    return AddedToken(content, special, frozenset(rules))
 
 
 def _disagreement(index: int, text: str, file: str, other: str, other_file: str) -> str:

@@ -17,7 +17,7 @@ from quantkit.text.added_tokens import AddedToken
 from quantkit.text.sentencepiece_model import parse_model
 from quantkit.text.templates import read_templates
 from quantkit.text.tokenizer_files import CONFIG_FILE, MODEL_FILE, SPECIALS_FILE, Files, read_object, token_text
-from quantkit.text.tokenizer_json import read_tokenizer_json
+from quantkit.text.tokenizers.parsing import read_tokenizer_json
 
 GENERATION_FILE = "generation_config.json"
 END_KEYS = ("eos_token", "eot_token", "eom_token")

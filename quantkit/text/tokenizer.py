@@ -1,64 +1,122 @@
-"""Text to token ids and back, for checkpoints with a SentencePiece `tokenizer.model`.
+"""Text to token ids and back.
 
-Special tokens are looked for in the text first, longest first; each segment between them is encoded by SentencePiece
-by itself, with its own dummy prefix. That is what transformers' legacy LlamaTokenizer and llama.cpp do.
+Where tokenizer.json can be followed, the `tokenizers` library splits a text by it, as transformers does. Else, with a
+SentencePiece `tokenizer.model` alone, special tokens are looked for in the text first, longest first, and each segment
+between them is encoded by SentencePiece by itself, with its own dummy prefix, as transformers' legacy LlamaTokenizer
+and llama.cpp do.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from quantkit.errors import BadOption, MalformedFile, MissingDependency
+from quantkit.errors import BadOption, MalformedFile, MissingDependency, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.text.added_tokens import WORD_BOUNDARY
 from quantkit.text.chat_template import render
 from quantkit.text.sentencepiece_model import TokenKind
 from quantkit.text.tokenizer_files import MODEL_FILE
-from quantkit.text.vocabulary import Vocabulary, read_vocabulary
+from quantkit.text.tokenizers.bytes_as_letters import bytes_of_piece
+from quantkit.text.tokenizers.pieces import read_pieces, splitter_of
+from quantkit.text.tokenizers.translation import BYTE_LEVEL
+from quantkit.text.vocabulary import Vocabulary, has_vocabulary, read_vocabulary, rules_beside
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: objects with `role` and `content`."""
 
 _SPECIAL_KINDS = (TokenKind.CONTROL, TokenKind.USER_DEFINED, TokenKind.UNKNOWN)
+_HIDDEN_KINDS = (TokenKind.CONTROL, TokenKind.UNKNOWN)
+"""Left out of what a model says."""
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer that travels with a checkpoint.
 
     Raises:
-        MissingDependency: sentencepiece is not installed.
+        MissingDependency: the library that splits by the file that lies there is not installed.
         MalformedFile: SentencePiece refuses the model.
-        Everything that `read_vocabulary` raises.
+        Everything that `read_vocabulary` and `TextSplitter` raise.
     """
-    return Tokenizer(read_vocabulary(checkpoint), checkpoint.files[MODEL_FILE]())
+    vocabulary, files = read_vocabulary(checkpoint), checkpoint.files
+    followed = MODEL_FILE not in files or rules_beside(files) is not None
+    pieces = read_pieces(files, checkpoint.spec.vocab_size) if followed else None
+    if pieces is None:
+        return Tokenizer(vocabulary, _sentencepiece(vocabulary, files[MODEL_FILE]()))
+    first, last = pieces.rules.first, pieces.rules.last
+    return Tokenizer(vocabulary, splitter_of(pieces).encode, first=first, last=last)
+
+
+def find_tokenizer(checkpoint: Checkpoint) -> Tokenizer | str:
+    """The tokenizer, or one line that says why there is none: for work that goes on with token ids.
+
+    Raises:
+        What `open_tokenizer` raises, but for a kind of tokenizer that is not supported.
+    """
+    if not has_vocabulary(checkpoint):
+        return "the model has no tokenizer"
+    try:
+        return open_tokenizer(checkpoint)
+    except UnsupportedModel as error:
+        return f"the tokenizer cannot be read: {error}"
+
+
+def _sentencepiece(vocabulary: Vocabulary, model: bytes) -> Callable[[str], list[int]]:
+    """What splits a text by a SentencePiece model, special tokens first."""
+    try:
+        from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - part of an extra
+    except ImportError:
+        raise MissingDependency("tokenizing needs sentencepiece", hint="pip install 'quantkit[text]'") from None
+    try:
+        pieces = SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise MalformedFile(f"{MODEL_FILE}: SentencePiece refuses it: {str(error).splitlines()[0]}") from None
+    pairs = zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+    specials = {text: i for i, (text, kind) in enumerate(pairs) if text and kind in _SPECIAL_KINDS}
+    longest_first = sorted(specials, key=len, reverse=True)
+    splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = []
+        for segment in splitter.split(text) if splitter else [text]:
+            if segment in specials:
+                ids.append(specials[segment])
+            elif segment:
+                ids.extend(pieces.encode(segment))
+        return ids
+
+    return encode
 
 
 class Tokenizer:
-    """A vocabulary and the SentencePiece model that splits text into its pieces."""
+    """A vocabulary, and what splits text into its pieces.
 
-    def __init__(self, vocabulary: Vocabulary, model: bytes) -> None:
-        try:
-            from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - part of an extra
-        except ImportError:
-            raise MissingDependency("tokenizing needs sentencepiece", hint="pip install 'quantkit[text]'") from None
-        try:
-            self._pieces = SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise MalformedFile(f"{MODEL_FILE}: SentencePiece refuses it: {str(error).splitlines()[0]}") from None
+    split: text to ids, special tokens in it recognised. first, last: what tokenizer.json puts around a text; None where
+    there is none, and the vocabulary says it.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        split: Callable[[str], list[int]],
+        *,
+        first: Sequence[int] | None = None,
+        last: Sequence[int] = (),
+    ) -> None:
         self.vocabulary = vocabulary
-        pairs = zip(vocabulary.tokens, vocabulary.kinds, strict=True)
-        self._specials = {text: i for i, (text, kind) in enumerate(pairs) if text and kind in _SPECIAL_KINDS}
-        longest_first = sorted(self._specials, key=len, reverse=True)
-        self._splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+        self._split = split
+        bos = vocabulary.bos_token_id
+        self._first = [bos] if vocabulary.add_bos and bos is not None else []
+        if first is not None:
+            self._first = list(first)
+        self.ending = list(last)
 
     @property
     def beginning(self) -> list[int]:
         """What every text begins with: BOS, or nothing."""
-        bos = self.vocabulary.bos_token_id
-        return [bos] if self.vocabulary.add_bos and bos is not None else []
+        return [*self._first]
 
     @property
     def has_chat_template(self) -> bool:
@@ -73,13 +131,7 @@ class Tokenizer:
         """
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise BadOption("the text is not valid Unicode", hint="give the text in UTF-8")
-        ids = self.beginning if add_bos else []
-        for segment in self._splitter.split(text) if self._splitter else [text]:
-            if segment in self._specials:
-                ids.append(self._specials[segment])
-            elif segment:
-                ids.extend(self._pieces.encode(segment))
-        return ids
+        return [*(self._first if add_bos else []), *self._split(text)]
 
     def decode(self, ids: Iterable[int], *, specials: bool = True) -> str:
         """The text of `ids`: decode(encode(text, add_bos=False)) == text. `specials`: write special tokens out.
@@ -90,14 +142,20 @@ class Tokenizer:
         return "".join(map(decoder.push, ids)) + decoder.finish()
 
     def is_special(self, token_id: int) -> bool:
-        """Whether a token stands for itself in a text, outside SentencePiece's pieces."""
+        """Whether a token stands for itself in a text, outside the pieces."""
         return self.vocabulary.kinds[token_id] in _SPECIAL_KINDS
+
+    def is_hidden(self, token_id: int) -> bool:
+        """Whether a token is no part of what the model says; tags of tool calls are."""
+        return self.vocabulary.kinds[token_id] in _HIDDEN_KINDS
 
     def bytes_of(self, token_id: int) -> bytes:
         """What a token contributes to the text, in UTF-8 or as a part of it; nothing for an unused id."""
         if not 0 <= token_id < len(self.vocabulary.tokens):
             raise BadOption(f"token {token_id} is not in the vocabulary of {len(self.vocabulary.tokens)}")
         token, kind = self.vocabulary.tokens[token_id], self.vocabulary.kinds[token_id]
+        if kind is TokenKind.NORMAL and self.vocabulary.model == BYTE_LEVEL:
+            return bytes_of_piece(token)
         if kind is TokenKind.BYTE:
             return bytes([int(token[3:5], 16)])  # <0xAB>
         if kind is TokenKind.UNUSED:
@@ -138,21 +196,24 @@ class StreamDecoder:
     """Turns token ids into text as they come; a character is given out when its last byte is there.
 
     tokenizer: whose ids they are. prompt: ids before the first one; what they end with decides whether the space
-    that SentencePiece puts before a text is taken away. specials: write special tokens out.
+    that SentencePiece puts before a text is taken away. specials: write hidden tokens out, too.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), *, specials: bool = False) -> None:
         self._tokenizer = tokenizer
         self._specials = specials
-        self._at_start = not prompt or tokenizer.is_special(prompt[-1])
+        self._once = tokenizer.vocabulary.metaspace == "first"
+        alone = self._once and list(prompt) == tokenizer.beginning
+        self._at_start = not prompt or alone or (tokenizer.is_special(prompt[-1]) and not self._once)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
         """The text that is complete with this token, maybe none; raises `BadOption` for an unknown id."""
         data = self._tokenizer.bytes_of(token_id)
         if self._tokenizer.is_special(token_id):
-            self._at_start = True
-            return self._utf8.decode(data if self._specials else b"")
+            if not self._once or token_id not in self._tokenizer.beginning:
+                self._at_start = not self._once
+            return self._utf8.decode(data if self._specials or not self._tokenizer.is_hidden(token_id) else b"")
         if self._at_start and data:
             self._at_start = False
             if self._tokenizer.vocabulary.add_space_prefix:

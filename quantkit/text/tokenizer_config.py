@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantkit.errors import MalformedFile, UnsupportedModel
-from quantkit.text.tokenizer_files import CONFIG_FILE, SPECIALS_FILE, Files, read_object, token_text
+from quantkit.text.tokenizer_files import CONFIG_FILE, SPECIALS_FILE, TOKENIZER_FILE, Files, read_object, token_text
 
 CLASSES = (
     "LlamaTokenizer",
@@ -68,6 +68,9 @@ _NEUTRAL: Mapping[str, tuple[tuple[object, ...], str]] = {
 }
 """Key to the values that change nothing, and what any other value means."""
 
+_BY_CLASS = ("legacy", "add_prefix_space", "add_eos_token")
+"""Keys that matter as `quantkit.text.tokenizers.classes` has it where there is a tokenizer.json."""
+
 _LOWERCASE = ("do_lower_case", "do_lowercase")
 
 
@@ -84,8 +87,9 @@ def check_config(config: Mapping[str, Any]) -> None:
 def config_notes(files: Files) -> Iterator[str]:
     """Lines about keys that are not followed, each by its name."""
     config = read_object(files, CONFIG_FILE)
+    told_elsewhere = _BY_CLASS if TOKENIZER_FILE in files else ()
     for key, (values, meaning) in _NEUTRAL.items():
-        if config.get(key) not in values:
+        if config.get(key) not in values and key not in told_elsewhere:
             yield f"{CONFIG_FILE}: {key} {str(config[key])[:60]} is not followed: {meaning}"
     for key in _LOWERCASE:
         if config.get(key):

@@ -9,7 +9,6 @@ spaces at the edges of a text is said in a note. Source: the serialization of th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +17,8 @@ import numpy as np
 from quantkit.errors import InconsistentCheckpoint, MalformedFile, UnsupportedModel
 from quantkit.text.added_tokens import WORD_BOUNDARY, AddedToken
 from quantkit.text.sentencepiece_model import SentencePieceModel, TokenKind
-from quantkit.text.tokenizer_files import MODEL_FILE, TOKENIZER_FILE, Files, object_of
+from quantkit.text.tokenizer_files import MODEL_FILE, TOKENIZER_FILE
+from quantkit.text.tokenizers.parsing import TokenizerJson
 
 _HINT = f"if {MODEL_FILE} is the model's own tokenizer, take {TOKENIZER_FILE} out of the folder"
 _MERGEABLE = (TokenKind.NORMAL, TokenKind.USER_DEFINED)
@@ -34,54 +34,6 @@ _PREFIX = {"type": "Prepend", "prepend": WORD_BOUNDARY}
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": WORD_BOUNDARY}
 _SPACE_RULES = (_PREFIX, _REPLACE)
 """What SentencePiece does to spaces, as rules of a normalizer."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenizerJson:
-    """What tokenizer.json says, without its long lists.
-
-    rules: the file without `model.vocab` and `model.merges`. ids: piece to id. merges: int64 [N, 3], ids of the left
-    part, the right part and the whole, in the order in which they are tried.
-    """
-
-    rules: Mapping[str, Any]
-    ids: Mapping[str, int]
-    merges: np.ndarray
-
-
-def read_tokenizer_json(files: Files) -> TokenizerJson | None:
-    """What tokenizer.json says; None where there is no such file.
-
-    Raises:
-        MalformedFile: not JSON, or lists that contradict each other.
-    """
-    return _parsed(files[TOKENIZER_FILE]()) if TOKENIZER_FILE in files else None
-
-
-@lru_cache(maxsize=1)
-def _parsed(data: bytes) -> TokenizerJson:
-    """The last answer is kept: opening a folder, a plan and calibration ask for the same file."""
-    rules = object_of(data, TOKENIZER_FILE)
-    model = rules.get("model") or {}
-    if not isinstance(model, dict):
-        raise MalformedFile(f"{TOKENIZER_FILE}: model must be an object")
-    vocab, merges = model.pop("vocab", None), model.pop("merges", None) or []
-    if not isinstance(vocab, dict) or not all(type(index) is int and index >= 0 for index in vocab.values()):
-        return TokenizerJson(rules, {}, np.zeros((0, 3), np.int64))  # of a model that is not BPE
-    if not isinstance(merges, list):
-        raise MalformedFile(f"{TOKENIZER_FILE}: merges must be a list")
-    return TokenizerJson(rules, vocab, np.array([_merge(pair, vocab) for pair in merges], np.int64).reshape(-1, 3))
-
-
-def _merge(pair: object, vocab: Mapping[str, int]) -> tuple[int, int, int]:
-    parts = pair.split(" ") if isinstance(pair, str) else pair
-    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-        raise MalformedFile(f"{TOKENIZER_FILE}: {str(pair)[:80]!r} is not a merge of two pieces")
-    left, right = parts
-    try:
-        return vocab[left], vocab[right], vocab[left + right]
-    except KeyError as missing:
-        raise MalformedFile(f"{TOKENIZER_FILE}: a merge needs {str(missing)[:80]}, which its vocab lacks") from None
 
 
 def check_same_text(tokenizer: TokenizerJson, model: SentencePieceModel, added: Mapping[int, AddedToken]) -> None:
@@ -150,21 +102,17 @@ def _check_merges(tokenizer: TokenizerJson, model: SentencePieceModel) -> None:
             f"{TOKENIZER_FILE} makes {whole!r} (merge {place}) in another order than {MODEL_FILE}", hint=_HINT
         )
     known = set(map(tuple, merges[:, :2].tolist()))
-    for left, right in _splits(model):
+    for left, right in splits(model.pieces, model.kinds):
         if (left, right) not in known:
             parts = f"{model.pieces[left]!r} and {model.pieces[right]!r}"
             raise InconsistentCheckpoint(f"{MODEL_FILE} joins {parts}; {TOKENIZER_FILE} lacks that merge", hint=_HINT)
 
 
-def _splits(model: SentencePieceModel) -> Iterator[tuple[int, int]]:
-    """Every pair of pieces that together are a third."""
-    ids = {
-        piece: index
-        for index, (piece, kind) in enumerate(zip(model.pieces, model.kinds, strict=True))
-        if kind in _MERGEABLE
-    }
+def splits(pieces: Sequence[str], kinds: Sequence[TokenKind]) -> Iterator[tuple[int, int]]:
+    """Every pair of pieces that together are a third, as ids: what SentencePiece joins."""
+    ids = {piece: index for index, (piece, kind) in enumerate(zip(pieces, kinds, strict=True)) if kind in _MERGEABLE}
     for piece, index in ids.items():
-        if model.kinds[index] is TokenKind.NORMAL:
+        if kinds[index] is TokenKind.NORMAL:
             for cut in range(1, len(piece)):
                 left, right = ids.get(piece[:cut]), ids.get(piece[cut:])
                 if left is not None and right is not None:
@@ -188,47 +136,6 @@ def _check_text_rules(rules: Mapping[str, Any], model: SentencePieceModel) -> No
         raise UnsupportedModel(
             f"{TOKENIZER_FILE} and {MODEL_FILE} do not agree about spaces and the one before a text", hint=_HINT
         )
-
-
-def text_notes(tokenizer: TokenizerJson) -> Iterator[str]:
-    """Lines about what tokenizer.json does at the edges of a text, and quantkit and llama.cpp do not."""
-    for step in _steps(tokenizer.rules.get("pre_tokenizer"), "pretokenizers"):
-        if _is_metaspace(step) and _scheme(step) != "never":
-            yield (
-                f"{TOKENIZER_FILE}: Metaspace ({_scheme(step)}) treats a space at the start of a text or after a "
-                f"special token otherwise than {MODEL_FILE}, by which quantkit and llama.cpp go"
-            )
-    if tokenizer.rules.get("truncation") is not None:
-        yield f"{TOKENIZER_FILE}: its truncation is not followed"
-
-
-def added_edges(tokenizer: TokenizerJson) -> tuple[str | None, str | None] | None:
-    """The tokens that the post-processor puts before and after a text; None for one that is not understood."""
-    edges: list[str | None] = [None, None]
-    for step in _steps(tokenizer.rules.get("post_processor"), "processors"):
-        kind = step.get("type") if isinstance(step, Mapping) else None
-        if kind == "ByteLevel":
-            continue  # moves offsets only
-        parts = step.get("single") if kind == "TemplateProcessing" else None
-        if not isinstance(parts, list) or any(edges):
-            return None
-        names = [_special_name(part) for part in parts]
-        if names.count("") != 1 or len(names) > 3 or names.index("") > 1 or len(names) - names.index("") > 2:
-            return None
-        place = names.index("")
-        edges = [names[0] if place else None, names[-1] or None]
-    return edges[0], edges[1]
-
-
-def _special_name(part: object) -> str | None:
-    """The token that a part of a template names; "" where the text itself stands."""
-    if not isinstance(part, Mapping) or len(part) != 1:
-        return None
-    if "Sequence" in part:
-        return ""
-    named = part.get("SpecialToken")
-    name = named.get("id") if isinstance(named, Mapping) else None
-    return name if isinstance(name, str) else None
 
 
 def _steps(rule: object, members: str) -> Sequence[Any]:

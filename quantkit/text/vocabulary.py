@@ -1,33 +1,41 @@
 """The vocabulary of a checkpoint: every token with its score and kind, and the rules around them.
 
 MiniCPM's `tokenizer.model` (SentencePiece BPE) holds the ordinary pieces; the chat tokens stand after its last piece,
-named by `added_tokens.json` and `tokenizer_config.json`. A container with one flat list (GGUF) needs them merged, at
-their exact ids, with unused ids filled. `vocabulary_files` takes such a list apart again.
-
-Scores and kinds of added and filled tokens are those of llama.cpp's converter (`conversion/base.py`).
+named by `added_tokens.json`, tokenizer.json and `tokenizer_config.json`. Newer models have tokenizer.json alone. A
+container with one flat list (GGUF) needs all tokens merged, at their exact ids, with unused ids filled.
+`vocabulary_files` takes such a list apart again.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.errors import InconsistentCheckpoint, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.text.added_tokens import read_added_tokens
+from quantkit.text.added_tokens import WORD_BOUNDARY, kind_of, read_added_tokens
 from quantkit.text.sentencepiece_model import SentencePieceModel, TokenKind, model_bytes, parse_model
 from quantkit.text.templates import DEFAULT, read_templates
 from quantkit.text.tokenizer_config import check_config, flag, further_specials, named_token
 from quantkit.text.tokenizer_files import ADDED_FILE, CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, Files, read_object
-from quantkit.text.tokenizer_json import added_edges, check_same_text, read_tokenizer_json
+from quantkit.text.tokenizer_json import check_same_text
+from quantkit.text.tokenizers.classes import followed_rules
+from quantkit.text.tokenizers.parsing import read_tokenizer_json
+from quantkit.text.tokenizers.pieces import ADDED_SCORE, FILLER_SCORE, Pieces, filler, read_pieces, translation_of
+from quantkit.text.tokenizers.rules import TextRules
+from quantkit.text.tokenizers.translation import (
+    BYTE_LEVEL,
+    SENTENCEPIECE,
+    is_byte_level,
+    merge_pairs,
+    metaspace_scheme,
+)
+from quantkit.text.tokenizers.writing import added_entry, byte_level_json, sentencepiece_json
 
-FILES = (MODEL_FILE, ADDED_FILE, CONFIG_FILE)
-"""What `vocabulary_files` makes."""
-
-ADDED_SCORE = -1000.0
-FILLER_SCORE = -10000.0
+FILES = (MODEL_FILE, TOKENIZER_FILE, ADDED_FILE, CONFIG_FILE)
+"""What `vocabulary_files` makes, or some of it."""
 
 _SPECIAL = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
 
@@ -40,6 +48,12 @@ class Vocabulary:
     add_bos, add_eos: what encoding a text adds. add_space_prefix: a space is put before the text.
     chat_template: Jinja source, never rendered here; named_templates: further ones, each with its name.
     normalizer: "identity", or the name of a rule that changes text before it is split (no flat list can hold it).
+    model: how text is split, in GGUF's words: "llama" joins the pieces with the highest score, "gpt2" goes by merges of
+    bytes that are written as letters. pre: llama.cpp's name for the rule that cuts a text into words before.
+    merges: pairs of pieces, "left right", in the order in which they are tried; of "gpt2" only.
+    metaspace: "first" or "always" where a space is put before a text only where there is none ("first": not after a
+    special token either); else empty.
+    obstacle: why llama.cpp has no tokenizer that splits so, or None. edges: where it splits otherwise, one line each.
     """
 
     tokens: tuple[str, ...]
@@ -55,6 +69,12 @@ class Vocabulary:
     chat_template: str | None
     named_templates: tuple[tuple[str, str], ...] = ()
     normalizer: str = "identity"
+    model: str = SENTENCEPIECE
+    pre: str = "default"
+    merges: tuple[str, ...] = ()
+    metaspace: str = ""
+    obstacle: str | None = None
+    edges: tuple[str, ...] = ()
 
 
 def has_vocabulary(checkpoint: Checkpoint) -> bool:
@@ -63,57 +83,146 @@ def has_vocabulary(checkpoint: Checkpoint) -> bool:
 
 
 def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
-    """Merge `tokenizer.model`, the added tokens and the tokenizer's config into one list of vocab_size tokens.
+    """Merge the tokenizer's pieces, the added tokens and the tokenizer's config into one list of vocab_size tokens.
+
+    `tokenizer.model` is read where it lies there, and compared with tokenizer.json; else tokenizer.json alone.
 
     Raises:
-        UnsupportedModel: no SentencePiece BPE model.
+        UnsupportedModel: neither file, or a tokenizer of another kind than BPE.
         MalformedFile: a file that breaks the rules of its format.
         InconsistentCheckpoint: ids outside the vocabulary, or two files that disagree about a token.
     """
-    if MODEL_FILE not in checkpoint.files:
+    check_config(read_object(checkpoint.files, CONFIG_FILE))
+    if MODEL_FILE in checkpoint.files:
+        return _sentencepiece_vocabulary(checkpoint)
+    pieces = read_pieces(checkpoint.files, checkpoint.spec.vocab_size)
+    if pieces is None:
         raise UnsupportedModel(
-            f"{checkpoint.path}: no {MODEL_FILE}; only SentencePiece tokenizers are supported",
-            hint="add the model's tokenizer.model, or remove tokenizer.json to go on with token ids only",
+            f"{checkpoint.path}: neither {TOKENIZER_FILE} nor {MODEL_FILE}; other tokenizers are not supported"
         )
+    return _json_vocabulary(checkpoint, pieces)
+
+
+def _sentencepiece_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     files, size = checkpoint.files, checkpoint.spec.vocab_size
     model = parse_model(files[MODEL_FILE](), MODEL_FILE)
-    config, tokenizer = read_object(files, CONFIG_FILE), read_tokenizer_json(files)
-    check_config(config)
     if len(model.pieces) > size:
         raise InconsistentCheckpoint(
             f"{MODEL_FILE} has {len(model.pieces):,} pieces, more than vocab_size {size:,} of config.json"
         )
     fill = size - len(model.pieces)
-    tokens = [*model.pieces, *map(_filler, range(len(model.pieces), size))]
+    tokens = [*model.pieces, *map(filler, range(len(model.pieces), size))]
     scores = [*model.scores, *[FILLER_SCORE] * fill]
     kinds = [*model.kinds, *[TokenKind.UNUSED] * fill]
     added = read_added_tokens(files, size)
     for index, token in added.items():
-        _check_replaced(model, index, token.text)
-        tokens[index], scores[index] = token.text, ADDED_SCORE
-        kinds[index] = TokenKind.CONTROL if token.special else TokenKind.USER_DEFINED
+        text = token.text if token.special else token.text.replace(WORD_BOUNDARY, " ")
+        _check_replaced(model, index, text)
+        tokens[index], scores[index], kinds[index] = text, ADDED_SCORE, kind_of(token)
         if index == model.unk_id:
             kinds[index] = TokenKind.UNKNOWN
+    tokenizer = read_tokenizer_json(files)
     if tokenizer is not None:
         check_same_text(tokenizer, model, added)
     ids = _ids(tokens)
     _check_specials(files, ids, kinds)
-    eos, templates = checkpoint.spec.eos_token_ids, read_templates(files)
-    edges = added_edges(tokenizer) if tokenizer is not None else None
-    return Vocabulary(
-        tokens=tuple(tokens),
-        scores=tuple(scores),
-        kinds=tuple(kinds),
+    vocabulary = _with_roles(
+        checkpoint,
+        Vocabulary(
+            tokens=tuple(tokens),
+            scores=tuple(scores),
+            kinds=tuple(kinds),
+            bos_token_id=None,
+            eos_token_id=None,
+            unk_token_id=model.unk_id,
+            pad_token_id=None,
+            add_bos=False,
+            add_eos=False,
+            add_space_prefix=model.add_dummy_prefix,
+            chat_template=None,
+            normalizer=model.normalizer,
+        ),
+        ids,
+    )
+    rules = rules_beside(files)
+    if rules is None:
+        config = read_object(files, CONFIG_FILE)
+        return replace(
+            vocabulary,
+            add_bos=flag(config, "add_bos_token", default=True),
+            add_eos=flag(config, "add_eos_token", default=False),
+        )
+    return replace(
+        vocabulary, add_bos=bool(rules.first), add_eos=bool(rules.last), metaspace=metaspace_scheme(rules)
+    )
+
+
+def rules_beside(files: Files) -> TextRules | None:
+    """The rules of a tokenizer.json beside `tokenizer.model`, where it can be followed; else None."""
+    try:
+        rules = followed_rules(files)
+    except UnsupportedModel:
+        return None
+    return rules if rules is None or not is_byte_level(rules) else None
+
+
+def _json_vocabulary(checkpoint: Checkpoint, pieces: Pieces) -> Vocabulary:
+    rules, translation = pieces.rules, translation_of(pieces)
+    kinds, ids = list(pieces.kinds), _ids(list(pieces.tokens))
+    unk = None if rules.unk_token is None else pieces.tokenizer.ids[rules.unk_token]
+    _check_specials(checkpoint.files, ids, kinds)
+    vocabulary = _with_roles(
+        checkpoint,
+        Vocabulary(
+            tokens=pieces.tokens,
+            scores=pieces.scores,
+            kinds=tuple(kinds),
+            bos_token_id=None,
+            eos_token_id=None,
+            unk_token_id=unk,
+            pad_token_id=None,
+            add_bos=bool(rules.first),
+            add_eos=bool(rules.last),
+            add_space_prefix=translation.add_space_prefix,
+            chat_template=None,
+            model=translation.model,
+            pre=translation.pre,
+            merges=tuple(map(" ".join, merge_pairs(pieces.tokenizer))) if pieces.byte_level else (),
+            metaspace=translation.metaspace,
+            obstacle=translation.obstacle,
+            edges=translation.notes,
+        ),
+        ids,
+    )
+    unk = vocabulary.unk_token_id
+    if unk is not None and translation.model == SENTENCEPIECE:
+        kinds[unk] = TokenKind.UNKNOWN
+    return replace(vocabulary, kinds=tuple(kinds), obstacle=vocabulary.obstacle or _edges_obstacle(rules, vocabulary))
+
+
+def _edges_obstacle(rules: TextRules, vocabulary: Vocabulary) -> str | None:
+    """llama.cpp puts the BOS before a text and the EOS after it, or nothing."""
+    for name, ids, index in (
+        ("begins", rules.first, vocabulary.bos_token_id),
+        ("ends", rules.last, vocabulary.eos_token_id),
+    ):
+        if ids and ids != (index,):
+            told = " ".join(vocabulary.tokens[i] for i in ids)
+            return f"it {name} every text with {told[:60]!r}, which is not the token that has that role"
+    return None
+
+
+def _with_roles(checkpoint: Checkpoint, vocabulary: Vocabulary, ids: Mapping[str, int]) -> Vocabulary:
+    """`vocabulary` with the tokens that have a role, and the chat templates."""
+    files, eos, templates = checkpoint.files, checkpoint.spec.eos_token_ids, read_templates(checkpoint.files)
+    return replace(
+        vocabulary,
         bos_token_id=_named_id(files, "bos_token", ids, default=checkpoint.spec.bos_token_id),
         eos_token_id=_named_id(files, "eos_token", ids, default=eos[0] if eos else None),
-        unk_token_id=_named_id(files, "unk_token", ids, default=model.unk_id),
+        unk_token_id=_named_id(files, "unk_token", ids, default=vocabulary.unk_token_id),
         pad_token_id=_named_id(files, "pad_token", ids, default=checkpoint.spec.pad_token_id),
-        add_bos=flag(config, "add_bos_token", default=edges is None or edges[0] is not None),
-        add_eos=flag(config, "add_eos_token", default=edges is not None and edges[1] is not None),
-        add_space_prefix=model.add_dummy_prefix,
         chat_template=templates.default,
         named_templates=tuple(templates.named.items()),
-        normalizer=model.normalizer,
     )
 
 
@@ -143,34 +252,43 @@ def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
 
 
 def vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
-    """`FILES` of a Hugging Face folder; `read_vocabulary` makes the same vocabulary of them."""
-    added = {
-        vocabulary.tokens[index]: index
-        for index in range(_piece_count(vocabulary), len(vocabulary.tokens))
-        if vocabulary.kinds[index] in _SPECIAL
+    """The files of a Hugging Face folder, some of `FILES`; `read_vocabulary` makes the same vocabulary of them, and
+    transformers the ids that llama.cpp makes."""
+    edges = {
+        "first": vocabulary.bos_token_id if vocabulary.add_bos else None,
+        "last": vocabulary.eos_token_id if vocabulary.add_eos else None,
     }
-    return {
+    tokens, kinds = vocabulary.tokens, vocabulary.kinds
+    if vocabulary.model == BYTE_LEVEL:
+        data = byte_level_json(tokens, kinds, vocabulary.merges, vocabulary.pre, edges)
+        return {TOKENIZER_FILE: data, CONFIG_FILE: _json_bytes(_tokenizer_config(vocabulary, fast=True))}
+    end = _piece_count(vocabulary)
+    files = {
         MODEL_FILE: sentencepiece_model(vocabulary),
-        ADDED_FILE: _json_bytes(added),
-        CONFIG_FILE: _json_bytes(_tokenizer_config(vocabulary)),
+        ADDED_FILE: _json_bytes({tokens[i]: i for i in range(end, len(tokens)) if kinds[i] in _SPECIAL}),
     }
+    made = sentencepiece_json(
+        tokens,
+        vocabulary.scores,
+        kinds,
+        unk=vocabulary.unk_token_id,
+        add_space_prefix=vocabulary.add_space_prefix,
+        edges=edges,
+    )
+    if made is not None:
+        files[TOKENIZER_FILE] = made
+    return {**files, CONFIG_FILE: _json_bytes(_tokenizer_config(vocabulary, fast=made is not None))}
 
 
-def _tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
+def _tokenizer_config(vocabulary: Vocabulary, *, fast: bool) -> dict[str, Any]:
+    """tokenizer_config.json; fast: there is a tokenizer.json, which is to be read as it is."""
+
     def name(index: int | None) -> str | None:
         return None if index is None else vocabulary.tokens[index]
 
+    pairs = enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
     decoder = {
-        str(index): {
-            "content": token,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": kind is not TokenKind.USER_DEFINED,
-        }
-        for index, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
-        if kind in (*_SPECIAL, TokenKind.UNKNOWN)
+        str(index): added_entry(token, kind) for index, (token, kind) in pairs if kind in (*_SPECIAL, TokenKind.UNKNOWN)
     }
     config: dict[str, Any] = {
         "add_bos_token": vocabulary.add_bos,
@@ -179,13 +297,12 @@ def _tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
         "bos_token": name(vocabulary.bos_token_id),
         "clean_up_tokenization_spaces": False,
         "eos_token": name(vocabulary.eos_token_id),
-        "legacy": True,
         "pad_token": name(vocabulary.pad_token_id),
-        "sp_model_kwargs": {},
-        "spaces_between_special_tokens": False,
-        "tokenizer_class": "LlamaTokenizer",
+        "tokenizer_class": "PreTrainedTokenizerFast" if fast else "LlamaTokenizer",
         "unk_token": name(vocabulary.unk_token_id),
     }
+    if vocabulary.model == SENTENCEPIECE:
+        config |= {"legacy": True, "sp_model_kwargs": {}, "spaces_between_special_tokens": False}
     template = vocabulary.chat_template
     if vocabulary.named_templates:
         every = [*([(DEFAULT, template)] if template is not None else []), *vocabulary.named_templates]
@@ -193,16 +310,11 @@ def _tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
     return config if template is None else {**config, "chat_template": template}
 
 
-def _filler(index: int) -> str:
-    """The text of an id that no token has, as llama.cpp's converter writes it."""
-    return f"[PAD{index}]"
-
-
 def _piece_count(vocabulary: Vocabulary) -> int:
     """Where the ordinary pieces end; what follows was added to, or missing from, `tokenizer.model`."""
     unk = vocabulary.unk_token_id or 0
     for index in range(len(vocabulary.tokens) - 1, unk, -1):
-        filler = vocabulary.kinds[index] is TokenKind.UNUSED and vocabulary.tokens[index] == _filler(index)
+        filler = vocabulary.kinds[index] is TokenKind.UNUSED and vocabulary.tokens[index] == filler(index)
         if vocabulary.kinds[index] not in _SPECIAL and not filler:
             return index + 1
     return unk + 1
