@@ -71,7 +71,7 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
-from quantkit.text.vocabulary import FILES, Vocabulary, has_vocabulary, read_vocabulary, vocabulary_files
+from quantkit.text.vocabulary import Vocabulary, file_names, has_vocabulary, read_vocabulary, vocabulary_files
 
 TYPES: Mapping[str, BlockType] = {
     block.name.lower(): block
@@ -326,6 +326,7 @@ def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
 
 def _files(vocabulary: Vocabulary) -> dict[str, Callable[[], bytes]]:
     """The tokenizer's files, made when the first one is asked for."""
+    names = file_names(vocabulary)
 
     @cache
     def files() -> dict[str, bytes]:
@@ -334,7 +335,7 @@ def _files(vocabulary: Vocabulary) -> dict[str, Callable[[], bytes]]:
     def reader(name: str) -> Callable[[], bytes]:
         return lambda: files()[name]
 
-    return {name: reader(name) for name in FILES}
+    return {name: reader(name) for name in names}
 
 
 EXPORTER = GGUF()

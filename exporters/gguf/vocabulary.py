@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from quantkit.errors import InconsistentCheckpoint, MalformedFile
+from quantkit.errors import InconsistentCheckpoint, MalformedFile, UnsupportedSpec
 from quantkit.exporters.gguf.file import GGUFFile
 from quantkit.exporters.gguf.header import entry, number_array, string_array
 from quantkit.exporters.gguf.keys import Keys
@@ -16,6 +17,8 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.text.end_tokens import GENERATION_FILE
 from quantkit.text.sentencepiece_model import TokenKind
 from quantkit.text.tokenizer_files import read_object
+from quantkit.text.tokenizers.splitting import splitting_named
+from quantkit.text.tokenizers.translation import BYTE_LEVEL, SENTENCEPIECE
 from quantkit.text.vocabulary import Vocabulary
 
 END_OF_TURN = "<|im_end|>"
@@ -28,9 +31,14 @@ _GENERATION_IN_GGUF = {"bos_token_id", "eos_token_id", "pad_token_id", "transfor
 """What generation_config.json says that a GGUF file says as well, or that says nothing about the model."""
 
 _KNOWN_KEYS = frozenset(
-    {"model", "pre", "tokens", "scores", "token_type", "token_type_count"}
+    {"model", "pre", "tokens", "scores", "token_type", "token_type_count", "merges"}
     | {"add_bos_token", "add_eos_token", "add_space_prefix"}
 )
+_WHERE = {
+    "always": "before a text and after a special token only where there is none",
+    "first": "before a text where there is none, and none after a special token",
+}
+"""What the rule `Metaspace` of tokenizer.json does, by its scheme."""
 _TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
 
@@ -69,16 +77,24 @@ def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[in
     eos_token_ids: the tokens that end a text, see `end_ids`.
 
     Raises:
+        UnsupportedSpec: llama.cpp has no tokenizer that splits text so; the message says why.
         InconsistentCheckpoint: two chat templates whose names give one key.
     """
     if vocabulary is None:
         return [entry("tokenizer.ggml.model", ValueType.STRING, "none")]
+    if vocabulary.obstacle is not None:
+        raise UnsupportedSpec(
+            f"a GGUF file cannot hold the tokenizer: {vocabulary.obstacle}",
+            hint="take another container, or take the tokenizer's files out of a copy of the folder: token ids only",
+        )
     entries = [
-        entry("tokenizer.ggml.model", ValueType.STRING, "llama"),
-        entry("tokenizer.ggml.pre", ValueType.STRING, "default"),
+        entry("tokenizer.ggml.model", ValueType.STRING, vocabulary.model),
+        entry("tokenizer.ggml.pre", ValueType.STRING, vocabulary.pre),
         string_array("tokenizer.ggml.tokens", vocabulary.tokens),
-        number_array("tokenizer.ggml.scores", ValueType.FLOAT32, vocabulary.scores),
         number_array("tokenizer.ggml.token_type", ValueType.INT32, vocabulary.kinds),
+        string_array("tokenizer.ggml.merges", vocabulary.merges)
+        if vocabulary.model == BYTE_LEVEL
+        else number_array("tokenizer.ggml.scores", ValueType.FLOAT32, vocabulary.scores),
     ]
     ends, _ = end_ids(vocabulary, eos_token_ids)
     ids = {
@@ -118,6 +134,12 @@ def tokenizer_notes(model: Checkpoint, vocabulary: Vocabulary | None) -> Iterato
         return
     if vocabulary.normalizer != "identity":
         yield f"the tokenizer changes text by the rule {vocabulary.normalizer!r}, which GGUF cannot express"
+    yield from vocabulary.edges
+    if vocabulary.metaspace:
+        yield (
+            f"the tokenizer puts a space {_WHERE[vocabulary.metaspace]}, llama.cpp before every text and after every "
+            "special token: a text that begins so gets other ids there"
+        )
     unheard = end_ids(vocabulary, model.spec.eos_token_ids)[1]
     if unheard:
         yield f"GGUF has no key for the end tokens {', '.join(map(str, unheard))}: llama.cpp does not stop at them"
@@ -136,10 +158,16 @@ def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
     """
     keys = Keys(gguf, "tokenizer.ggml.")
     model = keys.text("model", "none")
-    if model != "llama":
-        return "the file has no tokenizer" if model in ("none", "no_vocab") else f"its {model!r} tokenizer is not read"
-    tokens = keys.get("tokens", (list,))
-    scores, kinds = keys.get("scores", (np.ndarray,)), keys.get("token_type", (np.ndarray,))
+    if model in ("none", "no_vocab"):
+        return "the file has no tokenizer"
+    if model not in (SENTENCEPIECE, BYTE_LEVEL):
+        return f"its {model[:40]!r} tokenizer is not read"
+    pre = keys.text("pre", "default")
+    splitting = splitting_named(pre) if model == BYTE_LEVEL else None
+    if model == BYTE_LEVEL and splitting is None:
+        return f"its tokenizer cuts text by the rule {pre[:40]!r}, which is not known"
+    tokens, kinds = keys.get("tokens", (list,)), keys.get("token_type", (np.ndarray,))
+    scores = keys.get("scores", (np.ndarray,), np.zeros(len(tokens), np.float32) if splitting is not None else None)
     if not len(tokens) == len(scores) == len(kinds) == vocab_size:
         raise InconsistentCheckpoint(
             f"{gguf.path}: {len(tokens):,} tokens, {len(scores):,} scores and {len(kinds):,} token types "
@@ -149,24 +177,41 @@ def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
         raise MalformedFile(f"{gguf.path}: token scores must be finite 32-bit floats")
     if kinds.dtype.kind not in "iu" or not np.isin(kinds, list(TokenKind)).all():
         raise MalformedFile(f"{gguf.path}: token types must be integers from 1 to 6")
-    return Vocabulary(
+    bos, eos, unk = (None, None, None) if splitting is not None else (1, 2, 0)
+    vocabulary = Vocabulary(
         tokens=tuple(tokens),
-        scores=tuple(scores.tolist()),
+        scores=(0.0,) * vocab_size if splitting is not None else tuple(scores.tolist()),
         kinds=tuple(map(TokenKind, kinds.tolist())),
-        bos_token_id=_token_id(keys, "bos_token_id", vocab_size, default=1),
-        eos_token_id=_token_id(keys, "eos_token_id", vocab_size, default=2),
-        unk_token_id=_token_id(keys, "unknown_token_id", vocab_size, default=0),
+        bos_token_id=_token_id(keys, "bos_token_id", vocab_size, default=bos),
+        eos_token_id=_token_id(keys, "eos_token_id", vocab_size, default=eos),
+        unk_token_id=_token_id(keys, "unknown_token_id", vocab_size, default=unk),
         pad_token_id=_token_id(keys, "padding_token_id", vocab_size, default=None),
-        add_bos=keys.flag("add_bos_token", default=True),
+        add_bos=keys.flag("add_bos_token", default=splitting is None or splitting.adds_bos),
         add_eos=keys.flag("add_eos_token", default=False),
-        add_space_prefix=keys.flag("add_space_prefix", default=True),
+        add_space_prefix=keys.flag("add_space_prefix", default=True) if splitting is None else False,
         chat_template=Keys(gguf, "tokenizer.").text("chat_template", "") or None,
         named_templates=tuple(
             (key.removeprefix(f"{_TEMPLATE}."), Keys(gguf, "").text(key))
             for key in gguf.metadata
             if key.startswith(f"{_TEMPLATE}.")
         ),
+        model=model,
     )
+    if splitting is None:
+        return vocabulary
+    return replace(vocabulary, pre=splitting.pre, merges=_merges(keys, vocabulary.tokens))
+
+
+def _merges(keys: Keys, tokens: Sequence[str]) -> tuple[str, ...]:
+    """The merges of a byte-level BPE, each of two tokens that together are a third; llama.cpp passes over others."""
+    known = set(tokens)
+    merges = keys.get("merges", (list,))
+    for merge in merges:
+        left, _, right = merge[1:].partition(" ") if isinstance(merge, str) else ("", "", "")
+        left = merge[:1] + left
+        if not {left, right, left + right} <= known:
+            raise MalformedFile(f"{keys.gguf.path}: {str(merge)[:80]!r} is not a merge of two tokens into a third")
+    return tuple(merges)
 
 
 def unfollowed_keys(gguf: GGUFFile) -> Iterator[str]:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from quantkit.errors import InconsistentCheckpoint, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.text.added_tokens import WORD_BOUNDARY, kind_of, read_added_tokens
@@ -251,6 +253,20 @@ def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
     )
 
 
+def file_names(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The names of the files that `vocabulary_files` makes, without making them."""
+    if vocabulary.model == BYTE_LEVEL:
+        return TOKENIZER_FILE, CONFIG_FILE
+    return FILES if _has_order(vocabulary) else (MODEL_FILE, ADDED_FILE, CONFIG_FILE)
+
+
+def _has_order(vocabulary: Vocabulary) -> bool:
+    """Whether no two ordinary pieces share a score, which would leave the order of merges open."""
+    kinds = np.array(vocabulary.kinds)
+    scores = np.array(vocabulary.scores)[kinds == TokenKind.NORMAL]
+    return len(np.unique(scores)) == len(scores)
+
+
 def vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
     """The files of a Hugging Face folder, some of `FILES`; `read_vocabulary` makes the same vocabulary of them, and
     transformers the ids that llama.cpp makes."""
@@ -267,17 +283,17 @@ def vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
         MODEL_FILE: sentencepiece_model(vocabulary),
         ADDED_FILE: _json_bytes({tokens[i]: i for i in range(end, len(tokens)) if kinds[i] in _SPECIAL}),
     }
-    made = sentencepiece_json(
-        tokens,
-        vocabulary.scores,
-        kinds,
-        unk=vocabulary.unk_token_id,
-        add_space_prefix=vocabulary.add_space_prefix,
-        edges=edges,
-    )
-    if made is not None:
-        files[TOKENIZER_FILE] = made
-    return {**files, CONFIG_FILE: _json_bytes(_tokenizer_config(vocabulary, fast=made is not None))}
+    fast = _has_order(vocabulary)
+    if fast:
+        files[TOKENIZER_FILE] = sentencepiece_json(
+            tokens,
+            vocabulary.scores,
+            kinds,
+            unk=vocabulary.unk_token_id,
+            add_space_prefix=vocabulary.add_space_prefix,
+            edges=edges,
+        )
+    return {**files, CONFIG_FILE: _json_bytes(_tokenizer_config(vocabulary, fast=fast))}
 
 
 def _tokenizer_config(vocabulary: Vocabulary, *, fast: bool) -> dict[str, Any]:

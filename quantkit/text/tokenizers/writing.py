@@ -52,14 +52,10 @@ def sentencepiece_json(
     unk: int | None,
     add_space_prefix: bool,
     edges: Mapping[str, int | None],
-) -> bytes | None:
-    """A BPE with merges in the order of the scores; None where two pieces share a score, which leaves the order open."""
-    pairs = list(splits(tokens, kinds))
-    wholes = [(tokens[left] + tokens[right], left, right) for left, right in pairs]
+) -> bytes:
+    """A BPE that joins what SentencePiece joins, in the order of the scores, which must differ from each other."""
+    wholes = [(tokens[left] + tokens[right], left, right) for left, right in splits(tokens, kinds)]
     ids = {text: index for index, text in enumerate(tokens)}
-    made = {ids[whole] for whole, _, _ in wholes}
-    if len({scores[index] for index in made}) < len(made):
-        return None
     ordered = sorted(wholes, key=lambda entry: (-scores[ids[entry[0]]], entry[1], entry[2]))
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     steps = [*([{"type": "Prepend", "prepend": SPACE}] if add_space_prefix else []), replace]

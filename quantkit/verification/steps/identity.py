@@ -14,20 +14,28 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.errors import GoldenMismatch, MalformedFile, MissingDependency, QuantkitError
+from quantkit.errors import GoldenMismatch, MalformedFile, MissingDependency, QuantkitError, UnsupportedModel
 from quantkit.files.json_file import parse_json
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec, RopeSpec
 from quantkit.text.templates import OLD_TEMPLATE_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
 from quantkit.text.tokenizer import open_tokenizer
+from quantkit.text.tokenizer_files import TOKENIZER_FILE
+from quantkit.text.tokenizers.translation import BYTE_LEVEL
 from quantkit.text.vocabulary import FILES, has_vocabulary, read_vocabulary
 from quantkit.verification.prompts import Prompt
 
 GENERATION_FILE = "generation_config.json"
 GENERATION_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-OWN_FILES = (*FILES, TEMPLATE_FILE, OLD_TEMPLATE_FILE, "config.json")
-"""Compared by what they mean (`TextFacts`): a container without files gives them back in other words."""
-PAD = "pad_token_id"
+OWN_FILES = (
+    *(name for name in FILES if name != TOKENIZER_FILE),
+    TEMPLATE_FILE,
+    OLD_TEMPLATE_FILE,
+    "config.json",
+)
+"""Compared by what they mean (`TextFacts`): a container without files gives them back in other words. So is tokenizer.json
+where the container is one file."""
+PAD, METASPACE = "pad_token_id", "metaspace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +59,24 @@ def text_facts(checkpoint: Checkpoint) -> TextFacts:
     Raises:
         What `read_vocabulary` raises.
     """
+    made_up = OWN_FILES if checkpoint.path.is_dir() else (*OWN_FILES, TOKENIZER_FILE)
     files = {
         name: _file_digest(name, read())
         for name, read in sorted(checkpoint.files.items())
-        if name not in OWN_FILES and not name.startswith(TEMPLATE_FOLDER)
+        if name not in made_up and not name.startswith(TEMPLATE_FOLDER)
     }
     if not has_vocabulary(checkpoint):
         return TextFacts(None, None, {}, files)
-    vocabulary = read_vocabulary(checkpoint)
+    try:
+        vocabulary = read_vocabulary(checkpoint)
+    except UnsupportedModel:  # of a kind that is not read: its files are compared as they are
+        return TextFacts(None, None, {}, files)
     sha256 = hashlib.sha256(json.dumps(vocabulary.tokens, ensure_ascii=True).encode())
     sha256.update(np.array(vocabulary.scores, "<f4").tobytes())
     sha256.update(np.array([int(kind) for kind in vocabulary.kinds], "<i4").tobytes())
-    names = ("bos_token_id", "eos_token_id", "unk_token_id", PAD, "add_bos", "add_eos", "add_space_prefix")
+    if vocabulary.model == BYTE_LEVEL:
+        sha256.update(json.dumps([vocabulary.pre, vocabulary.merges], ensure_ascii=True).encode())
+    names = ("bos_token_id", "eos_token_id", "unk_token_id", PAD, "add_bos", "add_eos", "add_space_prefix", METASPACE)
     return TextFacts(
         sha256.hexdigest(),
         None if vocabulary.chat_template is None else _text_digest(vocabulary.chat_template),
@@ -171,7 +185,7 @@ def text_differences(expected: TextFacts, found: TextFacts) -> Iterator[str]:
             yield "its vocabulary is not the original's: texts, scores or kinds of tokens differ"
         for name, value in expected.rules.items():
             other = found.rules.get(name)
-            if other != value and not (name == PAD and other is None):
+            if other != value and not (name == PAD and other is None) and name != METASPACE:
                 yield f"the tokenizer's {name} is {other}, the original's is {value}"
         if found.template != expected.template:
             what = "has no chat template" if found.template is None else "has another chat template than the original"
@@ -181,14 +195,25 @@ def text_differences(expected: TextFacts, found: TextFacts) -> Iterator[str]:
             yield f"its {name} says other things than the original's"
 
 
-def token_differences(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> Iterator[str]:
+def spaces_differ(expected: TextFacts, found: TextFacts) -> bool:
+    """Whether the artifact's container has no words for the original's rule for the space before a text."""
+    return (expected.rules.get(METASPACE) or "") != (found.rules.get(METASPACE) or "")
+
+
+def token_differences(checkpoint: Checkpoint, prompts: Sequence[Prompt], *, plain_only: bool = False) -> Iterator[str]:
     """One line for every prompt that the artifact's tokenizer reads otherwise; nothing can be said of a cut prompt's
-    end, nor where sentencepiece is missing."""
+    end, nor where the library that splits text is missing.
+
+    plain_only: leave out prompts with special tokens, after which spaces are known to differ.
+    """
     try:
         tokenizer = open_tokenizer(checkpoint)
     except MissingDependency:
         return
     for prompt in prompts:
+        inside = prompt.token_ids[len(tokenizer.beginning) :]
+        if not prompt.text or (plain_only and any(map(tokenizer.is_special, inside))):
+            continue
         ids = tuple(tokenizer.encode(prompt.text))
         common = min(len(ids), len(prompt.token_ids))
         if ids[:common] != prompt.token_ids[:common]:
