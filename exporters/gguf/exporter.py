@@ -71,7 +71,8 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
-from quantkit.text.vocabulary import Vocabulary, file_names, has_vocabulary, read_vocabulary, vocabulary_files
+from quantkit.text.tokenizers.writing import file_names, vocabulary_files
+from quantkit.text.vocabulary import Vocabulary, has_vocabulary, read_vocabulary
 
 TYPES: Mapping[str, BlockType] = {
     block.name.lower(): block

@@ -3,43 +3,27 @@
 MiniCPM's `tokenizer.model` (SentencePiece BPE) holds the ordinary pieces; the chat tokens stand after its last piece,
 named by `added_tokens.json`, tokenizer.json and `tokenizer_config.json`. Newer models have tokenizer.json alone. A
 container with one flat list (GGUF) needs all tokens merged, at their exact ids, with unused ids filled.
-`vocabulary_files` takes such a list apart again.
+`quantkit.text.tokenizers.writing` takes such a list apart again.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
 
 from quantkit.errors import InconsistentCheckpoint, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.text.added_tokens import WORD_BOUNDARY, kind_of, read_added_tokens
-from quantkit.text.sentencepiece_model import SentencePieceModel, TokenKind, model_bytes, parse_model
-from quantkit.text.templates import DEFAULT, read_templates
+from quantkit.text.sentencepiece_model import SentencePieceModel, TokenKind, parse_model
+from quantkit.text.templates import read_templates
 from quantkit.text.tokenizer_config import check_config, flag, further_specials, named_token
 from quantkit.text.tokenizer_files import ADDED_FILE, CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, Files, read_object
 from quantkit.text.tokenizer_json import check_same_text
 from quantkit.text.tokenizers.classes import followed_rules
 from quantkit.text.tokenizers.parsing import read_tokenizer_json
 from quantkit.text.tokenizers.pieces import ADDED_SCORE, FILLER_SCORE, Pieces, filler, read_pieces, translation_of
-from quantkit.text.tokenizers.rules import TextRules
-from quantkit.text.tokenizers.translation import (
-    BYTE_LEVEL,
-    SENTENCEPIECE,
-    is_byte_level,
-    merge_pairs,
-    metaspace_scheme,
-)
-from quantkit.text.tokenizers.writing import added_entry, byte_level_json, sentencepiece_json
-
-FILES = (MODEL_FILE, TOKENIZER_FILE, ADDED_FILE, CONFIG_FILE)
-"""What `vocabulary_files` makes, or some of it."""
-
-_SPECIAL = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
+from quantkit.text.tokenizers.rules import TextRules, is_byte_level
+from quantkit.text.tokenizers.translation import SENTENCEPIECE, merge_pairs, metaspace_scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +91,8 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
 
 def _sentencepiece_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     files, size = checkpoint.files, checkpoint.spec.vocab_size
+    config = read_object(files, CONFIG_FILE)
+    begins, ends = (flag(config, key, default=key == "add_bos_token") for key in ("add_bos_token", "add_eos_token"))
     model = parse_model(files[MODEL_FILE](), MODEL_FILE)
     if len(model.pieces) > size:
         raise InconsistentCheckpoint(
@@ -148,14 +134,15 @@ def _sentencepiece_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     )
     rules = rules_beside(files)
     if rules is None:
-        config = read_object(files, CONFIG_FILE)
-        return replace(
-            vocabulary,
-            add_bos=flag(config, "add_bos_token", default=True),
-            add_eos=flag(config, "add_eos_token", default=False),
-        )
+        return replace(vocabulary, add_bos=begins, add_eos=ends)
+    pieces = read_pieces(files, size)
     return replace(
-        vocabulary, add_bos=bool(rules.first), add_eos=bool(rules.last), metaspace=metaspace_scheme(rules)
+        vocabulary,
+        add_bos=bool(rules.first),
+        add_eos=bool(rules.last),
+        metaspace=metaspace_scheme(rules),
+        obstacle=_edges_obstacle(rules, vocabulary),
+        edges=translation_of(pieces).notes if pieces is not None else (),
     )
 
 
@@ -228,114 +215,6 @@ def _with_roles(checkpoint: Checkpoint, vocabulary: Vocabulary, ids: Mapping[str
     )
 
 
-def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
-    """A `tokenizer.model` that encodes plain text as the vocabulary's original did.
-
-    It ends before the run of added and unused tokens at the end, as MiniCPM's own file does; added tokens before
-    that are control pieces, which SentencePiece never finds in a text.
-    """
-    end = _piece_count(vocabulary)
-    unk = vocabulary.unk_token_id if vocabulary.unk_token_id is not None else 0
-    kinds: list[TokenKind] = list(vocabulary.kinds[:end])
-    kinds = [TokenKind.CONTROL if kind is TokenKind.UNKNOWN else kind for kind in kinds]
-    kinds[unk] = TokenKind.UNKNOWN
-    bos = vocabulary.bos_token_id
-    return model_bytes(
-        SentencePieceModel(
-            pieces=vocabulary.tokens[:end],
-            scores=vocabulary.scores[:end],
-            kinds=tuple(kinds),
-            unk_id=unk,
-            bos_id=bos if bos is not None and bos < end else None,
-            add_dummy_prefix=vocabulary.add_space_prefix,
-            normalizer="identity",
-        )
-    )
-
-
-def file_names(vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The names of the files that `vocabulary_files` makes, without making them."""
-    if vocabulary.model == BYTE_LEVEL:
-        return TOKENIZER_FILE, CONFIG_FILE
-    return FILES if _has_order(vocabulary) else (MODEL_FILE, ADDED_FILE, CONFIG_FILE)
-
-
-def _has_order(vocabulary: Vocabulary) -> bool:
-    """Whether no two ordinary pieces share a score, which would leave the order of merges open."""
-    kinds = np.array(vocabulary.kinds)
-    scores = np.array(vocabulary.scores)[kinds == TokenKind.NORMAL]
-    return len(np.unique(scores)) == len(scores)
-
-
-def vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
-    """The files of a Hugging Face folder, some of `FILES`; `read_vocabulary` makes the same vocabulary of them, and
-    transformers the ids that llama.cpp makes."""
-    edges = {
-        "first": vocabulary.bos_token_id if vocabulary.add_bos else None,
-        "last": vocabulary.eos_token_id if vocabulary.add_eos else None,
-    }
-    tokens, kinds = vocabulary.tokens, vocabulary.kinds
-    if vocabulary.model == BYTE_LEVEL:
-        data = byte_level_json(tokens, kinds, vocabulary.merges, vocabulary.pre, edges)
-        return {TOKENIZER_FILE: data, CONFIG_FILE: _json_bytes(_tokenizer_config(vocabulary, fast=True))}
-    end = _piece_count(vocabulary)
-    files = {
-        MODEL_FILE: sentencepiece_model(vocabulary),
-        ADDED_FILE: _json_bytes({tokens[i]: i for i in range(end, len(tokens)) if kinds[i] in _SPECIAL}),
-    }
-    fast = _has_order(vocabulary)
-    if fast:
-        files[TOKENIZER_FILE] = sentencepiece_json(
-            tokens,
-            vocabulary.scores,
-            kinds,
-            unk=vocabulary.unk_token_id,
-            add_space_prefix=vocabulary.add_space_prefix,
-            edges=edges,
-        )
-    return {**files, CONFIG_FILE: _json_bytes(_tokenizer_config(vocabulary, fast=fast))}
-
-
-def _tokenizer_config(vocabulary: Vocabulary, *, fast: bool) -> dict[str, Any]:
-    """tokenizer_config.json; fast: there is a tokenizer.json, which is to be read as it is."""
-
-    def name(index: int | None) -> str | None:
-        return None if index is None else vocabulary.tokens[index]
-
-    pairs = enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
-    decoder = {
-        str(index): added_entry(token, kind) for index, (token, kind) in pairs if kind in (*_SPECIAL, TokenKind.UNKNOWN)
-    }
-    config: dict[str, Any] = {
-        "add_bos_token": vocabulary.add_bos,
-        "add_eos_token": vocabulary.add_eos,
-        "added_tokens_decoder": decoder,
-        "bos_token": name(vocabulary.bos_token_id),
-        "clean_up_tokenization_spaces": False,
-        "eos_token": name(vocabulary.eos_token_id),
-        "pad_token": name(vocabulary.pad_token_id),
-        "tokenizer_class": "PreTrainedTokenizerFast" if fast else "LlamaTokenizer",
-        "unk_token": name(vocabulary.unk_token_id),
-    }
-    if vocabulary.model == SENTENCEPIECE:
-        config |= {"legacy": True, "sp_model_kwargs": {}, "spaces_between_special_tokens": False}
-    template = vocabulary.chat_template
-    if vocabulary.named_templates:
-        every = [*([(DEFAULT, template)] if template is not None else []), *vocabulary.named_templates]
-        return {**config, "chat_template": [{"name": name, "template": text} for name, text in every]}
-    return config if template is None else {**config, "chat_template": template}
-
-
-def _piece_count(vocabulary: Vocabulary) -> int:
-    """Where the ordinary pieces end; what follows was added to, or missing from, `tokenizer.model`."""
-    unk = vocabulary.unk_token_id or 0
-    for index in range(len(vocabulary.tokens) - 1, unk, -1):
-        filler = vocabulary.kinds[index] is TokenKind.UNUSED and vocabulary.tokens[index] == filler(index)
-        if vocabulary.kinds[index] not in _SPECIAL and not filler:
-            return index + 1
-    return unk + 1
-
-
 def _check_replaced(model: SentencePieceModel, index: int, text: str) -> None:
     """Refuse to overwrite an ordinary piece by another text; unused and control pieces are there to be renamed."""
     if index >= len(model.pieces) or model.pieces[index] == text:
@@ -376,7 +255,3 @@ def _check_specials(files: Files, ids: Mapping[str, int], kinds: list[TokenKind]
             )
         if kinds[index] in (TokenKind.NORMAL, TokenKind.UNUSED):
             kinds[index] = TokenKind.CONTROL
-
-
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

@@ -37,6 +37,7 @@ from quantkit.verification.report import FAILED, PASSED, SKIPPED, STEPS, Check, 
 from quantkit.verification.steps import predictions
 from quantkit.verification.steps.identity import (
     expected_spec,
+    plain_prompts,
     read_facts,
     spaces_differ,
     spec_differences,
@@ -116,6 +117,7 @@ class Proof:
         self._tell = progress or unwatched
         self._steps: list[Step] = []
         self._notes: list[str] = []
+        self._texts: Sequence[Prompt] = ()
         self._divergence: Divergence | None = None
         self._squared_error = 0.0
 
@@ -135,6 +137,7 @@ class Proof:
             kind = f"{checkpoint.spec.architecture} in {checkpoint.format}"
             self._notes.append(f"no engine that runs this {kind} is installed")
         prompts = self._prompts(checkpoint, original)
+        self._texts = prompts
         self._check_identity(checkpoint, original, runtime, prompts)
         self._check_numbers(checkpoint, original)
         if self._options.engine == NO_ENGINE or self._failed:
@@ -223,10 +226,13 @@ class Proof:
         if not isinstance(original.text, str):
             problems += [found] if isinstance(found, str) else text_differences(original.text, found)
             if not isinstance(found, str) and original.text.vocabulary is not None and found.vocabulary is not None:
-                spaced = spaces_differ(original.text, found)
-                problems += token_differences(checkpoint, prompts, plain_only=spaced)
-                if spaced:
-                    self._notes.append("its container cannot say where the original's tokenizer puts spaces: see export")
+                if spaces_differ(original.text, found):
+                    self._texts = plain_prompts(checkpoint, prompts)
+                    self._notes.append(
+                        "its container has no words for the spaces of the original's tokenizer; "
+                        "texts with special tokens get other ids and are not compared"
+                    )
+                problems += token_differences(checkpoint, self._texts)
         whose = (
             "the original's" if checkpoint.spec.architecture == original.spec.architecture else "the folded original's"
         )
@@ -309,7 +315,13 @@ class Proof:
             self._skip("engine", "no engine was run")
         elif self._failed is None:
             found = predictions.ask_engine(
-                runtime, checkpoint, prompts, answers, trusted=trusted, progress=self._part(ends[2], ends[3])
+                runtime,
+                checkpoint,
+                prompts,
+                answers,
+                texts=self._texts,
+                trusted=trusted,
+                progress=self._part(ends[2], ends[3]),
             )
             self._divergence = found.divergence
             self._add("engine", found.problems, f"{runtime.name} predicts what the reference predicts", found.checks)

@@ -175,15 +175,16 @@ def test_weights_can_be_read_beside_files_that_disagree_and_it_is_said(case: str
 
 @pytest.mark.parametrize("rule", ["lstrip", "rstrip", "single_word", "normalized"])
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
-def test_rules_of_a_token_that_nobody_here_follows_are_said(rule: str, file: str) -> None:
+def test_rules_of_a_token_that_llama_cpp_does_not_follow_are_said(rule: str, file: str) -> None:
     token = {"content": "<|fim_suffix|>", "special": False, rule: True}
-    if file == "tokenizer.json":
-        files = changed(only_tokenizer_json(), file, lambda value: value["added_tokens"][-1].update(token))
+    files = changed(only_tokenizer_json(), "tokenizer.json", lambda value: value["added_tokens"][-1].update(token))
+    if file == "tokenizer_config.json":
+        files = config_with(golden_files("tokenizer.model", file), added_tokens_decoder={"2047": token})
+        said = opened(files).notes
     else:
-        files = config_with(golden_files(), added_tokens_decoder={"2047": token})
-    notes = opened(files).notes
-    assert any("'<|fim_suffix|>'" in note and rule in note for note in notes), notes
-    assert opened(golden_files()).notes == ()
+        said = read_vocabulary(opened(files)).edges
+    assert any("'<|fim_suffix|>'" in note and rule in note for note in said), said
+    assert read_vocabulary(opened(golden_files())).edges == opened(golden_files()).notes == ()
 
 
 def test_a_listed_special_token_among_the_pieces_is_found_as_a_whole() -> None:

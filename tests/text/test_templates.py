@@ -14,7 +14,8 @@ from quantkit.artifacts.publishing import publish
 from quantkit.errors import InconsistentCheckpoint, MalformedFile
 from quantkit.protocols import ExportOptions
 from quantkit.text.templates import TEMPLATE_FOLDER, read_templates
-from quantkit.text.vocabulary import read_vocabulary, vocabulary_files
+from quantkit.text.tokenizers.writing import vocabulary_files
+from quantkit.text.vocabulary import read_vocabulary
 from tests.support.tokenizer_folders import Files, config_with, golden_files, opened, written
 
 A, B, C = "{{ 'a' }}", "{{ 'b' }}", "{{ 'c' }}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from quantkit.errors import BadOption, MalformedFile, MissingDependency, Unsuppo
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.text.chat_template import render
 from quantkit.text.tokenizer import StreamDecoder, Tokenizer, open_tokenizer
+from quantkit.text.tokenizers.pieces import splitter_of
 from tests.support.memory import memory_checkpoint, tiny_config
 
 IM_END, IM_START = 2040, 2041
@@ -86,10 +88,9 @@ def test_the_longest_special_token_wins(golden_model: Path):
 
 def test_bos_is_added_unless_told_otherwise(tokenizer: Tokenizer, golden_model: Path):
     assert tokenizer.encode("hi") == [1, *tokenizer.encode("hi", add_bos=False)]
-    config = (
-        (golden_model / "tokenizer_config.json").read_text().replace('"add_bos_token": true', '"add_bos_token": false')
-    )
-    without = open_tokenizer(checkpoint_of(golden_model, **{"tokenizer_config.json": config.encode()}))
+    rules = json.loads((golden_model / "tokenizer.json").read_text())
+    rules["post_processor"] = None
+    without = open_tokenizer(checkpoint_of(golden_model, **{"tokenizer.json": json.dumps(rules).encode()}))
     assert without.encode("hi") == tokenizer.encode("hi", add_bos=False)
 
 
@@ -189,8 +190,13 @@ def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, golden_model: Path):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(MissingDependency, match="sentencepiece") as failure:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    splitter_of.cache_clear()
+    with pytest.raises(MissingDependency, match="needs tokenizers"):
         open_tokenizer(checkpoint_of(golden_model))
+    alone = {"tokenizer.model": (golden_model / "tokenizer.model").read_bytes()}
+    with pytest.raises(MissingDependency, match="sentencepiece") as failure:
+        open_tokenizer(memory_checkpoint(tiny_config(vocab_size=2048), files=alone))
     assert failure.value.hint == "pip install 'quantkit[text]'"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match="jinja2"):

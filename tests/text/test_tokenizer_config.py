@@ -11,8 +11,6 @@ from quantkit.text.vocabulary import read_vocabulary
 from tests.support.tokenizer_folders import config_with, golden_files, opened
 
 SAID: dict[str, Any] = {
-    "legacy": False,
-    "add_prefix_space": False,
     "split_special_tokens": True,
     "clean_up_tokenization_spaces": True,
     "sp_model_kwargs": {"enable_sampling": True, "alpha": 0.1},
@@ -45,7 +43,7 @@ HARMLESS: dict[str, Any] = {
     "name_or_path": "/x",
     "backend": "tokenizers",
     "is_local": True,
-    "tokenizer_class": "LlamaTokenizer",
+    "tokenizer_class": "TokenizersBackend",
     "extra_special_tokens": {},
     "spaces_between_special_tokens": True,
 }
@@ -74,6 +72,17 @@ def test_what_cannot_be_followed_is_refused(case: str) -> None:
         read_vocabulary(opened(config_with(golden_files(), **keys)))
 
 
-def test_whether_a_text_begins_with_bos_is_followed() -> None:
+@pytest.mark.parametrize("key", ["legacy", "add_prefix_space"])
+def test_rules_for_spaces_are_said_where_no_tokenizer_json_is_followed(key: str) -> None:
+    files = config_with(golden_files("tokenizer.model", "tokenizer_config.json"), **{key: False})
+    assert any(f"tokenizer_config.json: {key} False" in note for note in opened(files).notes)
+
+
+def test_whether_a_text_begins_with_bos_is_said_by_tokenizer_json_else_by_the_config() -> None:
     for value in (True, False):
-        assert read_vocabulary(opened(config_with(golden_files(), add_bos_token=value))).add_bos is value
+        files = config_with(golden_files(), add_bos_token=value)
+        checkpoint = opened(files)
+        assert read_vocabulary(checkpoint).add_bos
+        assert any("add_bos_token False is not followed" in note for note in checkpoint.notes) is not value
+        del files["tokenizer.json"]
+        assert read_vocabulary(opened(files)).add_bos is value

@@ -112,18 +112,19 @@ def test_what_gives_other_pieces_is_refused_by_name(case: str) -> None:
 
 
 SAID: dict[str, tuple[Edit, str]] = {
-    "a first space once": (metaspace(prepend_scheme="first", split=False), "Metaspace (first)"),
-    "a first space unless there is one": (metaspace(prepend_scheme="always", split=False), "Metaspace (always)"),
-    "Metaspace of old": (metaspace(add_prefix_space=True, split=False), "Metaspace (always)"),
-    "an end token added": (template(BOS, TEXT, EOS), "add_eos_token False is followed, though"),
-    "no first token": (template(TEXT), "add_bos_token True is followed, though"),
-    "no post-processor": (lambda v: v.update(post_processor=None), "add_bos_token True is followed, though"),
-    "another first token": (template(EOS, TEXT), "bos_token '<s>' is followed"),
-    "another post-processor": (
+    "an end token added": (template(BOS, TEXT, EOS), "add_eos_token False is not followed: tokenizer.json adds one"),
+    "no first token": (template(TEXT), "add_bos_token True is not followed: tokenizer.json adds none"),
+    "no post-processor": (lambda v: v.update(post_processor=None), "add_bos_token True is not followed"),
+    "another first token": (template(EOS, TEXT), "bos_token is '<s>', but tokenizer.json adds '</s>'"),
+    "two first tokens": (template(BOS, BOS, TEXT), "bos_token is '<s>', but tokenizer.json adds '<s> <s>'"),
+    "tokens around a text": (
         lambda v: v.update(post_processor={"type": "BertProcessing", "sep": ["</s>", 2], "cls": ["<s>", 1]}),
-        "post-processor is not understood",
+        "ends every text with '</s>'",
     ),
-    "two first tokens": (template(BOS, BOS, TEXT), "post-processor is not understood"),
+    "another post-processor": (
+        lambda v: v.update(post_processor={"type": "Other"}),
+        "the rule 'Other', which is not supported; text is split by tokenizer.model",
+    ),
     "truncation": (lambda v: v.update(truncation={"max_length": 8}), "truncation"),
 }
 
@@ -134,6 +135,23 @@ def test_what_differs_at_the_edges_of_a_text_is_said(case: str) -> None:
     checkpoint = opened(edited(edit))
     assert any(message in note for note in checkpoint.notes), checkpoint.notes
     assert read_vocabulary(checkpoint).tokens == read_vocabulary(opened(golden_files())).tokens
+
+
+@pytest.mark.parametrize(
+    ("settings", "scheme"),
+    [
+        ({"prepend_scheme": "first"}, "first"),
+        ({"prepend_scheme": "always"}, "always"),
+        ({"add_prefix_space": True}, "always"),
+    ],
+)
+def test_where_metaspace_puts_a_space_is_followed(settings: dict[str, Any], scheme: str, tmp_path: Path) -> None:
+    files = edited(metaspace(split=False, **settings))
+    tokenizer = open_tokenizer(opened(files))
+    assert tokenizer.vocabulary.metaspace == scheme
+    reference = ReferenceTokenizer.from_file(str(written(files, tmp_path) / "tokenizer.json"))
+    for text in STRINGS:
+        assert tokenizer.encode(text) == reference.encode(text).ids, text
 
 
 SILENT: dict[str, Edit] = {
@@ -174,12 +192,12 @@ def test_the_post_processor_speaks_where_the_config_is_silent(adds: tuple[bool, 
     checkpoint = opened(edited(template(*parts), only_tokenizer_json()))
     vocabulary = read_vocabulary(checkpoint)
     assert (vocabulary.add_bos, vocabulary.add_eos) == adds
-    assert any("texts begin without one" in note for note in checkpoint.notes) is not adds[0]
+    assert any("ends every text" in note for note in checkpoint.notes) is adds[1]
 
 
 def test_another_kind_of_tokenizer_does_not_keep_weights_from_being_read() -> None:
     files = edited(lambda v: v.update(model={"type": "Unigram", "vocab": [["<unk>", 0.0]]}))
     del files["tokenizer.model"]
     assert opened(files).spec.vocab_size == 2048
-    with pytest.raises(UnsupportedModel, match=r"no tokenizer\.model"):
+    with pytest.raises(UnsupportedModel, match="Unigram"):
         read_vocabulary(opened(files))

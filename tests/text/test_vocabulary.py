@@ -16,13 +16,8 @@ import sentencepiece
 from quantkit.errors import InconsistentCheckpoint, MalformedFile, QuantkitError, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.text.sentencepiece_model import SentencePieceModel, TokenKind, model_bytes, parse_model
-from quantkit.text.vocabulary import (
-    Vocabulary,
-    has_vocabulary,
-    read_vocabulary,
-    sentencepiece_model,
-    vocabulary_files,
-)
+from quantkit.text.tokenizers.writing import sentencepiece_model, vocabulary_files
+from quantkit.text.vocabulary import Vocabulary, has_vocabulary, read_vocabulary
 from tests.support.memory import memory_checkpoint, tiny_config
 
 NAMES = ("tokenizer.model", "added_tokens.json", "tokenizer_config.json")
@@ -190,10 +185,9 @@ def test_bad_files_are_refused(case: str, files: dict[str, bytes]) -> None:
         read_vocabulary(checkpoint_with({"tokenizer.model": files["tokenizer.model"], **changes}))
 
 
-def test_a_tokenizer_without_sentencepiece_is_refused_with_a_hint() -> None:
-    with pytest.raises(UnsupportedModel) as refusal:
+def test_a_tokenizer_json_without_pieces_is_refused() -> None:
+    with pytest.raises(MalformedFile, match="not a list of pieces"):
         read_vocabulary(checkpoint_with({"tokenizer.json": b"{}"}))
-    assert refusal.value.hint is not None
 
 
 def test_more_pieces_than_the_model_has_tokens_are_refused(files: dict[str, bytes]) -> None:

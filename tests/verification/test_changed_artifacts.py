@@ -23,7 +23,8 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from quantkit.text.tokenizer import open_tokenizer
-from quantkit.text.vocabulary import read_vocabulary, vocabulary_files
+from quantkit.text.tokenizers.writing import vocabulary_files
+from quantkit.text.vocabulary import read_vocabulary
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.prompts import default_prompts
 from quantkit.verification.proof import verify

@@ -14,9 +14,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from quantkit.text.tokenizer_files import CONFIG_FILE, TOKENIZER_FILE, Files, read_object
+from quantkit.text.tokenizer_files import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, Files, read_object
 from quantkit.text.tokenizers.parsing import TokenizerJson, read_tokenizer_json
-from quantkit.text.tokenizers.rules import TextRules, read_rules
+from quantkit.text.tokenizers.rules import TextRules, is_byte_level, read_rules
 from quantkit.text.tokenizers.splitting import QWEN2, byte_level, isolated
 
 SPACE = "\u2581"
@@ -86,9 +86,7 @@ def _qwen2(rules: TextRules, _: object, add_prefix_space: object) -> TextRules:
 
 
 def _plain(rules: TextRules) -> TextRules:
-    return replace(
-        rules, normalizers=(), unk_token=None, fuse_unk=False, byte_fallback=False, ignore_merges=False
-    )
+    return replace(rules, normalizers=(), unk_token=None, fuse_unk=False, byte_fallback=False, ignore_merges=False)
 
 
 _CLASSES: Mapping[str, Callable[[TextRules, object, object], TextRules]] = {
@@ -104,7 +102,10 @@ def class_note(files: Files) -> str | None:
     followed = followed_rules(files)
     if tokenizer is None or followed is None or followed == read_rules(tokenizer):
         return None
+    name = f"{CONFIG_FILE}: tokenizer_class {class_name(config)[:40]!r}"
+    if MODEL_FILE in files and is_byte_level(followed):
+        return f"{name} is for byte-level tokenizers; {MODEL_FILE} is followed, which is none"
     return (
-        f"{CONFIG_FILE}: tokenizer_class {str(config.get('tokenizer_class'))[:40]!r} has rules of its own for spaces and "
-        f"words, which transformers and quantkit follow instead of those in {TOKENIZER_FILE}"
+        f"{name} has rules of its own for spaces and words, which transformers and quantkit follow instead of those in "
+        f"{TOKENIZER_FILE}"
     )

@@ -27,7 +27,7 @@ def tokenizer_notes(files: Files, added: Mapping[int, AddedToken]) -> Iterator[s
     try:
         rules = followed_rules(files)
         told = class_note(files)
-    except (UnsupportedModel, MalformedFile) as error:  # weights alone do not need it; `read_vocabulary` refuses it
+    except (UnsupportedModel, MalformedFile) as error:  # weights do not need it; `read_vocabulary` refuses it
         beside = MODEL_FILE in files
         yield f"{error}; text is split by {MODEL_FILE}" if beside else f"no text can be encoded: {error}"
         yield from rule_notes(added) if beside else ()
@@ -62,4 +62,5 @@ def _edge_notes(files: Files, tokenizer: TokenizerJson, rules: TextRules) -> Ite
         if ids and named is not None and texts != [named[0]]:
             yield f"{named[1]}: {name}_token is {named[0]!r}, but {TOKENIZER_FILE} adds {' '.join(texts)!r}"
     if rules.last:
-        yield f"{TOKENIZER_FILE} ends every text with {names.get(rules.last[0])!r}, quantkit's prompts do not"
+        last = names.get(rules.last[0])
+        yield f"{TOKENIZER_FILE} ends every text with {last!r}, quantkit's prompts do not"

@@ -19,14 +19,13 @@ from quantkit.text.tokenizer_files import (
 from quantkit.text.tokenizers.classes import followed_rules
 from quantkit.text.tokenizers.library import SoughtToken, TextSplitter
 from quantkit.text.tokenizers.parsing import TokenizerJson, read_tokenizer_json
-from quantkit.text.tokenizers.rules import TextRules
+from quantkit.text.tokenizers.rules import TextRules, is_byte_level
 from quantkit.text.tokenizers.translation import (
     BYTE_LEVEL,
     BYTE_PIECES,
     SENTENCEPIECE,
     Translation,
     first_ranks,
-    is_byte_level,
     merge_pairs,
     translated,
 )

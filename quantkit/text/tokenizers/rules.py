@@ -43,6 +43,11 @@ class TextRules:
     last: tuple[int, ...]
 
 
+def is_byte_level(rules: TextRules) -> bool:
+    """Whether the pieces are written in letters that stand for bytes."""
+    return any(step["type"] == "ByteLevel" for step in (*rules.normalizers, *rules.cuts))
+
+
 def read_rules(tokenizer: TokenizerJson) -> TextRules:
     """The rules that tokenizer.json names.
 

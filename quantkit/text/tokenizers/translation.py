@@ -17,8 +17,8 @@ import numpy as np
 from quantkit.text.tokenizers.bytes_as_letters import BYTES
 from quantkit.text.tokenizers.library import SoughtToken, TextSplitter
 from quantkit.text.tokenizers.parsing import TokenizerJson
-from quantkit.text.tokenizers.rules import Step, TextRules
-from quantkit.text.tokenizers.splitting import Splitting, splitting_of
+from quantkit.text.tokenizers.rules import Step, TextRules, is_byte_level
+from quantkit.text.tokenizers.splitting import splitting_of
 
 SPACE = "\u2581"
 SENTENCEPIECE, BYTE_LEVEL = "llama", "gpt2"
@@ -43,11 +43,6 @@ class Translation:
     metaspace: str
     obstacle: str | None
     notes: tuple[str, ...]
-
-
-def is_byte_level(rules: TextRules) -> bool:
-    """Whether the pieces are written in letters that stand for bytes."""
-    return any(step["type"] == "ByteLevel" for step in (*rules.normalizers, *rules.cuts))
 
 
 def metaspace_scheme(rules: TextRules) -> str:
@@ -84,10 +79,10 @@ def _added_notes(rules: TextRules, sought: Sequence[SoughtToken]) -> Iterator[st
     for rule in ("lstrip", "rstrip", "single_word"):
         names = [token.text for token in sought if token.flags[rule]]
         if names:
-            yield f"{_listed(names)} ask for {rule}, which llama.cpp does not have: text beside them gets other ids"
+            yield f"{_listed(names)} ask for {rule}, which llama.cpp lacks: text beside them gets other ids"
     names = [token.text for token in sought if token.flags["normalized"]]
     if names and any(step["type"] != "NFC" for step in rules.normalizers):
-        yield f"{_listed(names)} are looked for after the normalizer, in llama.cpp before it"
+        yield f"{_listed(names)} are looked for after the normalizer (normalized), in llama.cpp before it"
     names = _overlapping([token.text for token in sought])
     if names:
         yield f"{_listed(names)} can overlap in a text: llama.cpp takes the longest first, transformers the first"
@@ -119,7 +114,7 @@ def _byte_level(rules: TextRules, tokenizer: TokenizerJson) -> tuple[str, str | 
         return "", f"it lacks {len(lacking)} of the 256 bytes"
     found = splitting_of(rules.cuts)
     if not found:
-        return "", f"it cuts text by a rule that llama.cpp has no name for: {_shown(rules.cuts)}"
+        return "", f"llama.cpp has no name for the rule by which it cuts text: {_shown(rules.cuts)}"
     same = [splitting for splitting in found if splitting.whole_words == rules.ignore_merges]
     if same or _merges_make_every_piece(tokenizer):
         return (same or list(found))[0].pre, None
@@ -159,7 +154,7 @@ def _spaces_obstacle(rules: TextRules) -> str | None:
             return f"it changes text by the rule {step['type']!r}"
     for step in rules.cuts:
         if step["type"] != "Metaspace" or step["replacement"] != SPACE:
-            return f"it cuts text by a rule that llama.cpp has no name for: {_shown(rules.cuts)}"
+            return f"llama.cpp has no name for the rule by which it cuts text: {_shown(rules.cuts)}"
     marked = _REPLACE in steps or bool(rules.cuts)
     prefixes = steps.count(_PREPEND) + bool(metaspace_scheme(rules))
     if not marked or prefixes > 1 or len(rules.cuts) > 1 or (_PREPEND in steps and steps[0] != _PREPEND):

@@ -1,4 +1,7 @@
-"""tokenizer.json made from a flat list of tokens, as a GGUF file has it, so that transformers splits as llama.cpp does."""
+"""The files of a Hugging Face folder made from a flat list of tokens, as a GGUF file has it.
+
+tokenizer.json is written so that transformers splits a text as llama.cpp does.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,136 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quantkit.text.sentencepiece_model import TokenKind
-from quantkit.text.tokenizer_json import splits
-from quantkit.text.tokenizers.splitting import splitting_named
-from quantkit.text.tokenizers.translation import SPACE
+import numpy as np
 
-_SOUGHT = (TokenKind.CONTROL, TokenKind.USER_DEFINED, TokenKind.UNKNOWN)
+from quantkit.text.sentencepiece_model import SentencePieceModel, TokenKind, model_bytes
+from quantkit.text.templates import DEFAULT
+from quantkit.text.tokenizer_files import ADDED_FILE, CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE
+from quantkit.text.tokenizer_json import splits
+from quantkit.text.tokenizers.pieces import filler
+from quantkit.text.tokenizers.splitting import splitting_named
+from quantkit.text.tokenizers.translation import BYTE_LEVEL, SENTENCEPIECE, SPACE
+from quantkit.text.vocabulary import Vocabulary
+
+FILES = (MODEL_FILE, TOKENIZER_FILE, ADDED_FILE, CONFIG_FILE)
+"""What `vocabulary_files` makes, or some of it."""
+
+_SPECIAL = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
+_SOUGHT = (*_SPECIAL, TokenKind.UNKNOWN)
 _FIRST_OF_SPACES = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
-def byte_level_json(
+def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
+    """A `tokenizer.model` that encodes plain text as the vocabulary's original did.
+
+    It ends before the run of added and unused tokens at the end, as MiniCPM's own file does; added tokens before
+    that are control pieces, which SentencePiece never finds in a text.
+    """
+    end = _piece_count(vocabulary)
+    unk = vocabulary.unk_token_id if vocabulary.unk_token_id is not None else 0
+    kinds: list[TokenKind] = list(vocabulary.kinds[:end])
+    kinds = [TokenKind.CONTROL if kind is TokenKind.UNKNOWN else kind for kind in kinds]
+    kinds[unk] = TokenKind.UNKNOWN
+    bos = vocabulary.bos_token_id
+    return model_bytes(
+        SentencePieceModel(
+            pieces=vocabulary.tokens[:end],
+            scores=vocabulary.scores[:end],
+            kinds=tuple(kinds),
+            unk_id=unk,
+            bos_id=bos if bos is not None and bos < end else None,
+            add_dummy_prefix=vocabulary.add_space_prefix,
+            normalizer="identity",
+        )
+    )
+
+
+def file_names(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The names of the files that `vocabulary_files` makes, without making them."""
+    if vocabulary.model == BYTE_LEVEL:
+        return TOKENIZER_FILE, CONFIG_FILE
+    return FILES if _has_order(vocabulary) else (MODEL_FILE, ADDED_FILE, CONFIG_FILE)
+
+
+def _has_order(vocabulary: Vocabulary) -> bool:
+    """Whether no two ordinary pieces share a score, which would leave the order of merges open."""
+    kinds = np.array(vocabulary.kinds)
+    scores = np.array(vocabulary.scores)[kinds == TokenKind.NORMAL]
+    return len(np.unique(scores)) == len(scores)
+
+
+def vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
+    """The files of a Hugging Face folder, some of `FILES`; `read_vocabulary` makes the same vocabulary of them, and
+    transformers the ids that llama.cpp makes."""
+    edges = {
+        "first": vocabulary.bos_token_id if vocabulary.add_bos else None,
+        "last": vocabulary.eos_token_id if vocabulary.add_eos else None,
+    }
+    tokens, kinds = vocabulary.tokens, vocabulary.kinds
+    if vocabulary.model == BYTE_LEVEL:
+        data = _byte_level_json(tokens, kinds, vocabulary.merges, vocabulary.pre, edges)
+        return {TOKENIZER_FILE: data, CONFIG_FILE: _json_bytes(_tokenizer_config(vocabulary, fast=True))}
+    end = _piece_count(vocabulary)
+    files = {
+        MODEL_FILE: sentencepiece_model(vocabulary),
+        ADDED_FILE: _json_bytes({tokens[i]: i for i in range(end, len(tokens)) if kinds[i] in _SPECIAL}),
+    }
+    fast = _has_order(vocabulary)
+    if fast:
+        files[TOKENIZER_FILE] = _sentencepiece_json(
+            tokens,
+            vocabulary.scores,
+            kinds,
+            unk=vocabulary.unk_token_id,
+            add_space_prefix=vocabulary.add_space_prefix,
+            edges=edges,
+        )
+    return {**files, CONFIG_FILE: _json_bytes(_tokenizer_config(vocabulary, fast=fast))}
+
+
+def _tokenizer_config(vocabulary: Vocabulary, *, fast: bool) -> dict[str, Any]:
+    """tokenizer_config.json; fast: there is a tokenizer.json, which is to be read as it is."""
+
+    def name(index: int | None) -> str | None:
+        return None if index is None else vocabulary.tokens[index]
+
+    pairs = enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
+    decoder = {
+        str(index): _added_entry(token, kind)
+        for index, (token, kind) in pairs
+        if kind in (*_SPECIAL, TokenKind.UNKNOWN)
+    }
+    config: dict[str, Any] = {
+        "add_bos_token": vocabulary.add_bos,
+        "add_eos_token": vocabulary.add_eos,
+        "added_tokens_decoder": decoder,
+        "bos_token": name(vocabulary.bos_token_id),
+        "clean_up_tokenization_spaces": False,
+        "eos_token": name(vocabulary.eos_token_id),
+        "pad_token": name(vocabulary.pad_token_id),
+        "tokenizer_class": "PreTrainedTokenizerFast" if fast else "LlamaTokenizer",
+        "unk_token": name(vocabulary.unk_token_id),
+    }
+    if vocabulary.model == SENTENCEPIECE:
+        config |= {"legacy": True, "sp_model_kwargs": {}, "spaces_between_special_tokens": False}
+    template = vocabulary.chat_template
+    if vocabulary.named_templates:
+        every = [*([(DEFAULT, template)] if template is not None else []), *vocabulary.named_templates]
+        return {**config, "chat_template": [{"name": name, "template": text} for name, text in every]}
+    return config if template is None else {**config, "chat_template": template}
+
+
+def _piece_count(vocabulary: Vocabulary) -> int:
+    """Where the ordinary pieces end; what follows was added to, or missing from, `tokenizer.model`."""
+    unk = vocabulary.unk_token_id or 0
+    for index in range(len(vocabulary.tokens) - 1, unk, -1):
+        unused = vocabulary.kinds[index] is TokenKind.UNUSED and vocabulary.tokens[index] == filler(index)
+        if vocabulary.kinds[index] not in _SPECIAL and not unused:
+            return index + 1
+    return unk + 1
+
+
+def _byte_level_json(
     tokens: Sequence[str], kinds: Sequence[TokenKind], merges: Sequence[str], pre: str, edges: Mapping[str, int | None]
 ) -> bytes:
     """A byte-level BPE that cuts text as llama.cpp's rule `pre`; `edges`: ids before ("first") and after a text."""
@@ -34,7 +157,7 @@ def byte_level_json(
         "vocab": _vocab(tokens, kinds),
         "merges": [merge.split(" ", 1) for merge in merges],
     }
-    return _json_bytes(
+    return _tokenizer_json(
         added_tokens=_added(tokens, kinds),
         normalizer=None,
         pre_tokenizer=cuts[0] if len(cuts) == 1 else {"type": "Sequence", "pretokenizers": cuts},
@@ -44,7 +167,7 @@ def byte_level_json(
     )
 
 
-def sentencepiece_json(
+def _sentencepiece_json(
     tokens: Sequence[str],
     scores: Sequence[float],
     kinds: Sequence[TokenKind],
@@ -73,7 +196,7 @@ def sentencepiece_json(
         "vocab": _vocab(tokens, kinds),
         "merges": [[tokens[left], tokens[right]] for _, left, right in ordered],
     }
-    return _json_bytes(
+    return _tokenizer_json(
         added_tokens=_added(tokens, kinds),
         normalizer={"type": "Sequence", "normalizers": steps},
         pre_tokenizer=None,
@@ -83,7 +206,7 @@ def sentencepiece_json(
     )
 
 
-def added_entry(text: str, kind: TokenKind) -> dict[str, Any]:
+def _added_entry(text: str, kind: TokenKind) -> dict[str, Any]:
     """How a token is looked for in a text: as llama.cpp does, by its letters alone."""
     return {
         "content": text,
@@ -102,7 +225,7 @@ def _vocab(tokens: Sequence[str], kinds: Sequence[TokenKind]) -> dict[str, int]:
 
 def _added(tokens: Sequence[str], kinds: Sequence[TokenKind]) -> list[dict[str, Any]]:
     pairs = enumerate(zip(tokens, kinds, strict=True))
-    return [{"id": index, **added_entry(text, kind)} for index, (text, kind) in pairs if kind in _SOUGHT]
+    return [{"id": index, **_added_entry(text, kind)} for index, (text, kind) in pairs if kind in _SOUGHT]
 
 
 def _template(tokens: Sequence[str], edges: Mapping[str, int | None]) -> dict[str, Any]:
@@ -125,6 +248,9 @@ def _template(tokens: Sequence[str], edges: Mapping[str, int | None]) -> dict[st
     }
 
 
-def _json_bytes(**parts: Any) -> bytes:  # noqa: ANN401 - JSON
-    whole = {"version": "1.0", "truncation": None, "padding": None, **parts}
-    return (json.dumps(whole, ensure_ascii=False, indent=1) + "\n").encode("utf-8")
+def _tokenizer_json(**parts: Any) -> bytes:  # noqa: ANN401 - JSON
+    return _json_bytes({"version": "1.0", "truncation": None, "padding": None, **parts})
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

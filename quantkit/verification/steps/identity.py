@@ -18,11 +18,13 @@ from quantkit.errors import GoldenMismatch, MalformedFile, MissingDependency, Qu
 from quantkit.files.json_file import parse_json
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec, RopeSpec
+from quantkit.text.sentencepiece_model import TokenKind
 from quantkit.text.templates import OLD_TEMPLATE_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
 from quantkit.text.tokenizer import open_tokenizer
 from quantkit.text.tokenizer_files import TOKENIZER_FILE
 from quantkit.text.tokenizers.translation import BYTE_LEVEL
-from quantkit.text.vocabulary import FILES, has_vocabulary, read_vocabulary
+from quantkit.text.tokenizers.writing import FILES
+from quantkit.text.vocabulary import has_vocabulary, read_vocabulary
 from quantkit.verification.prompts import Prompt
 
 GENERATION_FILE = "generation_config.json"
@@ -33,8 +35,8 @@ OWN_FILES = (
     OLD_TEMPLATE_FILE,
     "config.json",
 )
-"""Compared by what they mean (`TextFacts`): a container without files gives them back in other words. So is tokenizer.json
-where the container is one file."""
+"""Compared by what they mean (`TextFacts`): a container without files gives them back in other words. So is
+tokenizer.json where the container is one file."""
 PAD, METASPACE = "pad_token_id", "metaspace"
 
 
@@ -200,20 +202,21 @@ def spaces_differ(expected: TextFacts, found: TextFacts) -> bool:
     return (expected.rules.get(METASPACE) or "") != (found.rules.get(METASPACE) or "")
 
 
-def token_differences(checkpoint: Checkpoint, prompts: Sequence[Prompt], *, plain_only: bool = False) -> Iterator[str]:
-    """One line for every prompt that the artifact's tokenizer reads otherwise; nothing can be said of a cut prompt's
-    end, nor where the library that splits text is missing.
+def plain_prompts(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts without special tokens, after which a container may put spaces otherwise."""
+    kinds = read_vocabulary(checkpoint).kinds
+    plain = (TokenKind.NORMAL, TokenKind.BYTE)
+    return [prompt for prompt in prompts if all(kinds[index] in plain for index in prompt.token_ids[1:])]
 
-    plain_only: leave out prompts with special tokens, after which spaces are known to differ.
-    """
+
+def token_differences(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> Iterator[str]:
+    """One line for every prompt that the artifact's tokenizer reads otherwise; nothing can be said of a cut prompt's
+    end, of one that never was text, nor where the library that splits text is missing."""
     try:
         tokenizer = open_tokenizer(checkpoint)
     except MissingDependency:
         return
-    for prompt in prompts:
-        inside = prompt.token_ids[len(tokenizer.beginning) :]
-        if not prompt.text or (plain_only and any(map(tokenizer.is_special, inside))):
-            continue
+    for prompt in (prompt for prompt in prompts if prompt.text):
         ids = tuple(tokenizer.encode(prompt.text))
         common = min(len(ids), len(prompt.token_ids))
         if ids[:common] != prompt.token_ids[:common]:

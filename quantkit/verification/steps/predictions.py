@@ -119,11 +119,12 @@ def ask_engine(
     prompts: Sequence[Prompt],
     answers: Answers,
     *,
+    texts: Sequence[Prompt],
     trusted: Trusted | None,
     progress: Progress | None,
 ) -> EngineFindings:
     """Run the artifact in the engine; it is held to the reference by its own arithmetic, and to the original by that
-    and the artifact's limits together.
+    and the artifact's limits together. `texts`: the prompts that its own tokenizer must read as recorded.
 
     Raises:
         MissingDependency: the engine is not installed.
@@ -137,7 +138,7 @@ def ask_engine(
     done = 0
     try:
         with runtime.open(checkpoint.path) as session:
-            problems += tokenizer_problems(session, runtime.name, prompts)
+            problems += tokenizer_problems(session, runtime.name, texts)
             for index, prompt in enumerate(prompts):
                 if progress is not None:
                     progress(f"{runtime.name}: {prompt.name}", done, total)

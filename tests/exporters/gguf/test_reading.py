@@ -262,10 +262,19 @@ def test_a_minimum_is_taken_as_it_is_whatever_the_record_says(minimum: float, tm
     assert np.array_equal(tensor.dequantized(), reference_values(path, "blk.0.ffn_up.weight"))
 
 
-def test_a_tokenizer_of_another_kind_is_left_aside(tmp_path: Path) -> None:
-    back = EXPORTER.read(stranger(tmp_path / "m.gguf", keys={"tokenizer.ggml.model": (ValueType.STRING, "gpt2")}))
+@pytest.mark.parametrize(
+    ("keys", "note"),
+    [
+        ({"model": "t5"}, "its 't5' tokenizer is not read"),
+        ({"model": "gpt2"}, "its tokenizer cuts text by the rule 'default', which is not known"),
+        ({"model": "gpt2", "pre": "x-new"}, "its tokenizer cuts text by the rule 'x-new', which is not known"),
+    ],
+)
+def test_a_tokenizer_of_another_kind_is_left_aside(keys: dict[str, str], note: str, tmp_path: Path) -> None:
+    changed = {f"tokenizer.ggml.{key}": (ValueType.STRING, value) for key, value in keys.items()}
+    back = EXPORTER.read(stranger(tmp_path / "m.gguf", keys=changed))
     assert back.files == {}
-    assert back.notes == ("its 'gpt2' tokenizer is not read",)
+    assert back.notes == (note,)
 
 
 def test_what_looks_like_a_gguf_file(tmp_path: Path) -> None:
