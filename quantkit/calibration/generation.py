@@ -32,16 +32,24 @@ PROMPTS_FILE = "prompts.txt"
 
 def generated_samples(
     checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | str,
     options: CalibrationOptions,
     *,
     threads: int = 1,
     device: torch.device = CPU,
     progress: Progress | None = None,
 ) -> Samples:
-    """`options.sequences` sequences of `options.length` tokens; the whole float32 model is on `device` meanwhile."""
+    """`options.sequences` sequences of `options.length` tokens; the whole float32 model is on `device` meanwhile.
+
+    Where `tokenizer` is a reason why there is none, every sequence begins with a token drawn at random.
+    """
     text = resources.files("quantkit.calibration").joinpath(PROMPTS_FILE).read_text(encoding="utf-8")
-    prompts = _prompts(text, tokenizer)
+    note = None
+    if isinstance(tokenizer, str):
+        prompts = _drawn_starts(checkpoint.spec, options)
+        note = f"{tokenizer}: calibration begins with tokens drawn at random instead of texts"
+    else:
+        prompts = _prompts(text, tokenizer)
     starts = [prompts[i % len(prompts)][: options.length] for i in range(options.sequences)]
     model = load_model(checkpoint).to(device)
     counter = _Counter(checkpoint.spec, generation_work(checkpoint.spec, options), progress)
@@ -53,7 +61,14 @@ def generated_samples(
 
     batches = torch_map(generate, range(0, options.sequences, BATCH), threads)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return make_samples(list(np.concatenate(batches)), source="generated", digest=digest, seed=options.seed)
+    return make_samples(list(np.concatenate(batches)), source="generated", digest=digest, seed=options.seed, note=note)
+
+
+def _drawn_starts(spec: ModelSpec, options: CalibrationOptions) -> list[list[int]]:
+    """One token for each sequence, after the first token of all texts where the config names it."""
+    first = [] if spec.bos_token_id is None else [spec.bos_token_id]
+    drawn = np.random.default_rng(options.seed).integers(spec.vocab_size, size=options.sequences)
+    return [[*first, int(token)] for token in drawn]
 
 
 def _prompts(text: str, tokenizer: Tokenizer) -> list[list[int]]:

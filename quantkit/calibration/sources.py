@@ -10,7 +10,7 @@ from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU
 from quantkit.progress import Progress
-from quantkit.text.tokenizer import open_tokenizer
+from quantkit.text.tokenizer import find_tokenizer
 
 
 def calibration_samples(
@@ -26,16 +26,21 @@ def calibration_samples(
     `progress` is told of tokens that are generated.
 
     Raises:
-        BadOption: sequences longer than the model's context.
-        Everything that `open_tokenizer`, `file_samples` and `generated_samples` raise.
+        BadOption: sequences longer than the model's context, or a file for a model whose tokenizer cannot be read.
+        Everything that `find_tokenizer`, `file_samples` and `generated_samples` raise.
     """
     if options.length > checkpoint.spec.max_position_embeddings:
         raise BadOption(
             f"calibration sequences of {options.length} tokens exceed the model's context of "
             f"{checkpoint.spec.max_position_embeddings}"
         )
-    tokenizer = open_tokenizer(checkpoint)
+    tokenizer = find_tokenizer(checkpoint)
     if options.file is not None:
+        if isinstance(tokenizer, str):
+            raise BadOption(
+                f"{options.file}: {tokenizer}, so no text can be read",
+                hint="leave out --calibration: the model then writes token ids of its own",
+            )
         if progress is not None:
             progress("reading calibration text", 0, 1)
         return file_samples(tokenizer, options)

@@ -158,7 +158,7 @@ def rules_beside(files: Files) -> TextRules | None:
 def _json_vocabulary(checkpoint: Checkpoint, pieces: Pieces) -> Vocabulary:
     rules, translation = pieces.rules, translation_of(pieces)
     kinds, ids = list(pieces.kinds), _ids(list(pieces.tokens))
-    unk = None if rules.unk_token is None else pieces.tokenizer.ids[rules.unk_token]
+    unk = pieces.tokenizer.ids.get(pieces.tokenizer.model.get("unk_token") or "")
     _check_specials(checkpoint.files, ids, kinds)
     vocabulary = _with_roles(
         checkpoint,

@@ -9,9 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import cycle, islice
 
-from quantkit.text.tokenizer import Tokenizer
+import numpy as np
+
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import ModelSpec
+from quantkit.text.tokenizer import Tokenizer, find_tokenizer
 
 LONG_TOKENS = 512
+DRAWN = "the prompts are token ids drawn at random; what text does in the model, and tokenizers, are not compared"
 
 CODE = '''\
 class Stack:
@@ -76,11 +81,40 @@ the recursion touches each item once, and there are as many levels as the length
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text and the token ids that it became; `name` is unique within a golden file."""
+    """A text and the token ids that it became; `name` is unique within a golden file.
+
+    The text is empty where the ids were drawn at random, because the model's tokenizer cannot be read.
+    """
 
     name: str
     text: str
     token_ids: tuple[int, ...]
+
+
+def prompts_for(model: Checkpoint, spec: ModelSpec) -> tuple[list[Prompt], str | None]:
+    """The prompts for a model or what was made of it (`spec`), and a note where they are no texts.
+
+    model: whose tokenizer is used. Raises what `find_tokenizer` raises.
+    """
+    tokenizer = find_tokenizer(model)
+    if isinstance(tokenizer, str):
+        return drawn_prompts(spec), f"{tokenizer}: {DRAWN}"
+    return default_prompts(tokenizer, max_tokens=spec.max_position_embeddings), None
+
+
+def drawn_prompts(spec: ModelSpec) -> list[Prompt]:
+    """Prompts for a model without a tokenizer: token ids drawn at random, the same ones every time.
+
+    They reach every part of the model, but not the states that text brings about.
+    """
+    longest = max(1, spec.max_position_embeddings - 1)
+    draw = np.random.default_rng(0)
+    first = () if spec.bos_token_id is None else (spec.bos_token_id,)
+    prompts = []
+    for name, length in {"drawn 1": 64, "drawn 2": 128, "drawn 3": 192, "one token": 1, "long": LONG_TOKENS}.items():
+        ids = (*first, *map(int, draw.integers(spec.vocab_size, size=length)))
+        prompts.append(Prompt(name, "", ids[: min(length, longest)]))
+    return prompts
 
 
 def default_prompts(tokenizer: Tokenizer, *, max_tokens: int) -> list[Prompt]:

@@ -26,12 +26,11 @@ from quantkit.models.precision import precision_of
 from quantkit.models.spec import ModelSpec
 from quantkit.progress import Progress, unwatched
 from quantkit.protocols import Runtime
-from quantkit.text.tokenizer import open_tokenizer
 from quantkit.text.vocabulary import has_vocabulary
 from quantkit.verification.engines import NO_ENGINE, ORACLE, engine_of
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.original import Original, same_files
-from quantkit.verification.prompts import Prompt, default_prompts
+from quantkit.verification.prompts import DRAWN, Prompt, prompts_for
 from quantkit.verification.recording import is_quantized
 from quantkit.verification.report import FAILED, PASSED, SKIPPED, STEPS, Check, Divergence, Report, Step
 from quantkit.verification.steps import predictions
@@ -207,11 +206,13 @@ class Proof:
 
     def _prompts(self, checkpoint: Checkpoint, original: Original | None) -> Sequence[Prompt]:
         if self._golden is not None:
+            self._notes += [] if any(prompt.text for prompt in self._golden.prompts) else [DRAWN]
             return self._golden.prompts[: self._options.prompts]
         source = original.model if original is not None and original.model is not None else checkpoint
         if (self._options.engine == NO_ENGINE or self._failed) and not has_vocabulary(source):
             return ()
-        made = default_prompts(open_tokenizer(source), max_tokens=checkpoint.spec.max_position_embeddings)
+        made, note = prompts_for(source, checkpoint.spec)
+        self._notes += [note] if note is not None else []
         return made[: self._options.prompts]
 
     def _check_identity(

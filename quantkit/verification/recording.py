@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,6 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES
 from quantkit.progress import Progress
 from quantkit.tensors.views import QuantizedView
-from quantkit.text.tokenizer import open_tokenizer
 from quantkit.verification.golden import (
     COMMAND,
     DIGEST_BYTES,
@@ -33,7 +32,7 @@ from quantkit.verification.golden import (
 )
 from quantkit.verification.metrics import kl_divergence
 from quantkit.verification.original import source_name
-from quantkit.verification.prompts import Prompt, default_prompts
+from quantkit.verification.prompts import Prompt, prompts_for
 from quantkit.verification.steps.identity import spec_to_json, text_facts
 from quantkit.verification.steps.limits import RoundingCost
 from quantkit.verification.weight_facts import weight_facts
@@ -108,7 +107,7 @@ def record_golden(
         The file; `manifest["notes"]` says what there is to know, such as whether a second witness agrees.
 
     Raises:
-        BadOption: the model is quantized, or has no tokenizer.
+        BadOption: the model is quantized.
         GoldenMismatch: transformers, where it is installed and knows the model, computes other logits.
         What reading, `recorded` and `publish` raise; all are `QuantkitError`s.
     """
@@ -118,8 +117,9 @@ def record_golden(
             f"{checkpoint.path} is quantized: golden files are recorded from the original, dense model",
             hint="give the model that it was made from; --quantized records it all the same, and proves nothing",
         )
-    prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
+    prompts, note = prompts_for(checkpoint, checkpoint.spec)
     planned = record(checkpoint, prompts, progress=progress)
+    planned = replace(planned, notes=(*planned.notes, *([note] if note is not None else [])))
     return publish(planned, Path(out), inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
 
 

@@ -44,8 +44,8 @@ def _tag_notes(added: Mapping[int, AddedToken]) -> Iterator[str]:
     tags = [token.text for token in added.values() if token.special and TOOL_TAG.fullmatch(token.text)]
     if tags:
         yield (
-            f"{', '.join(map(repr, tags[:6]))} are special tokens and a part of tool calls: quantkit and its GGUF files "
-            "write them out, transformers and vLLM only with skip_special_tokens=False"
+            f"{', '.join(map(repr, tags[:6]))} are special tokens and a part of tool calls: quantkit and its GGUF "
+            "files write them out, transformers and vLLM only with skip_special_tokens=False"
         )
 
 

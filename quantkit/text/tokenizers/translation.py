@@ -53,9 +53,9 @@ def metaspace_scheme(rules: TextRules) -> str:
 
 def translated(rules: TextRules, tokenizer: TokenizerJson, sought: Sequence[SoughtToken]) -> Translation:
     """What llama.cpp can make of the rules."""
-    notes = tuple(_added_notes(rules, sought))
+    notes, apart = tuple(_added_notes(rules, sought)), {token.text for token in sought}
     if is_byte_level(rules):
-        pre, obstacle = _byte_level(rules, tokenizer)
+        pre, obstacle = _byte_level(rules, tokenizer, apart)
         return Translation(BYTE_LEVEL, pre, False, "", obstacle, (*notes, *_form_notes(rules)))
     scheme = metaspace_scheme(rules)
     return Translation(
@@ -63,7 +63,7 @@ def translated(rules: TextRules, tokenizer: TokenizerJson, sought: Sequence[Soug
         "default",
         add_space_prefix=bool(scheme) or _PREPEND in rules.normalizers,
         metaspace=scheme,
-        obstacle=_spaces_obstacle(rules) or _pieces_obstacle(rules, tokenizer, {token.text for token in sought}),
+        obstacle=_spaces_obstacle(rules) or _pieces_obstacle(rules, tokenizer, apart),
         notes=(*notes, *_form_notes(rules)),
     )
 
@@ -102,7 +102,7 @@ def _listed(names: Sequence[str]) -> str:
     return f"added tokens {', '.join(map(repr, names[:4]))}{' ...' if len(names) > 4 else ''}"
 
 
-def _byte_level(rules: TextRules, tokenizer: TokenizerJson) -> tuple[str, str | None]:
+def _byte_level(rules: TextRules, tokenizer: TokenizerJson, apart: Set[str]) -> tuple[str, str | None]:
     """llama.cpp's name for the cutting rule, and why it does not serve."""
     for step in rules.normalizers:
         if step["type"] != "NFC":
@@ -116,11 +116,11 @@ def _byte_level(rules: TextRules, tokenizer: TokenizerJson) -> tuple[str, str | 
     if not found:
         return "", f"llama.cpp has no name for the rule by which it cuts text: {_shown(rules.cuts)}"
     same = [splitting for splitting in found if splitting.whole_words == rules.ignore_merges]
-    if same or _merges_make_every_piece(tokenizer):
+    if same or _merges_make_every_piece(tokenizer, apart):
         return (same or list(found))[0].pre, None
     return "", (
-        f"its ignore_merges is {str(rules.ignore_merges).lower()}, which llama.cpp does not have for its way of cutting "
-        "text, and some of its pieces are not made by its merges"
+        f"its ignore_merges is {str(rules.ignore_merges).lower()}, which llama.cpp does not have for its way of "
+        "cutting text, and some of its pieces are not made by its merges"
     )
 
 
@@ -132,10 +132,10 @@ def _shown(cuts: Sequence[Step]) -> str:
     return " + ".join(names) or "none"
 
 
-def _merges_make_every_piece(tokenizer: TokenizerJson) -> bool:
-    """Whether merging makes each piece of its own letters: then taking whole words first changes nothing."""
+def _merges_make_every_piece(tokenizer: TokenizerJson, apart: Set[str]) -> bool:
+    """Whether merging makes each piece of its own letters, tokens `apart` aside: then taking whole words first changes nothing."""
     plain = TextRules((), (), None, False, False, False, (), ())
-    pieces = [piece for piece in tokenizer.ids if all(letter in BYTES for letter in piece)]
+    pieces = [piece for piece in tokenizer.ids if piece not in apart and all(letter in BYTES for letter in piece)]
     made = TextSplitter(plain, tokenizer.ids, merge_pairs(tokenizer), ()).words(pieces)
     return all(ids == [tokenizer.ids[piece]] for piece, ids in zip(pieces, made, strict=True))
 
