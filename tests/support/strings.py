@@ -100,7 +100,7 @@ _MARKS = [
     "。、！？",
 ]
 _FUNCTIONS = [
-    "def parse(line: str) -> dict[str, int]:\n    return {k: int(v) for k, v in (p.split('=') for p in line.split())}\n",
+    "def parse(line: str) -> dict[str, int]:\n    return {k: int(v) for k, v in (p.split('=') for p in line)}\n",
     "if (x > 0) {\n\treturn x;\n} else {\n\treturn -x;\n}\n",
     'fn main() {\n    println!("{:?}", vec![1, 2, 3]);\n}\n',
     'public static void main(String[] args) { System.out.println("hi"); }',

@@ -178,18 +178,18 @@ OTHERS: Mapping[str, Callable[[], Files]] = {
 """Kinds that llama.cpp cannot hold, or that it splits otherwise beside some tokens."""
 
 
-def around(first: str, last: str) -> Edit:
+def around(first: str, last: str | None = None) -> Edit:
     """Tokens before and after every text."""
 
     def edit(value: dict[str, Any]) -> None:
         ids = value["model"]["vocab"]
-        text = {"Sequence": {"id": "A", "type_id": 0}}
-        tokens = [{"SpecialToken": {"id": name, "type_id": 0}} for name in (first, last)]
+        names = [name for name in (first, last) if name is not None]
+        tokens = [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
         value["post_processor"] = {
             "type": "TemplateProcessing",
-            "single": [tokens[0], text, tokens[1]],
-            "pair": [text],
-            "special_tokens": {n: {"id": n, "ids": [ids[n]], "tokens": [n]} for n in (first, last)},
+            "single": [tokens[0], {"Sequence": {"id": "A", "type_id": 0}}, *tokens[1:]],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in names},
         }
 
     return edit

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from quantkit.text.tokenizer_config import flag
 from quantkit.text.tokenizer_files import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, Files, read_object
 from quantkit.text.tokenizers.parsing import TokenizerJson, read_tokenizer_json
 from quantkit.text.tokenizers.rules import TextRules, is_byte_level, read_rules
@@ -43,26 +44,29 @@ def followed_rules(files: Files) -> TextRules | None:
     """The rules by which transformers splits a text with these files; None where there is no tokenizer.json.
 
     Raises:
+        MalformedFile: `legacy` or `add_prefix_space` is neither true nor false.
         MalformedFile, UnsupportedModel: see `read_rules`.
     """
     tokenizer = read_tokenizer_json(files)
     if tokenizer is None:
         return None
     config = read_object(files, CONFIG_FILE)
-    return _followed(tokenizer, class_name(config), config.get("legacy"), config.get("add_prefix_space"))
+    name = class_name(config)
+    legacy = flag(config, "legacy", default=False)
+    prefixed = flag(config, "add_prefix_space", default=name == "LlamaTokenizer")
+    return _followed(tokenizer, name, legacy, prefixed)
 
 
 @lru_cache(maxsize=1)
-def _followed(tokenizer: TokenizerJson, name: str, legacy: object, add_prefix_space: object) -> TextRules:
+def _followed(tokenizer: TokenizerJson, name: str, legacy: bool, prefixed: bool) -> TextRules:
     rules = read_rules(tokenizer)
     if name == "LlamaTokenizer" and tokenizer.names_bytes:
         return rules  # the file says bytes, the class does not: transformers goes by the file
     change = _CLASSES.get(name)
-    return rules if change is None else change(rules, legacy, add_prefix_space)
+    return rules if change is None else change(rules, legacy, prefixed)
 
 
-def _llama(rules: TextRules, legacy: object, add_prefix_space: object) -> TextRules:
-    prefixed = add_prefix_space if add_prefix_space is not None else True
+def _llama(rules: TextRules, legacy: bool, prefixed: bool) -> TextRules:
     scheme = "never" if not prefixed else "always" if legacy else "first"
     metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
     return replace(
@@ -76,12 +80,12 @@ def _llama(rules: TextRules, legacy: object, add_prefix_space: object) -> TextRu
     )
 
 
-def _gpt2(rules: TextRules, _: object, add_prefix_space: object) -> TextRules:
-    return replace(_plain(rules), cuts=(byte_level(prefix=bool(add_prefix_space)),))
+def _gpt2(rules: TextRules, _: bool, prefixed: bool) -> TextRules:
+    return replace(_plain(rules), cuts=(byte_level(prefix=prefixed),))
 
 
-def _qwen2(rules: TextRules, _: object, add_prefix_space: object) -> TextRules:
-    cuts = (isolated(QWEN2), byte_level(prefix=bool(add_prefix_space), regex=False))
+def _qwen2(rules: TextRules, _: bool, prefixed: bool) -> TextRules:
+    cuts = (isolated(QWEN2), byte_level(prefix=prefixed, regex=False))
     return replace(_plain(rules), normalizers=({"type": "NFC"},), cuts=cuts)
 
 
@@ -89,7 +93,7 @@ def _plain(rules: TextRules) -> TextRules:
     return replace(rules, normalizers=(), unk_token=None, fuse_unk=False, byte_fallback=False, ignore_merges=False)
 
 
-_CLASSES: Mapping[str, Callable[[TextRules, object, object], TextRules]] = {
+_CLASSES: Mapping[str, Callable[[TextRules, bool, bool], TextRules]] = {
     "LlamaTokenizer": _llama,
     "GPT2Tokenizer": _gpt2,
     "Qwen2Tokenizer": _qwen2,

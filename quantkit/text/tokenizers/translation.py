@@ -133,7 +133,10 @@ def _shown(cuts: Sequence[Step]) -> str:
 
 
 def _merges_make_every_piece(tokenizer: TokenizerJson, apart: Set[str]) -> bool:
-    """Whether merging makes each piece of its own letters, tokens `apart` aside: then taking whole words first changes nothing."""
+    """Whether merging makes each piece of its own letters, tokens `apart` aside.
+
+    If so, taking whole words first changes nothing.
+    """
     plain = TextRules((), (), None, False, False, False, (), ())
     pieces = [piece for piece in tokenizer.ids if piece not in apart and all(letter in BYTES for letter in piece)]
     made = TextSplitter(plain, tokenizer.ids, merge_pairs(tokenizer), ()).words(pieces)
