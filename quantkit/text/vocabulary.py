@@ -21,9 +21,17 @@ from quantkit.text.tokenizer_files import ADDED_FILE, CONFIG_FILE, MODEL_FILE, T
 from quantkit.text.tokenizer_json import check_same_text
 from quantkit.text.tokenizers.classes import followed_rules
 from quantkit.text.tokenizers.parsing import read_tokenizer_json
-from quantkit.text.tokenizers.pieces import ADDED_SCORE, FILLER_SCORE, Pieces, filler, read_pieces, translation_of
+from quantkit.text.tokenizers.pieces import (
+    ADDED_SCORE,
+    FILLER_SCORE,
+    Pieces,
+    filler,
+    merge_lines,
+    read_pieces,
+    translation_of,
+)
 from quantkit.text.tokenizers.rules import TextRules, is_byte_level
-from quantkit.text.tokenizers.translation import SENTENCEPIECE, merge_pairs, metaspace_scheme
+from quantkit.text.tokenizers.translation import SENTENCEPIECE, metaspace_scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +184,7 @@ def _json_vocabulary(checkpoint: Checkpoint, pieces: Pieces) -> Vocabulary:
             chat_template=None,
             model=translation.model,
             pre=translation.pre,
-            merges=tuple(map(" ".join, merge_pairs(pieces.tokenizer))) if pieces.byte_level else (),
+            merges=merge_lines(pieces) if pieces.byte_level else (),
             metaspace=translation.metaspace,
             obstacle=translation.obstacle,
             edges=translation.notes,

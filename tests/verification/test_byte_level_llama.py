@@ -73,7 +73,7 @@ def quantized(model: Path) -> Path:
     options = QuantizeOptions(
         method="gptq",
         scheme=AffineGroups(bits=4, group_size=32),
-        calibration=CalibrationOptions(sequences=8, length=64),
+        calibration=CalibrationOptions(sequences=4, length=32),
     )
     return quantize(model, model.parent / "quantized", options).path
 

@@ -146,6 +146,12 @@ def translation_of(pieces: Pieces) -> Translation:
 
 
 @lru_cache(maxsize=2)
+def merge_lines(pieces: Pieces) -> tuple[str, ...]:
+    """The merges as GGUF has them: "left right"."""
+    return tuple(map(" ".join, merge_pairs(pieces.tokenizer)))
+
+
+@lru_cache(maxsize=2)
 def splitter_of(pieces: Pieces) -> TextSplitter:
     """The library's tokenizer for `pieces`; raises as `TextSplitter`."""
     return TextSplitter(pieces.rules, pieces.tokenizer.ids, merge_pairs(pieces.tokenizer), pieces.sought)

@@ -110,8 +110,8 @@ def _byte_level(rules: TextRules, tokenizer: TokenizerJson, apart: Set[str]) -> 
     if rules.byte_fallback:
         return "", "it has byte-level pieces and falls back to bytes as well"
     lacking = [letter for letter in BYTES if letter not in tokenizer.ids]
-    if lacking:
-        return "", f"it lacks {len(lacking)} of the 256 bytes"
+    if lacking and rules.unk_token is not None:  # both leave out what is lacking, where there is no such token
+        return "", f"it has {rules.unk_token!r} for the {len(lacking)} of 256 bytes that it lacks"
     found = splitting_of(rules.cuts)
     if not found:
         return "", f"llama.cpp has no name for the rule by which it cuts text: {_shown(rules.cuts)}"
