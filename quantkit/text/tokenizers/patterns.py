@@ -15,7 +15,7 @@ from quantkit.text.tokenizer_files import TOKENIZER_FILE
 
 MAX_PATTERN_CHARS = 8192
 MAX_REPETITION = 1000
-MAX_UNBOUNDED = 4
+MAX_UNBOUNDED = 3
 """Unbounded repetitions in one alternative: with n characters, matching takes at most n to that power, and patterns of
 this kind stop far earlier."""
 
