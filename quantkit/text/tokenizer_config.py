@@ -13,15 +13,19 @@ from quantkit.errors import MalformedFile, UnsupportedModel
 from quantkit.text.tokenizer_files import CONFIG_FILE, SPECIALS_FILE, TOKENIZER_FILE, Files, read_object, token_text
 
 CLASSES = (
+    "GPT2Tokenizer",
+    "GPT2TokenizerFast",
     "LlamaTokenizer",
     "LlamaTokenizerFast",
     "MiniCPMTokenizer",
     "PreTrainedTokenizer",
     "PreTrainedTokenizerFast",
+    "Qwen2Tokenizer",
+    "Qwen2TokenizerFast",
     "SentencePieceBackend",
     "TokenizersBackend",
 )
-"""Classes that do with `tokenizer.model`, or a tokenizer.json that agrees with it, what is done here."""
+"""Classes that do with `tokenizer.model` or tokenizer.json what is done here."""
 
 FOLLOWED = ("add_bos_token", "add_eos_token", "added_tokens_decoder", "chat_template")
 HARMLESS = (
@@ -96,7 +100,7 @@ def config_notes(files: Files) -> Iterator[str]:
             yield f"{CONFIG_FILE}: {key} {str(config[key])[:40]} is not followed; text cannot be encoded"
     kind = config.get("tokenizer_class")
     if kind is not None and kind not in CLASSES:
-        yield f"{CONFIG_FILE}: tokenizer_class {str(kind)[:60]!r} is not known; the files are read as LlamaTokenizer's"
+        yield f"{CONFIG_FILE}: tokenizer_class {str(kind)[:60]!r} is not known; rules of its own are not followed"
     known = {*FOLLOWED, *HARMLESS, *_NEUTRAL, *_LOWERCASE, "tokenizer_class"}
     unknown = [key for key in config if key not in known and not key.endswith("_token")]
     if unknown:

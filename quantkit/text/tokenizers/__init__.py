@@ -1,5 +1,5 @@
 """tokenizer.json: its parts, what transformers makes of them, what llama.cpp calls them, and encoding by them.
 
-Read by the strict readers of `quantkit.text`; the `tokenizers` library only meets what they let pass. It imports
-`quantkit.text.tokenizer_files` and what lies below `text`.
+The `tokenizers` library only meets what the strict readers here let pass. It imports the modules of `quantkit.text`
+that read the small files around a tokenizer, and what lies below `text`.
 """

@@ -68,6 +68,22 @@ def test_where_llama_cpp_splits_otherwise_it_is_said_and_nowhere_else(kind: str,
         assert text.startswith((" ", "▁")) or after or "\u0301" in text, text
 
 
+ALIASES = [("smollm", "exaone"), ("smollm", "refact"), ("qwen2", "kormo"), ("gpt-2", "phi-2")]
+
+
+@pytest.mark.engine("llama-cpp")
+@pytest.mark.parametrize(("pre", "alias"), ALIASES)
+def test_other_names_of_a_cutting_rule_are_read_as_that_rule(pre: str, alias: str, tmp_path: Path) -> None:
+    path, _ = written(checkpoint_of(named(pre)), tmp_path / "m.gguf")
+    key = b"tokenizer.ggml.pre\x08\0\0\0" + len(pre).to_bytes(8, "little")
+    data = path.read_bytes()
+    assert key + pre.encode() in data
+    path.write_bytes(data.replace(key + pre.encode(), key + alias.encode()))
+    back = EXPORTER.read(path)
+    assert read_vocabulary(back).pre == pre
+    assert [whole(open_tokenizer(back), text) for text in STRINGS] == engine_ids(path)
+
+
 UNABLE: dict[str, str] = {
     "byte-level with a prefix": "no name for the rule by which it cuts text: ByteLevel",
     "byte-level, GPT2Tokenizer": "",
