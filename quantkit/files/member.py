@@ -49,11 +49,7 @@ def open_member(folder: Path, name: str) -> SourceFile:
         IncompleteFile: a download manager has not finished it. MalformedFile: it is no regular file.
         Others: see `location_of`.
     """
-    control = next((name + suffix for suffix in _CONTROL if os.path.lexists(folder / (name + suffix))), None)
-    if control is not None:
-        raise IncompleteFile(
-            f"{folder / name} is an unfinished download: {control!r} lies beside it", hint="finish the download"
-        )
+    refuse_unfinished(folder / name)
     try:
         location = location_of(folder, name)
     except IncompleteCheckpoint as error:
@@ -62,6 +58,15 @@ def open_member(folder: Path, name: str) -> SourceFile:
             raise
         raise IncompleteCheckpoint(f"{error}; {begun!r} is an unfinished download", hint="finish it") from None
     return SourceFile.open(folder / name, location)
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Raise `IncompleteFile` for a file that has its name and size already, while a download manager fills it."""
+    control = next((found for suffix in _CONTROL if os.path.lexists(found := path.with_name(path.name + suffix))), None)
+    if control is not None:
+        raise IncompleteFile(
+            f"{path} is an unfinished download: {control.name!r} lies beside it", hint="finish the download"
+        )
 
 
 def read_member(folder: Path, name: str, limit: int) -> bytes:
