@@ -89,6 +89,8 @@ class SourceFile:
                     view = view[count:]
                 self._check(file)
         except OSError as error:
+            if error.errno == errno.ELOOP:  # links were resolved, so this one is new
+                raise _changed(self.path) from error
             raise _refused(self.path, error) from error
         return data
 

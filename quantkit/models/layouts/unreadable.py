@@ -86,11 +86,11 @@ def _refuse_folder(path: Path, formats: Sequence[str]) -> None:
     if CONFIG_NAME in names:
         config = read_member_json(path, CONFIG_NAME, limit=MAX_CONFIG_BYTES)
         refuse_quantized(config, (), str(path))
-    _refuse_outer_folder(path, names)
     for expression, what in _OTHERS:
         found = next((name for name in names if re.fullmatch(expression, name)), None)
         if found is not None:
             raise UnsupportedModel(f"{path} holds {what} ({found[:80]!r}), which is not read", hint=_SAFETENSORS)
+    _refuse_outer_folder(path, names)
     unread = pickles(names)
     if unread:
         raise IncompleteCheckpoint(
