@@ -22,7 +22,6 @@ from quantkit.calibration.compute import Compute, check_device, check_torch
 from quantkit.calibration.samples import Samples
 from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
-from quantkit.files.source_file import SourceFile, check_unchanged
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import planned
@@ -97,7 +96,6 @@ class Quantization:
         self._weight_errors = WeightErrors(source)
         self._stream: BlockStream | None = None
         self._journal: Journal | None = None
-        self._inputs: list[SourceFile] = []
         self.checkpoint = self._with_readers(plan)
 
     def calibrate(self) -> None:
@@ -124,7 +122,6 @@ class Quantization:
         if not self._calibrated:
             yield
             return
-        self._inputs = [SourceFile.open(path) for path in self._source.inputs]
         key = run_key(self._source, self._wanted(self.checkpoint), self._options, self._compute, given=self._given)
         with Journal(resolve(planned, out), key) as self._journal:
             yield
@@ -144,12 +141,7 @@ class Quantization:
         return scales + sum(kept_bytes(view.shape, view.scheme) for view in views if isinstance(view, QuantizedView))
 
     def report(self) -> dict[str, Any]:
-        """JSON for the manifest: method, scheme, calibration coverage, and every tensor's error and fallback so far.
-
-        Raises:
-            SourceChanged: the source is no longer what it was when the journal, whose steps count for it, was opened.
-        """
-        check_unchanged(self._inputs)
+        """JSON for the manifest: method, scheme, calibration coverage, and every tensor's error and fallback so far."""
         coverage = self._stream.coverage.to_json() if self._stream is not None else None
         return {
             "method": self._method.name,

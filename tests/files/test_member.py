@@ -102,9 +102,7 @@ def test_a_blob_that_is_a_link_itself_does_not_lead_further(tmp_path: Path, fold
     assert opened == []
 
 
-@pytest.mark.parametrize(
-    "make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path)], ids=["fifo", "dir", "loop"]
-)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path)], ids=["fifo", "dir", "loop"])
 def test_what_is_no_regular_file_is_refused_unopened(make: object, folder: Path, opened: list[str]) -> None:
     make(folder / "config.json")  # type: ignore[operator]
     with pytest.raises((MalformedFile, UnsafePath)):
