@@ -66,6 +66,8 @@ _MAGICS: tuple[tuple[bytes, str, str], ...] = (
 )
 _LONGEST_MESSAGE = 4096
 """Bytes of a file that can be a server's message in words."""
+_BLANKS = b"\xef\xbb\xbf \t\r\n"
+"""What may stand before a text: the bytes of a byte order mark, and blanks."""
 _ZEROS = 64
 """Bytes of zeros that no file begins with."""
 _LFS = re.compile(rb"version https://(?:git-lfs|hawser)\.")
@@ -104,7 +106,7 @@ def _pointer(head: bytes) -> Foreign | None:
 
 def _message(head: bytes, size: int) -> Foreign | None:
     """What a server sends in place of a file."""
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    start = head.lstrip(_BLANKS).lower()
     if _JSON_ERROR.match(start):
         return Foreign("an error message of a server, not the file itself", _REPEAT)
     for text, what, hint in _TEXTS:
@@ -123,6 +125,18 @@ def _other_format(head: bytes) -> Foreign | None:
 def read_head(file: SourceFile) -> bytes:
     """The first bytes of `file`, at most `HEAD_BYTES`; raises what `SourceFile.read` does."""
     return file.read(0, min(file.size, HEAD_BYTES)).tobytes()
+
+
+def refuse_cut_object(file: SourceFile, head: bytes) -> None:
+    """Raise `IncompleteFile` for a JSON object that begins with `head` and has no end; reads the last bytes."""
+    if head.lstrip(_BLANKS)[:1] != b"{":
+        return
+    tail = file.read(max(0, file.size - HEAD_BYTES), min(file.size, HEAD_BYTES)).tobytes().rstrip()
+    if tail and not tail.endswith(b"}"):
+        raise IncompleteFile(
+            f"{file.path} ends in the middle, after {file.size:,} bytes",
+            hint="the download is incomplete; repeat it",
+        )
 
 
 def refuse_foreign(file: SourceFile, head: bytes) -> None:

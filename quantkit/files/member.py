@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import IncompleteCheckpoint, IncompleteFile, UnsafePath
-from quantkit.files.foreign_file import HEAD_BYTES, refuse_foreign
+from quantkit.files.foreign_file import HEAD_BYTES, refuse_cut_object, refuse_foreign
 from quantkit.files.json_file import MAX_DEPTH, parse_json
 from quantkit.files.source_file import SourceFile, resolved
 
@@ -79,6 +79,8 @@ def read_member(folder: Path, name: str, limit: int) -> bytes:
     file = open_member(folder, name)
     data = file.read_all(limit)
     refuse_foreign(file, data[:HEAD_BYTES])
+    if name.endswith(".json"):
+        refuse_cut_object(file, data[:HEAD_BYTES])
     return data
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import BadOption, IncompleteCheckpoint, ReadFailed
-from quantkit.files.foreign_file import read_head, refuse_foreign
+from quantkit.files.foreign_file import read_head, refuse_cut_object, refuse_foreign
 from quantkit.files.member import location_of, open_member
 from quantkit.files.shard_index import INDEX_NAME
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS_FILE
@@ -117,5 +117,8 @@ def _further_templates(path: Path, names: Collection[str]) -> list[str]:
 def _reader(path: Path, name: str) -> Callable[[], bytes]:
     file = open_member(path, name)
     if file.size or not name.endswith(".jinja"):  # a template may be empty
-        refuse_foreign(file, read_head(file))
+        head = read_head(file)
+        refuse_foreign(file, head)
+        if name.endswith(".json"):
+            refuse_cut_object(file, head)
     return lambda: file.read_all(MAX_SMALL_FILE_BYTES)

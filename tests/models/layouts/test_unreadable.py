@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import tarfile
@@ -259,6 +260,17 @@ STANDING_IN = {
     "zeros": (bytes(300), "filled with zeros", "repeat"),
     "nothing": (b"", "empty", "repeat"),
 }
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
+def test_a_json_file_that_was_cut_is_named_with_its_size(name: str, share: float, tmp_path: Path) -> None:
+    folder = write_small_checkpoint(tmp_path / "model")
+    data = (json.dumps({"a": {"b": list(range(999))}, "c": "d" * 99}) + "\n").encode()
+    size = int(len(data) * share)
+    (folder / name).write_bytes(data[:size])
+    with pytest.raises(IncompleteFile, match=f"{name} ends in the middle, after {size:,} bytes"):
+        registry.open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("case", STANDING_IN)
