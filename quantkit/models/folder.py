@@ -30,6 +30,8 @@ from quantkit.models.spec import EMBEDDING
 from quantkit.tensors.views import TensorView
 
 _TEXT_PREFIX = "llm."
+_SHADOW = "._"
+"""First characters of files that macOS writes beside others on foreign disks; they hold nothing of a model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +64,7 @@ def open_folder(path: Path) -> Folder:
         UnsupportedModel: an adapter lies in the folder, or a part of another kind of model.
         MalformedFile, IncompleteFile, UnsafePath, UnsupportedModel, ReadFailed: from the files themselves.
     """
-    names = file_names(path)
+    names = [name for name in file_names(path) if not name.startswith(_SHADOW)]
     refuse_adapter(path, names)
     config = read_folder_config(path)
     check_links(path, names)

@@ -109,8 +109,6 @@ def _refuse_outer_folder(path: Path, names: Sequence[str]) -> None:
             f"{path} is a model's folder in the Hub's cache, not the model itself",
             hint=f"give its snapshot: {path / inner[0]}" if inner else "it has no snapshot; repeat the download",
         )
-    if CONFIG_NAME in names:
-        return
     files = [name for name in names if _GGUF.fullmatch(name)]
     folders = [name for name in names if (path / name / CONFIG_NAME).is_file()]
     inner = files or folders

@@ -13,6 +13,7 @@ from quantkit.artifacts.manifest import check_files
 from quantkit.errors import QuantkitError, UnsafePath, VerificationFailed
 from quantkit.files import source_file
 from tests.support.malformed_folders import FIRST, INDEX, write_small_checkpoint
+from tests.support.tiny import write_tiny_checkpoint
 
 NAMES = [
     "config.json",
@@ -131,3 +132,19 @@ def test_links_that_nobody_reads_are_harmless(small: Path, tmp_path: Path) -> No
     (small / "image.png").symlink_to(tmp_path / "nowhere")
     (small / "processor_config.json").symlink_to(tmp_path / "nowhere")
     assert registry.open_checkpoint(small).weights
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_what_macos_writes_beside_files_is_no_part_of_the_model(shards: int, tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "model", shards=shards)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    names = sorted(path.name for path in folder.iterdir())
+    for name in names:
+        (folder / f"._{name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+    (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    checkpoint = registry.open_checkpoint(folder)
+    assert not any("._" in text for text in (*checkpoint.files, *checkpoint.notes))
+    if shards == 1:
+        (folder / "model.safetensors").rename(folder / "weights.safetensors")
+        (folder / "._model.safetensors").rename(folder / "._weights.safetensors")
+        assert registry.open_checkpoint(folder).inputs == (folder / "weights.safetensors",)

@@ -164,6 +164,12 @@ CASES: dict[str, tuple[Callable[[Path], Path], type[QuantkitError], str, str]] =
         "a GGUF file, 'a.gguf' and 1 more",
         "a.gguf",
     ),
+    "GGUF beside a config": (
+        lambda p: files(p, "config.json", "a.gguf"),
+        BadOption,
+        "a GGUF file, 'a.gguf'",
+        "a.gguf",
+    ),
     "a folder of GGUF with a projector": (
         lambda p: files(p, "mmproj-a.gguf", "z.gguf"),
         BadOption,
