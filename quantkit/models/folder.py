@@ -25,7 +25,7 @@ from quantkit.models.layouts.small_files import (
     file_notes,
     travelling_files,
 )
-from quantkit.models.layouts.unreadable import refuse_adapter
+from quantkit.models.layouts.unreadable import refuse_adapter, refuse_adapter_tensors
 from quantkit.models.spec import EMBEDDING
 from quantkit.tensors.views import TensorView
 
@@ -73,6 +73,7 @@ def open_folder(path: Path) -> Folder:
             f"{path} is a part of a pipeline of diffusers, which makes images", hint="only language models are read"
         )
     tensors, shards, shard_notes = open_shards(path, names)
+    refuse_adapter_tensors(path, tensors)
     notes = [*config_notes(config), *file_notes(config, names, shards), *shard_notes]
     if _is_text_model_of_another(tensors):
         others = sum(not name.startswith(_TEXT_PREFIX) for name in tensors)

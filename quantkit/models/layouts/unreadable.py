@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from quantkit.errors import BadOption, IncompleteCheckpoint, MalformedFile, QuantkitError, UnsupportedModel
@@ -32,6 +32,8 @@ _OTHERS: tuple[tuple[str, str], ...] = (
     (r"consolidated.*|params\.json", "a model in the layout of Meta or Mistral"),
 )
 """Names of files, as expressions, and what a folder is that holds one and no weights that are read."""
+_MERGE = "merge it into the base model first (peft: merge_and_unload)"
+_ADAPTER_TENSOR = re.compile(r"\.(lora_[A-Za-z_]+|hada_w\d_[ab]|base_layer|modules_to_save)\.")
 _FOLDER_FILES = (".json", ".safetensors", ".model", ".jinja", ".py", ".bin", ".txt")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _GGUF = re.compile(r"(?!mmproj).*\.gguf", re.IGNORECASE)
@@ -76,8 +78,17 @@ def refuse_adapter(path: Path, names: Sequence[str]) -> None:
     of = f" of {base[:80]!r}" if isinstance(base, str) and base else ""
     raise UnsupportedModel(
         f"{path} holds an adapter (LoRA or alike){of}: {', '.join(found)[:120]}; it changes the weights it belongs to",
-        hint="merge it into the base model first (peft: merge_and_unload), or take its files out of the folder",
+        hint=f"{_MERGE}, or take its files out of the folder",
     )
+
+
+def refuse_adapter_tensors(path: Path, tensors: Iterable[str]) -> None:
+    """Raise `UnsupportedModel` where `tensors`, names of the weights of a folder, are an adapter's."""
+    found = next((name for name in tensors if _ADAPTER_TENSOR.search(name)), None)
+    if found is not None:
+        raise UnsupportedModel(
+            f"{path} holds an adapter (LoRA or alike) among its weights: tensor {found[:120]!r}", hint=_MERGE
+        )
 
 
 def _refuse_folder(path: Path, formats: Sequence[str]) -> None:
