@@ -83,7 +83,8 @@ def refuse_quantized(config: Mapping[str, Any], tensors: Iterable[str], where: s
             return
         said, method = f"tensor {trace[0][:80]!r} tells", trace[1]
     known = _ALIASES.get(method.lower(), method.lower())
-    name, back = _QUANTIZERS.get(known, (f"{method[:40]!r}, which is not known here", ""))
+    unknown = f"{method[:40]!r}, which is not known here" if method else "a method that it does not name"
+    name, back = _QUANTIZERS.get(known, (unknown, ""))
     raise UnsupportedModel(
         f"{where}: the weights are already quantized by {name} ({said}), in a form that is not read",
         hint="take the original checkpoint, with 16 or 32 bits a weight" + (f"; or {back}" if back else ""),
@@ -91,13 +92,13 @@ def refuse_quantized(config: Mapping[str, Any], tensors: Iterable[str], where: s
 
 
 def _named(config: Mapping[str, Any]) -> str | None:
-    """The method that a config names, or that its keys tell; None where it says nothing of quantization."""
+    """The method that a config names, or that its keys tell; empty for none, None where it tells of no quantization."""
     for key in ("quantization_config", "compression_config", "quantization"):
         settings = config.get(key)
         if not settings:
             continue
         if not isinstance(settings, Mapping):
-            return str(settings)
+            return str(settings)[:80]
         method = settings.get("quant_method")
         if isinstance(method, str) and method:
             return method
@@ -106,5 +107,5 @@ def _named(config: Mapping[str, Any]) -> str | None:
         producer = settings.get("producer")
         if isinstance(producer, Mapping) and isinstance(producer.get("name"), str):
             return str(producer["name"])
-        return "mlx" if {"bits", "group_size"} <= settings.keys() else key
+        return "mlx" if {"bits", "group_size"} <= settings.keys() else ""
     return "quip" if "quip_params" in config else None

@@ -36,6 +36,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str, str]] = {
     "Quark": ({"quant_method": "quark"}, "AMD's Quark", "original"),
     "ModelOpt": ({"producer": {"name": "modelopt"}, "quant_algo": "NVFP4"}, "ModelOpt", "original"),
     "MLX beside itself": ({"group_size": 64, "bits": 4}, "by MLX", "mlx_lm.convert --dequantize"),
+    "no method": ({"bits": 4, "sym": True}, "by a method that it does not name", "original"),
+    "a method that is no name": ({"quant_method": ["gptq"]}, "by a method that it does not name", "original"),
     "a method of the future": ({"quant_method": "zzz"}, "by 'zzz', which is not known here", "original"),
 }
 
