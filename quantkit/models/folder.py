@@ -20,7 +20,7 @@ from quantkit.errors import (
     ReadFailed,
     UnsafePath,
     UnsupportedModel,
-    escaped,
+    one_line,
 )
 from quantkit.files.json_file import read_json
 from quantkit.files.safetensors_file import open_safetensors
@@ -98,7 +98,7 @@ def open_folder(path: Path) -> Folder:
         }
     travelling = [name for name in names if _travels(name)] + _further_templates(path, names)
     files = {name: _reader(path, name) for name in travelling}
-    return Folder(path, config, tensors, files, tuple(path / shard for shard in shards), tuple(map(escaped, notes)))
+    return Folder(path, config, tensors, files, tuple(path / shard for shard in shards), tuple(map(one_line, notes)))
 
 
 def file_names(path: Path) -> list[str]:
