@@ -18,7 +18,7 @@ _DOWN = 0.75
 """How often the way to a place goes on where it can."""
 
 
-def damaged(value: Any, random: Random) -> Any:  # noqa: ANN401 - JSON
+def damaged(value: Any, random: Random) -> Any:
     """A copy of `value` with one to three changes."""
     root = {"": copy.deepcopy(value)}
     for _ in range(random.choice((1, 1, 1, 2, 3))):
@@ -26,7 +26,7 @@ def damaged(value: Any, random: Random) -> Any:  # noqa: ANN401 - JSON
     return root.get("", odd_value(random))
 
 
-def written(value: Any) -> bytes:  # noqa: ANN401 - JSON
+def written(value: Any) -> bytes:
     """`value` as JSON, with what only `values.RAW` and `values.TWIN` can say."""
     text = json.dumps(value, ensure_ascii=False)
     if TWIN in text:
@@ -41,7 +41,7 @@ def written(value: Any) -> bytes:  # noqa: ANN401 - JSON
 
 
 def _place(root: Container, random: Random) -> Place:
-    """Somewhere below `root`; every child of one container is as likely as the others, so that long lists are not all."""
+    """Somewhere below `root`; the children of one container are equally likely, so that long lists do not take all."""
     container, key = root, ""
     while True:
         below = container[key]  # type: ignore[index]

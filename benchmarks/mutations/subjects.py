@@ -107,7 +107,8 @@ TEMPLATES = (
     "{{- raise_exception('unknown role ' ~ message.role) }}{%- else %}"
     "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>\\n' }}{%- endif %}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}",
-    "{% macro turn(role, text='') -%}<|im_start|>{{ role }}\n{{ text | replace('a', 'b') | upper }}<|im_end|>{%- endmacro %}"
+    "{% macro turn(role, text='') -%}<|im_start|>{{ role }}\n{{ text | replace('a', 'b') | upper }}<|im_end|>"
+    "{%- endmacro %}"
     "{{ bos_token }}{% for m in messages if m.content is defined %}{{ turn(m.role, m.content) }}"
     "{% if loop.last %}{% break %}{% endif %}{% endfor %}",
 )
@@ -191,7 +192,7 @@ def old_gptq(scratch: Path) -> Files:
     return {**files, "config.json": _encoded(config), "quantize_config.json": _encoded(settings)}
 
 
-def _encoded(value: Any) -> bytes:  # noqa: ANN401 - JSON
+def _encoded(value: Any) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -38,7 +37,12 @@ TARGETS = ("hf", "gguf", "compressed-tensors", "gptq")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a mutant did. fault: a traceback or what else is wrong, None where all is well. answer: how it ended."""
+    """What a mutant did.
+
+    seconds: of processor, those of children included, so that others on this machine do not count. grown: bytes of
+    resident memory at its peak over those before. fault: a traceback or what else is wrong, None where all is well.
+    answer: how it ended.
+    """
 
     number: int
     seconds: float
@@ -60,13 +64,13 @@ class Trial:
         path = self._laid_out(model) / self.name
         path.write_bytes(mutant)
         before = _reset_peak()
-        start = time.perf_counter()
+        start = _processor_seconds()
         fault, answers = None, list[str]()
         try:
             self._use(path, answers, renders=renders)
         except BaseException as error:  # a panic of a Rust library is none of Exception
             fault = "".join(traceback.format_exception(error))
-        seconds, grown = time.perf_counter() - start, _peak() - before
+        seconds, grown = _processor_seconds() - start, _peak() - before
         if fault is None:
             fault = _limits_broken(seconds, grown)
         return Outcome(number, seconds, grown, fault, "; ".join(answers)[:300] or "accepted")
@@ -127,7 +131,7 @@ def _tokenize(checkpoint: Checkpoint, *, renders: bool) -> None:
 
 
 @contextmanager
-def _answered(answers: list[str]) -> Any:  # noqa: ANN401 - an iterator
+def _answered(answers: list[str]) -> Any:
     """Take a `QuantkitError` for an answer, if it is one line for a user."""
     try:
         yield
@@ -152,9 +156,13 @@ def _limits_broken(seconds: float, grown: int) -> str | None:
 
 def _reset_peak() -> int:
     """Let the kernel forget the peak of this process's resident size; returns the size of now in bytes."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _status("VmRSS")
+
+
+def _processor_seconds() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _peak() -> int:
@@ -162,11 +170,5 @@ def _peak() -> int:
 
 
 def _status(field: str) -> int:
-    with open("/proc/self/status", "rb") as file:
-        line = next(line for line in file if line.startswith(field.encode()))
-    return int(line.split()[1]) * 1024
-
-
-def stderr_size() -> int:
-    """Bytes that this process, native libraries included, has written on a stderr that is a file."""
-    return os.fstat(2).st_size
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

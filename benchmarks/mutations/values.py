@@ -75,7 +75,7 @@ JINJA: tuple[str, ...] = (
 )
 
 
-def odd_value(random: Random) -> Any:  # noqa: ANN401 - JSON
+def odd_value(random: Random) -> Any:
     """A value of any type; one in twelve is long or deep."""
     pool = random.choices((NUMBERS, STRINGS, OTHERS, LONG), (5, 4, 3, 1))[0]
     return random.choice(pool)

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from benchmarks.mutations.subjects import Subject
-from benchmarks.mutations.trial import MAX_BYTES, Outcome, Trial, stderr_size
+from benchmarks.mutations.trial import Outcome, Trial
 
 HANG_SECONDS = 30.0
 MAX_ADDRESSES = 4 << 30
@@ -124,17 +124,12 @@ def _serve(subject: Subject, render_every: int, folder: Path, pipe: Connection) 
         pipe.send(tried(trial, subject, number, renders=number % render_every == 0, log=log))
 
 
-def tried(trial: Trial, subject: Subject, number: int, *, renders: bool, log: int | None = None) -> Outcome:
-    """The outcome of mutant `number`; one that took too long is tried again, since others use this machine as well.
-
-    log: a descriptor of the file that is stderr, to notice what native libraries write there.
-    """
+def tried(trial: Trial, subject: Subject, number: int, *, renders: bool, log: int) -> Outcome:
+    """The outcome of mutant `number`; `log` is stderr, a file, so that what native libraries write there is noticed."""
     model, mutant = subject.mutant(number)
     outcome = trial.run(number, model, mutant, renders=renders)
-    if outcome.fault is not None and outcome.fault.startswith("took") and outcome.grown <= MAX_BYTES:
-        outcome = trial.run(number, model, mutant, renders=renders)
-    if log is not None and stderr_size():
-        said = os.pread(log, 400, 0).decode(errors="replace")
+    said = os.pread(log, 400, 0).decode(errors="replace")
+    if said:
         os.ftruncate(log, 0)
         outcome = replace(outcome, fault=outcome.fault or f"wrote on stderr: {said}")
     return outcome

@@ -19,11 +19,12 @@ from quantkit import registry
 from quantkit.artifacts.journal import Journal
 from quantkit.artifacts.output_paths import resolve
 from quantkit.calibration.compute import Compute, check_device, check_torch
-from quantkit.calibration.samples import Samples
+from quantkit.calibration.samples import Samples, check_context
 from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.peak_memory import check_memory
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
@@ -52,8 +53,8 @@ class Quantization:
         progress: told how far the run is, in units of work (`quantkit.pipeline.run_work`).
 
     Raises:
-        BadOption: an unknown method, a checkpoint that is quantized already, a recipe that does not fit the model, or
-            `smooth` without a calibrated layer.
+        BadOption: an unknown method, a checkpoint that is quantized already, a recipe that does not fit the model,
+            `smooth` without a calibrated layer, or calibration that the model's context or this machine cannot hold.
         UnsupportedSpec: a group size that does not divide a layer's columns.
         MissingDependency: the method needs torch, and it is not installed.
     """
@@ -84,6 +85,8 @@ class Quantization:
         self._calibrated = bool(calibrated)
         if calibrated:
             check_torch(calibrated[0])
+            if samples is None:
+                self._check_calibration()
         if options.smooth and not self._calibrated:
             raise BadOption(
                 f"{method.name} is not calibrated, so there is nothing to smooth by", hint="choose --method gptq or awq"
@@ -153,6 +156,17 @@ class Quantization:
             "tensors": {name: asdict(report) for name, report in self._reports.items()},
             "weights": self._weight_errors.to_json(),
         }
+
+    def _check_calibration(self) -> None:
+        """Refuse text that the model or this machine cannot hold; how much a file has is known once it is read."""
+        calibration = self._options.calibration
+        check_context(calibration, self._source.spec)
+        if calibration.file is None:
+            check_memory(self._source.spec, calibration.sequences, calibration.length, weighs=self._weighs)
+
+    @property
+    def _weighs(self) -> bool:
+        return self._options.fisher and any(method.weighs_outputs for method in self._methods.values())
 
     def _with_readers(self, plan: Checkpoint) -> Checkpoint:
         weights = dict(plan.weights)
@@ -251,6 +265,8 @@ class Quantization:
                 device=torch.device(self._compute.device),
                 progress=self._work.stage(CALIBRATION_TEXT),
             )
+            coverage = samples.coverage
+            check_memory(self._source.spec, coverage.sequences, coverage.longest, weighs=self._weighs)
         if journal is not None:
             journal.keep(SAMPLES_STEP, encoded_samples(samples))
         return samples
