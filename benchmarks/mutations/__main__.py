@@ -69,7 +69,8 @@ def _tried(subject: Subject, options: argparse.Namespace, scratch: Path) -> int:
     kinds = Counter(outcome.answer.partition(":")[0] for outcome in done if outcome.fault is None)
     print(
         f"{subject.name}: {len(done):,} mutants from {options.seed}, {len(bad)} at fault, "
-        f"{time.monotonic() - start:.0f} s; longest {max(o.seconds for o in done):.2f} s, most memory {max(o.grown for o in done) / 1e6:.0f} MB; "
+        f"{time.monotonic() - start:.0f} s; longest {max(o.seconds for o in done):.2f} s, "
+        f"most memory {max(o.grown for o in done) / 1e6:.0f} MB; "
         + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6)),
         flush=True,
     )

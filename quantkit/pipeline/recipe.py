@@ -33,8 +33,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MAX_BYTES = 1 << 17
-MAX_LINE = 2_000
+MAX_BYTES = 1 << 16
+MAX_LINE = 1_000
 """Characters: a key of ten thousand parts takes Python's reader a second."""
 MAX_PATTERN = 200
 ROLES = (*LINEAR_ROLES, Role.LM_HEAD)
