@@ -46,6 +46,13 @@ class Output:
         for shown in tables:
             self.stdout.print(shown)
 
+    def stream(self, text: str) -> None:
+        """Write a piece of the result as it stands; on a terminal, control characters are shown and not obeyed."""
+        if not self.as_json:
+            shown = "".join(c if c in "\n\t" else escaped(c) for c in text) if sys.stdout.isatty() else text
+            sys.stdout.write(shown)
+            sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """A line that is not the result, on stderr."""
         self.stderr.print(one_line(text), markup=False, style="dim")

@@ -21,7 +21,7 @@ QUANTIZE = {
     ("--threads", HUGE): "from 1 to 1,024, is 99,999,999,999,999",
     ("--seed", HUGE * 3): "from 0 to 9,223,372,036,854,775,807, is",
     ("--skip-positions", HUGE): "from 0 to 16,777,216, is 99,999,999,999,999",
-    ("--samples", "9" * 5000): "is not a valid int",
+    ("--samples", "9" * 5000): "--samples",
     ("--bits", "9" * 4000): "--bits",
     ("--seed", "9" * 4000): "from 0 to 9,223,372,036,854,775,807, is",
 }
@@ -29,9 +29,9 @@ RUN = {
     ("--max-tokens", HUGE): "from 1 to 2,147,483,648, is 99,999,999,999,999",
     ("--seed", "-1"): "from 0 to 9,223,372,036,854,775,807, is -1",
     ("--seed", HUGE * 3): "from 0 to 9,223,372,036,854,775,807, is",
-    ("--temperature", "nan"): "temperature must be finite",
+    ("--temperature", "nan"): "--temperature",
     ("--temperature", "inf"): "temperature must be finite",
-    ("--top-p", "nan"): "top_p in (0, 1]",
+    ("--top-p", "nan"): "--top-p",
 }
 
 
