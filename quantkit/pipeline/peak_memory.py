@@ -36,16 +36,16 @@ def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> i
     return TORCH_BYTES + round(ALLOCATED * used)
 
 
-def check_memory(spec: ModelSpec, sequences: int, length: int, *, weighs: bool) -> None:
-    """Raise `BadOption` when calibrating on `sequences` of `length` tokens takes more than this machine has.
+def check_memory(spec: ModelSpec, sequences: int, tokens: int, *, weighs: bool) -> None:
+    """Raise `BadOption` when calibrating on `sequences` of together `tokens` tokens takes more than this machine has.
 
     weighs: whether outputs are weighed by a Fisher pass.
     """
-    tokens, available = sequences * length, machine_memory()
+    available = machine_memory()
     needed = peak_memory(spec, tokens, weighed_tokens(tokens) if weighs else 0)
     if available is not None and needed > available:
         raise BadOption(
-            f"calibrating on {sequences:,} sequences of {length:,} tokens needs about {needed / 1e9:,.1f} GB of "
+            f"calibrating on {sequences:,} sequences, {tokens:,} tokens, needs about {needed / 1e9:,.1f} GB of "
             f"memory; this machine has {available / 1e9:,.1f} GB",
             hint="fewer or shorter sequences: --samples, --length",
         )

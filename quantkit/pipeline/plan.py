@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from quantkit import registry
-from quantkit.calibration.samples import check_context, weighed_tokens
+from quantkit.calibration.samples import weighed_tokens
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
@@ -134,8 +134,6 @@ def plan(
         used = [method if name == method.name else registry.method(name) for name in set(methods.values())]
         wanted = options.calibration.sequences * options.calibration.length
         tokens = wanted if any(one.needs_calibration for one in used) else 0
-        if tokens:
-            check_context(options.calibration, checkpoint.spec)
         weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
         result = planned(checkpoint, assignments)
     weights = tuple(

@@ -19,7 +19,7 @@ from quantkit import registry
 from quantkit.artifacts.journal import Journal
 from quantkit.artifacts.output_paths import resolve
 from quantkit.calibration.compute import Compute, check_device, check_torch
-from quantkit.calibration.samples import Samples, check_context
+from quantkit.calibration.samples import Samples
 from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
@@ -53,8 +53,8 @@ class Quantization:
         progress: told how far the run is, in units of work (`quantkit.pipeline.run_work`).
 
     Raises:
-        BadOption: an unknown method, a checkpoint that is quantized already, a recipe that does not fit the model,
-            `smooth` without a calibrated layer, or calibration that the model's context or this machine cannot hold.
+        BadOption: an unknown method, a checkpoint that is quantized already, a recipe that does not fit the model, or
+            `smooth` without a calibrated layer.
         UnsupportedSpec: a group size that does not divide a layer's columns.
         MissingDependency: the method needs torch, and it is not installed.
     """
@@ -85,8 +85,6 @@ class Quantization:
         self._calibrated = bool(calibrated)
         if calibrated:
             check_torch(calibrated[0])
-            if samples is None:
-                self._check_calibration()
         if options.smooth and not self._calibrated:
             raise BadOption(
                 f"{method.name} is not calibrated, so there is nothing to smooth by", hint="choose --method gptq or awq"
@@ -108,7 +106,7 @@ class Quantization:
 
         Raises:
             Everything that `quantkit.calibration.sources.calibration_samples` raises; NonFiniteValues: a bad
-            embedding.
+            embedding; BadOption: sequences that take more memory than this machine has.
         """
         if self._calibrated:
             self._stream = self._stream or self._open_stream()
@@ -156,13 +154,6 @@ class Quantization:
             "tensors": {name: asdict(report) for name, report in self._reports.items()},
             "weights": self._weight_errors.to_json(),
         }
-
-    def _check_calibration(self) -> None:
-        """Refuse text that the model or this machine cannot hold; how much a file has is known once it is read."""
-        calibration = self._options.calibration
-        check_context(calibration, self._source.spec)
-        if calibration.file is None:
-            check_memory(self._source.spec, calibration.sequences, calibration.length, weighs=self._weighs)
 
     @property
     def _weighs(self) -> bool:
@@ -258,6 +249,9 @@ class Quantization:
             if kept is not None:
                 self._work.skip(CALIBRATION_TEXT)
                 return decoded_samples(kept)
+            if options.file is None:  # how much a file has is known once it is read
+                tokens = options.sequences * options.length
+                check_memory(self._source.spec, options.sequences, tokens, weighs=self._weighs)
             samples = calibration_samples(
                 self._source,
                 options,
@@ -266,7 +260,7 @@ class Quantization:
                 progress=self._work.stage(CALIBRATION_TEXT),
             )
             coverage = samples.coverage
-            check_memory(self._source.spec, coverage.sequences, coverage.longest, weighs=self._weighs)
+            check_memory(self._source.spec, coverage.sequences, coverage.tokens, weighs=self._weighs)
         if journal is not None:
             journal.keep(SAMPLES_STEP, encoded_samples(samples))
         return samples

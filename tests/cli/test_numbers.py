@@ -13,7 +13,7 @@ HUGE = "99999999999999"
 QUANTIZE = {
     ("--samples", HUGE): "from 1 to 4,294,967,296, is 99,999,999,999,999",
     ("--samples", "4000000000"): "GB of memory; this machine has",
-    ("--samples", "20000000"): "20,000,000 sequences of 512 tokens needs about",
+    ("--samples", "20000000"): "20,000,000 sequences, 10,240,000,000 tokens, needs about",
     ("--length", HUGE): "from 2 to 16,777,216, is 99,999,999,999,999",
     ("--length", "2000"): "calibration sequences of 2,000 tokens exceed the model's context of 1,024",
     ("--group-size", HUGE): "from 1 to 16,777,216, or -1 for one group per row, is 99999999999999",
@@ -58,6 +58,6 @@ def test_run_refuses_a_number_at_once(
     assert RUN[option, value] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("option", "value"), [("--length", "2000"), ("--samples", HUGE), ("--group-size", HUGE)])
+@pytest.mark.parametrize(("option", "value"), [("--length", HUGE), ("--samples", HUGE), ("--group-size", HUGE)])
 def test_plan_refuses_them_as_well(option: str, value: str, tiny_checkpoint: Path) -> None:
     assert main(["plan", str(tiny_checkpoint), "--to", "gguf", "--method", "gptq", option, value]) == 2
