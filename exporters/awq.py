@@ -53,7 +53,7 @@ from quantkit.models.spec import BLOCKS, Role, TensorSlot, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.scheme import PER_ROW, SCALE_DTYPES
+from quantkit.tensors.scheme import MAX_GROUP_SIZE, PER_ROW, SCALE_DTYPES
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
@@ -65,7 +65,6 @@ BITS = 4
 GROUP_SIZES = (32, 64, 128, PER_ROW)
 ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
 PER_WORD, STEP = 8, 32
-MAX_GROUP_SIZE = 1 << 24
 
 QWEIGHT, QZEROS, SCALES = "qweight", "qzeros", "scales"
 WORD = np.dtype("<i4")

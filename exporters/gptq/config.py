@@ -25,7 +25,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import read_folder_config
 from quantkit.models.layouts.small_files import MAX_CONFIG_BYTES
 from quantkit.models.spec import ModelSpec, Role
-from quantkit.tensors.scheme import PER_ROW
+from quantkit.tensors.scheme import MAX_GROUP_SIZE, PER_ROW
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView
 
@@ -38,8 +38,6 @@ FUSED_NAMES = {(Role.Q, Role.K, Role.V): "qkv_proj", (Role.GATE, Role.UP): "gate
 
 CPM_CU_FILES = ("model_gptq.safetensors", "model_gptq_marlin.safetensors")
 """Weights under these names lie in Marlin's order, although the settings beside them are GPTQ's."""
-
-MAX_GROUP_SIZE = 1 << 24
 
 
 def quantization_config(model: Checkpoint, kind: str) -> dict[str, Any]:

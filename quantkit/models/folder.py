@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import UnsupportedModel, escaped
+from quantkit.errors import UnsupportedModel, one_line
 from quantkit.files.member import read_member_json
 from quantkit.models.config import text_config
 from quantkit.models.layouts.shards import open_shards
@@ -83,7 +83,7 @@ def open_folder(path: Path) -> Folder:
             name.removeprefix(_TEXT_PREFIX): view for name, view in tensors.items() if name.startswith(_TEXT_PREFIX)
         }
     files = travelling_files(path, names)
-    return Folder(path, config, tensors, files, tuple(path / shard for shard in shards), tuple(map(escaped, notes)))
+    return Folder(path, config, tensors, files, tuple(path / shard for shard in shards), tuple(map(one_line, notes)))
 
 
 def read_folder_config(path: Path) -> dict[str, Any]:
