@@ -161,7 +161,7 @@ def test_a_sparse_config_is_kept_and_told() -> None:
     [(LLAMA, "minicpm"), (LLAMA, "mistral"), (MINICPM, "llama"), (MINICPM, "minicpm_sala"), (LLAMA, 7)],
 )
 def test_a_model_type_of_another_family_is_refused(config: dict[str, Any], kind: object) -> None:
-    with pytest.raises(UnsupportedModel, match=f"model_type '{kind}' contradicts architectures"):
+    with pytest.raises(UnsupportedModel, match=f"model_type {kind!r} contradicts architectures"):
         parse_config({**config, "model_type": kind})
 
 
