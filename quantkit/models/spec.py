@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from quantkit import discovery
 from quantkit.errors import BadConfig, UnsupportedModel, escaped
+from quantkit.models.config_reader import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -315,7 +316,7 @@ def recognized(config: Mapping[str, Any], *, where: str = "config.json") -> Arch
     """
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadConfig(f"{where}: architectures must be a list of strings, is {str(names)[:80]!r}")
+        raise BadConfig(f"{where}: architectures must be a list of strings, is {shown(names)}")
     known = [architecture(name) for name in discovery.names(ROOM)]
     found = [candidate for candidate in known if candidate.recognizes(config)]
     if len(found) > 1:
@@ -323,7 +324,7 @@ def recognized(config: Mapping[str, Any], *, where: str = "config.json") -> Arch
     if not found:
         unknown = names[0] if names else config.get("model_type")
         raise UnsupportedModel(
-            f"{where}: model {str(unknown)[:80]!r} is not of this family",
+            f"{where}: model {shown(unknown)} is not of this family",
             hint=f"supported: {'; '.join(candidate.summary for candidate in known)}",
         )
     return found[0]

@@ -194,7 +194,7 @@ def code_asked_for(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
 def unknown_keys(config: Mapping[str, Any], where: str, own: tuple[str, ...]) -> tuple[str, ...]:
     """One note that names the keys that nobody here knows; `own` are those that the family reads."""
     told = [
-        f"{key} {shown(value, 40)}"
+        f"{key[:80]} {shown(value, 40)}"
         for key, value in config.items()
         if key not in READ | LOOKED_AT | CODE | HARMLESS | NEUTRAL.keys()
         and key not in own

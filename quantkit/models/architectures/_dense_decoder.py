@@ -54,6 +54,8 @@ GROUPS = (
 )
 
 
+MAX_HEAD_DIM = 1 << 14
+"""Released models have up to 256 channels per head; RoPE's factors are made for as many as a config says."""
 EPSILON = (1e-12, 0.1)
 """What rms_norm_eps may be: float32 adds less to no mean square of a working model, and more would drown it."""
 
@@ -116,6 +118,7 @@ class DenseDecoder:
         context = reader.integer("max_position_embeddings", 1, 1 << 31, default=2048)
         check_keys(config, where, Shape(head_dim=head_dim, context=context))
         scalars = self.scalars(reader, hidden, layers)
+        _check_carried(config, self.carried_keys, where)
         return ModelSpec(
             architecture=self.name,
             vocab_size=vocab,
@@ -245,7 +248,7 @@ class DenseDecoder:
 def _head_dim(reader: ConfigReader, hidden: int, heads: int) -> int:
     if reader.config.get("head_dim") is None and hidden % heads:
         raise BadConfig(f"{reader.where}: num_attention_heads {heads} does not divide hidden_size {hidden}")
-    head_dim = reader.integer("head_dim", 2, MAX_DIMENSION, default=hidden // heads)
+    head_dim = reader.integer("head_dim", 2, MAX_HEAD_DIM, default=hidden // heads)
     if head_dim % 2:
         raise BadConfig(f"{reader.where}: head_dim {head_dim} is odd; rotary embedding needs pairs of channels")
     return head_dim
@@ -256,6 +259,15 @@ def _key_value_heads(reader: ConfigReader, heads: int) -> int:
     if heads % found:
         raise BadConfig(f"{reader.where}: num_key_value_heads {found} does not divide num_attention_heads {heads}")
     return found
+
+
+def _check_carried(config: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    """Refuse values that are written as they stand and are more than numbers: text may name code."""
+    for key in keys:
+        value = config.get(key)
+        numbers = value.values() if isinstance(value, Mapping) else () if value is None else (value,)
+        if not all(isinstance(number, (int, float)) and abs(number) < 1e15 for number in numbers):
+            raise BadConfig(f"{where}: {key} must be a number, or an object of numbers, is {shown(value)}")
 
 
 def _stream_factor(spec: ModelSpec) -> float:

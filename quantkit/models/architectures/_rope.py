@@ -202,5 +202,5 @@ def _checked_kind(scaling: Mapping[str, Any], types: tuple[str, ...], where: str
         raise UnsupportedModel(f"{where}: rope type {shown(kind)} is not supported; only {known}")
     for key, value in scaling.items():
         if key not in (*_SHARED_KEYS, *KEYS[kind]) and value is not None and not (key in _FACTORS and value == 1):
-            raise UnsupportedModel(f"{where}: {key} {shown(value)} is not understood and may change the model")
+            raise UnsupportedModel(f"{where}: {key[:80]} {shown(value)} is not understood and may change the model")
     return kind
