@@ -175,14 +175,14 @@ def _agreeing(config: Mapping[str, Any], scaling: Mapping[str, Any], key: str, w
     """The value of `key`, wherever it stands; raises `BadConfig` where it stands twice and differs."""
     places = {"": config, f"{NEW_NAME}.": config.get(NEW_NAME) or {}, f"{OLD_NAME}.": config.get(OLD_NAME) or {}}
     found = {prefix: place[key] for prefix, place in places.items() if place.get(key) is not None}
-    first = next(iter(found.values()), None)
-    if any(value != first or isinstance(value, bool) != isinstance(first, bool) for value in found.values()):
+    first, *others = found.values() or (None,)
+    if any(value != first or isinstance(value, bool) != isinstance(first, bool) for value in others):
         told = " and ".join(f"{prefix}{key} {shown(value, 40)}" for prefix, value in found.items())
         raise BadConfig(
             f"{where}: {told} contradict each other; loaders take the one or the other",
             hint="keep the right one",
         )
-    return next(iter(found.values()), None)
+    return first
 
 
 def _checked_kind(scaling: Mapping[str, Any], types: tuple[str, ...], where: str) -> str:
