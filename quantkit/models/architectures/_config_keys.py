@@ -177,7 +177,8 @@ def check_keys(config: Mapping[str, Any], where: str, shape: Shape) -> None:
     if window is not None and used and not _as_long_as_the_context(window, shape):
         raise UnsupportedModel(
             f"{where}: sliding_window {shown(window)} is not supported; every token attends to all before it",
-            hint=f'say "use_sliding_window": false if it is not used, or lower max_position_embeddings to {shown(window)}',
+            hint='say "use_sliding_window": false if it is not used, or lower max_position_embeddings to '
+            f"{shown(window)}",
         )
 
 
