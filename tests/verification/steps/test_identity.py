@@ -1,4 +1,4 @@
-"""Which model an artifact must describe: the original, or what the original folds into, whatever the family is called."""
+"""Which model an artifact must describe: the original, or what that folds into, whatever the family is called."""
 
 from __future__ import annotations
 
