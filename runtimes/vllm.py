@@ -11,6 +11,8 @@ switched off.
 A native MiniCPM needs the config class that quantkit writes beside config.json, because transformers has none. Only
 that very file is ever imported; a folder that brings any other code, or asks for it, is refused.
 
+It is handed a folder with a config of ours (`_staged_folder.py`): a stranger's may name code that it then looks for.
+
 LongRoPE: vLLM chooses the short or the long factors once, by the context it was started with. The session starts it
 on the right side of the original context, and starts it anew when a sequence crosses over.
 """
@@ -19,7 +21,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -35,6 +39,7 @@ from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS, CONFIG_CLASS_F
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._engine_process import EngineProcess
 from quantkit.runtimes._kernels.vllm import CPU
+from quantkit.runtimes._staged_folder import staged_folder
 from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
@@ -61,10 +66,22 @@ ANSWER_SECONDS = 3600.0
 
 
 class VLLMSession:
-    """A folder in vLLM. `spec` tells its vocabulary and when LongRoPE changes its factors."""
+    """A folder in vLLM. `spec` tells its vocabulary and when LongRoPE changes its factors.
 
-    def __init__(self, path: Path, spec: ModelSpec, *, command: Sequence[str], dtype: str) -> None:
+    staged: makes the folder that the engine is handed, whenever it starts.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        *,
+        command: Sequence[str],
+        dtype: str,
+        staged: Callable[[], AbstractContextManager[Path]],
+    ) -> None:
         self._path = path
+        self._staged = staged
         self._spec = spec
         self._command = command
         self._dtype = dtype
@@ -107,14 +124,15 @@ class VLLMSession:
     def _start(self) -> None:
         self._child = EngineProcess(self._command, engine="vLLM", path=self._path)
         try:
-            self._child.ask(
-                do="load",
-                path=str(self._path.resolve()),
-                dtype=self._dtype,
-                max_model_len=self._max_length,
-                code=self._spec.architecture == "minicpm",
-                timeout=LOAD_SECONDS,
-            )
+            with self._staged() as folder:
+                self._child.ask(
+                    do="load",
+                    path=str(folder),
+                    dtype=self._dtype,
+                    max_model_len=self._max_length,
+                    code=self._spec.architecture == "minicpm",
+                    timeout=LOAD_SECONDS,
+                )
         except BaseException:
             self._child.close()
             raise
@@ -133,10 +151,10 @@ class VLLMSession:
     def _fit(self, length: int) -> None:
         """Start the engine anew if `length` tokens need more context, or other LongRoPE factors, than it has."""
         rope = self._spec.rope
-        if length < self._max_length and rope.factors(length) == rope.factors(self._max_length):
+        if length < self._max_length and rope.turns_alike(length, self._max_length):
             return
         wanted = self._context(length)
-        if wanted <= length or rope.factors(length) != rope.factors(wanted):
+        if wanted <= length or not rope.turns_alike(length, wanted):
             raise EngineFailed(f"{self._path}: vLLM cannot run {length} tokens with a context of {wanted}")
         self._child.close()
         self._max_length = wanted
@@ -183,7 +201,8 @@ class VLLMRuntime:
         command = ["env", *settings, str(python), "-I", str(SERVER)]
         quantized = any(isinstance(view, QuantizedView) for view in checkpoint.weights.values())
         suitable = "float16" if quantized else "float32"
-        return VLLMSession(path, checkpoint.spec, command=command, dtype=dtype or suitable)
+        staged = partial(staged_folder, checkpoint)
+        return VLLMSession(path, checkpoint.spec, command=command, dtype=dtype or suitable, staged=staged)
 
 
 def interpreter() -> Path | None:

@@ -281,6 +281,11 @@ def _notes(
     if odd:
         yield f"{len(odd)} tensors ({odd[0]} ...) stay f16: their rows are not whole blocks of {blocks.BLOCK}"
     rope = model.spec.rope
+    if rope.kind == "dynamic":
+        yield (
+            f"llama.cpp has no dynamic NTK: the file is right up to {rope.original_max_position_embeddings} tokens, "
+            "the context that it names; do not extend it"
+        )
     if rope.short_factor != rope.long_factor:
         yield (
             "llama.cpp chooses LongRoPE's long factors by the context that it allocates, not by the text's length: "
