@@ -11,6 +11,8 @@ switched off.
 A native MiniCPM needs the config class that quantkit writes beside config.json, because transformers has none. Only
 that very file is ever imported; a folder that brings any other code, or asks for it, is refused.
 
+It is handed a folder with a config of ours (`_staged_folder.py`): a stranger's may name code that it then looks for.
+
 LongRoPE: vLLM chooses the short or the long factors once, by the context it was started with. The session starts it
 on the right side of the original context, and starts it anew when a sequence crosses over.
 """
@@ -19,7 +21,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -28,14 +32,14 @@ import numpy as np
 
 from quantkit import registry
 from quantkit.errors import BadOption, EngineFailed, MissingDependency, QuantkitError
-from quantkit.files.json_file import read_json
-from quantkit.files.source_file import SourceFile
+from quantkit.files.member import open_member, read_member_json
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names
+from quantkit.models.layouts.small_files import CONFIG_NAME, MAX_CONFIG_BYTES, file_names
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS, CONFIG_CLASS_FILE
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._engine_process import EngineProcess
 from quantkit.runtimes._kernels.vllm import CPU
+from quantkit.runtimes._staged_folder import staged_folder
 from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
@@ -62,10 +66,22 @@ ANSWER_SECONDS = 3600.0
 
 
 class VLLMSession:
-    """A folder in vLLM. `spec` tells its vocabulary and when LongRoPE changes its factors."""
+    """A folder in vLLM. `spec` tells its vocabulary and when LongRoPE changes its factors.
 
-    def __init__(self, path: Path, spec: ModelSpec, *, command: Sequence[str], dtype: str) -> None:
+    staged: makes the folder that the engine is handed, whenever it starts.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        *,
+        command: Sequence[str],
+        dtype: str,
+        staged: Callable[[], AbstractContextManager[Path]],
+    ) -> None:
         self._path = path
+        self._staged = staged
         self._spec = spec
         self._command = command
         self._dtype = dtype
@@ -108,14 +124,15 @@ class VLLMSession:
     def _start(self) -> None:
         self._child = EngineProcess(self._command, engine="vLLM", path=self._path)
         try:
-            self._child.ask(
-                do="load",
-                path=str(self._path.resolve()),
-                dtype=self._dtype,
-                max_model_len=self._max_length,
-                code=self._spec.architecture == "minicpm",
-                timeout=LOAD_SECONDS,
-            )
+            with self._staged() as folder:
+                self._child.ask(
+                    do="load",
+                    path=str(folder),
+                    dtype=self._dtype,
+                    max_model_len=self._max_length,
+                    code=self._spec.architecture == "minicpm",
+                    timeout=LOAD_SECONDS,
+                )
         except BaseException:
             self._child.close()
             raise
@@ -134,10 +151,10 @@ class VLLMSession:
     def _fit(self, length: int) -> None:
         """Start the engine anew if `length` tokens need more context, or other LongRoPE factors, than it has."""
         rope = self._spec.rope
-        if length < self._max_length and rope.factors(length) == rope.factors(self._max_length):
+        if length < self._max_length and rope.turns_alike(length, self._max_length):
             return
         wanted = self._context(length)
-        if wanted <= length or rope.factors(length) != rope.factors(wanted):
+        if wanted <= length or not rope.turns_alike(length, wanted):
             raise EngineFailed(f"{self._path}: vLLM cannot run {length} tokens with a context of {wanted}")
         self._child.close()
         self._max_length = wanted
@@ -184,7 +201,8 @@ class VLLMRuntime:
         command = ["env", *settings, str(python), "-I", str(SERVER)]
         quantized = any(isinstance(view, QuantizedView) for view in checkpoint.weights.values())
         suitable = "float16" if quantized else "float32"
-        return VLLMSession(path, checkpoint.spec, command=command, dtype=dtype or suitable)
+        staged = partial(staged_folder, checkpoint)
+        return VLLMSession(path, checkpoint.spec, command=command, dtype=dtype or suitable, staged=staged)
 
 
 def interpreter() -> Path | None:
@@ -204,18 +222,18 @@ def _refused_code(checkpoint: Checkpoint) -> str | None:
     code = [name for name in names if name.endswith(".py")]
     if code != [CONFIG_CLASS_FILE] or checkpoint.config.get("auto_map") != AUTO_MAP:
         return f"a native MiniCPM needs the {CONFIG_CLASS_FILE} that quantkit writes, and no other code"
-    source = SourceFile.open(path / CONFIG_CLASS_FILE)
+    source = open_member(path, CONFIG_CLASS_FILE)
     if source.read(0, source.size).tobytes() != CONFIG_CLASS.encode():
         return f"{CONFIG_CLASS_FILE} is not the one that quantkit writes, and other code is not run"
     configs = [name for name in names if name.endswith("config.json") and name != CONFIG_NAME]
-    asking = [name for name in configs if _may_ask_for_code(path / name)]
+    asking = [name for name in configs if _may_ask_for_code(path, name)]
     return f"{asking[0]} asks for code, which is not run" if asking else None
 
 
-def _may_ask_for_code(path: Path) -> bool:
+def _may_ask_for_code(path: Path, name: str) -> bool:
     """Whether a JSON file names classes to import, or cannot be read."""
     try:
-        return "auto_map" in read_json(path, limit=MAX_CONFIG_BYTES)
+        return "auto_map" in read_member_json(path, name, limit=MAX_CONFIG_BYTES)
     except QuantkitError:
         return True
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,16 @@ _KNOWN_KEYS = frozenset(
 """Keys after the architecture's name that are understood; any other may change what the model computes."""
 
 
+MODEL = "model"
+_OTHER_KINDS = {
+    "adapter": ("an adapter (LoRA or alike)", "merge it into its model first, with llama-export-lora"),
+    "mmproj": ("the part of a model that sees or hears", "give the file of the language model"),
+    "vocab": ("a vocabulary without weights", "give the file of the model itself"),
+    "imatrix": ("an importance matrix of llama.cpp", "give the file of the model itself"),
+}
+"""Values of `general.type` besides `MODEL`: what such a file is, and what to do."""
+
+
 def read_config(gguf: GGUFFile) -> tuple[Mapping[str, Any], ModelSpec]:
     """config.json and the model that it describes: the source's own config where the file has it.
 
@@ -70,7 +80,12 @@ def read_config(gguf: GGUFFile) -> tuple[Mapping[str, Any], ModelSpec]:
 
 def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
     """A config.json made of the standard keys."""
-    arch = Keys(gguf, "general.").text("architecture")
+    general = Keys(gguf, "general.")
+    kind = general.text("type", MODEL)
+    if kind != MODEL:
+        what, hint = _OTHER_KINDS.get(kind, (f"of the kind {kind[:40]!r}", "give the file of the model itself"))
+        raise UnsupportedModel(f"{gguf.path} is no model but {what}", hint=hint)
+    arch = general.text("architecture")
     if arch not in ARCHITECTURES:
         raise UnsupportedModel(
             f"{gguf.path}: architecture {arch[:80]!r} is not of this family", hint="supported: minicpm and llama"
@@ -104,10 +119,12 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
         "rope_theta": keys.number("rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(gguf, keys, head_dim, explicit=arch == "llama"),
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
-        "bos_token_id": tokenizer.optional_id("bos_token_id"),
         "eos_token_id": list(dict.fromkeys(eos)) or None,
         "pad_token_id": tokenizer.optional_id("padding_token_id"),
     }
+    bos = tokenizer.optional_id("bos_token_id")
+    if bos is not None:  # null would say that there is none
+        config["bos_token_id"] = bos
     return config if arch == "llama" else {**config, **_scales(gguf, keys, layers, hidden)}
 
 
@@ -199,8 +216,12 @@ def _check_same(own: ModelSpec, standard: ModelSpec, where: str) -> None:
         one, other = getattr(own, name), getattr(standard, name)
         if not _close(one, other):
             raise InconsistentCheckpoint(f"{where}: {CONFIG_KEY} says {name} {one}, the other keys say {other}")
-    for name in (field.name for field in fields(own.rope)):
-        one, other = getattr(own.rope, name), getattr(standard.rope, name)
+    within = replace(own.rope, kind="default", factor=1.0, original_max_position_embeddings=0)
+    rope = (
+        within if own.rope.kind == "dynamic" else own.rope
+    )  # the other keys cannot say it; it is plain in the context
+    for name in (field.name for field in fields(rope)):
+        one, other = getattr(rope, name), getattr(standard.rope, name)
         if not _close(one, other):
             raise InconsistentCheckpoint(f"{where}: {CONFIG_KEY} says rope {name} {one}, the other keys say {other}")
 

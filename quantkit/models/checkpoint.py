@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.errors import one_line
 from quantkit.models.spec import ModelSpec
 from quantkit.tensors.views import Weight
 
@@ -26,7 +27,8 @@ class Checkpoint:
     weights: every tensor of `spec.slots()`, by Hugging Face name, in that order.
     files: tokenizer, template and other small files to carry along; bare name to a thunk that reads the bytes.
     inputs: the files that hold the weights (for digests, and to refuse writing over them).
-    notes: what reading found worth telling, one line each: files and tensors left aside, sums that do not add up.
+    notes: what reading found worth telling, one line each: files and tensors left aside, sums that do not add up;
+        each is made `one_line`, because names and values in it come from strangers' files.
     """
 
     path: Path
@@ -37,3 +39,6 @@ class Checkpoint:
     files: Mapping[str, Callable[[], bytes]]
     inputs: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(one_line, self.notes)))

@@ -1,4 +1,4 @@
-"""Configs that are made from a model: that of a folded Llama, and that of the text model inside a multimodal one."""
+"""Configs that quantkit makes: what dense decoders write of a model, and the text model inside a multimodal one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ TEXT_MODEL_KEYS = ("hidden_size", "num_hidden_layers", "scale_emb", "scale_depth
 """What the config of a multimodal model must say about the MiniCPM inside it."""
 
 
-def llama_config(spec: ModelSpec, source_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a plain `LlamaForCausalLM` with the dimensions of `spec`, every default spoken out.
+def decoder_config(spec: ModelSpec, source: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a dense decoder without its class: every field of `spec`, every default spoken out.
 
-    No muP scalar and no `auto_map` remains. LongRoPE keeps its factors.
+    Of `source`, the config that it was read from, only `initializer_range` is taken: it tells of training alone.
     """
+    spread = source.get("initializer_range")
+    usual = isinstance(spread, float) and 0 < spread <= 1
     return {
-        "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": spec.bos_token_id,
@@ -26,11 +27,10 @@ def llama_config(spec: ModelSpec, source_config: Mapping[str, Any]) -> dict[str,
         "head_dim": spec.head_dim,
         "hidden_act": "silu",
         "hidden_size": spec.hidden_size,
-        "initializer_range": source_config.get("initializer_range", 0.02),
+        "initializer_range": spread if usual else 0.02,
         "intermediate_size": spec.intermediate_size,
         "max_position_embeddings": spec.max_position_embeddings,
         "mlp_bias": False,
-        "model_type": "llama",
         "num_attention_heads": spec.num_attention_heads,
         "num_hidden_layers": spec.num_hidden_layers,
         "num_key_value_heads": spec.num_key_value_heads,
@@ -45,10 +45,12 @@ def llama_config(spec: ModelSpec, source_config: Mapping[str, Any]) -> dict[str,
 
 
 def rope_scaling(spec: ModelSpec) -> dict[str, Any] | None:
-    """The `rope_scaling` object that every loader of LongRoPE reads; None for plain RoPE.
+    """The `rope_scaling` object that loaders of LongRoPE or dynamic NTK read; None for plain RoPE.
 
-    The attention factor is there only where it is not the one that loaders derive from the two contexts.
+    LongRoPE's attention factor is there only where it is not the one that loaders derive from the two contexts.
     """
+    if spec.rope.kind == "dynamic":
+        return {"rope_type": "dynamic", "factor": spec.rope.factor}
     if spec.rope.kind != "longrope":
         return None
     scaling = {

@@ -15,7 +15,7 @@ import numpy as np
 from quantkit import registry
 from quantkit.artifacts.manifest import read_manifest
 from quantkit.artifacts.publishing import Published, publish, source_digest
-from quantkit.errors import BadOption, GoldenMismatch, MissingDependency
+from quantkit.errors import BadOption, GoldenMismatch, MissingDependency, UnsupportedModel
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES
@@ -185,11 +185,13 @@ def _check(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> None:
 
 
 def _folded_digests(checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:
-    """Digests of the tensors of the folded model that are not the original's own."""
-    if checkpoint.spec.architecture == "llama":
+    """Digests of the tensors of the folded model that are not the original's own; none where it cannot be folded."""
+    try:
+        slots = checkpoint.spec.folded().slots()
+    except UnsupportedModel:
         return {}
     digests = {}
-    for slot in checkpoint.spec.folded().slots():
+    for slot in slots:
         source, factor = source_name(checkpoint.weights, slot.name), checkpoint.spec.fold_factor(slot.role)
         if source != slot.name or factor != 1.0:
             digests[slot.name] = weight_facts(checkpoint.weights[source], name=source, factor=factor).digests

@@ -100,7 +100,7 @@ class ServerSession:
     def _fit(self, length: int) -> None:
         """Start the engine anew if `length` tokens need more context, or other LongRoPE factors, than it has."""
         needed, rope = self._context(length), self._spec.rope
-        if needed <= self._n_ctx and rope.factors(needed) == rope.factors(self._n_ctx):
+        if needed <= self._n_ctx and rope.turns_alike(needed, self._n_ctx):
             return
         self._child.close()
         self._n_ctx = needed

@@ -59,8 +59,8 @@ class ReferenceSession:
         """The last row of `logits`, [V]; keys and values of a prefix shared with the last call are not recomputed."""
         ids, past = self._checked(token_ids), self._past
         shared = _shared_prefix(past.ids, ids[:-1])
-        # Keys were rotated for the context they were computed in; LongRoPE turns them differently in a longer one.
-        if self.spec.rope.factors(len(past.ids)) != self.spec.rope.factors(len(ids)):
+        # Keys were rotated for the context they were computed in; some kinds of RoPE turn them differently in another.
+        if not self.spec.rope.turns_alike(len(past.ids), len(ids)):
             shared = 0
         past.cut(shared)
         model = ForwardPass(self.spec, self._weights, Work(0, None), keep=True)

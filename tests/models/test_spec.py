@@ -233,7 +233,7 @@ def test_rope_parameters_of_transformers_5_say_the_same_as_the_old_keys() -> Non
         ({"hidden_act": "fatrelu"}, "hidden_act 'fatrelu'"),
         ({"num_experts": 8}, "num_experts 8"),
         ({"attention_bias": True}, "attention_bias"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope type 'dynamic'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
     ],
 )  # fmt: skip
 def test_a_model_that_is_not_ours_is_refused_by_name(changes: dict[str, Any], complaint: str) -> None:

@@ -129,7 +129,7 @@ def test_a_vocabulary_that_was_rotated_is_another(golden_model, golden, tmp_path
     [
         ("tokenizer_config.json", "im_start", "im_begin"),
         ("tokenizer_config.json", '"eos_token": "<|im_end|>"', '"eos_token": "</s>"'),
-        ("tokenizer_config.json", '"add_bos_token": true', '"add_bos_token": false'),
+        ("tokenizer.json", '"prepend": "▁"', '"prepend": "a"'),
         ("tokenizer.json", '"ids"', '"idz"'),
         ("generation_config.json", "2040", "2041"),
         ("config.json", '"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'),
@@ -140,7 +140,7 @@ def test_a_file_that_says_something_else_is_noticed_though_it_is_signed(
     run: Path, golden: Golden, tmp_path: Path, *, file: str, old: str, new: str
 ) -> None:
     artifact = Path(shutil.copytree(run, tmp_path / "copy"))
-    text = (artifact / file).read_text()
+    text = (artifact / file).read_text(encoding="utf-8")
     assert old in text
     (artifact / file).write_text(text.replace(old, new))
     assert failed_step(signed(artifact), golden=golden) == "identity"

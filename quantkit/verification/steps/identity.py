@@ -149,8 +149,13 @@ def _untyped(value: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 def expected_spec(original: ModelSpec, artifact: ModelSpec) -> ModelSpec:
-    """The original as the artifact must describe it: folded where the artifact is a Llama and the original is not."""
-    return original.folded() if artifact.architecture != original.architecture == "minicpm" else original
+    """The original as the artifact must describe it: folded where the artifact is of another family, if that can be."""
+    if artifact.architecture == original.architecture:
+        return original
+    try:
+        return original.folded()
+    except UnsupportedModel:
+        return original
 
 
 def spec_differences(expected: object, found: object, prefix: str = "") -> Iterator[str]:
