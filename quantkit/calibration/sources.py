@@ -6,6 +6,7 @@ import torch
 
 from quantkit.calibration.generation import generated_samples
 from quantkit.calibration.samples import CalibrationOptions, Samples, check_context, file_samples
+from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU
 from quantkit.progress import Progress
