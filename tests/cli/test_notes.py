@@ -25,7 +25,12 @@ WORDS = ("legacy", "LICENSE", "'<|fim_suffix|>'", "are named by generation_confi
 def model(tmp_path: Path) -> Path:
     folder = write_tiny_checkpoint(tmp_path / "m", hidden=64, intermediate=96, vocab=2048, context=512)
     token = {"content": "<|fim_suffix|>", "special": True, "lstrip": True}
-    written(config_with(golden_files(), legacy=False, added_tokens_decoder={"2047": token}), folder)
+    written(
+        config_with(
+            golden_files("tokenizer.model", "tokenizer_config.json"), legacy=False, added_tokens_decoder={"2047": token}
+        ),
+        folder,
+    )
     (folder / "LICENSE").write_text("")
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 2044]}')
     return folder
