@@ -30,6 +30,7 @@ from quantkit.errors import BadOption, EngineFailed, MissingDependency, Quantkit
 from quantkit.files.json_file import read_json
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_length
 from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS, CONFIG_CLASS_FILE
 from quantkit.models.spec import ModelSpec
@@ -86,6 +87,7 @@ class VLLMSession(EngineSession):
         ids, vocabulary = [int(token) for token in token_ids], self._spec.vocab_size
         if not ids or not all(0 <= token < vocabulary for token in ids):
             raise BadOption(f"token ids must be one or more numbers below {vocabulary}")
+        check_length(self._spec, len(ids), to_come=1)
         self._fit(len(ids))
         allowance = self._allowance(f"evaluating {len(ids)} tokens", ANSWER_SECONDS, len(ids))
         _, data = self._child.ask(allowance, do=do, token_ids=ids)

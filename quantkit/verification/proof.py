@@ -21,6 +21,7 @@ from quantkit import registry
 from quantkit.artifacts.manifest import check_files, manifest_path, read_manifest
 from quantkit.errors import BadOption, QuantkitError, VerificationFailed
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_length
 from quantkit.models.folding import folded
 from quantkit.models.precision import precision_of
 from quantkit.models.spec import ModelSpec
@@ -203,7 +204,10 @@ class Proof:
 
     def _prompts(self, checkpoint: Checkpoint, original: Original | None) -> Sequence[Prompt]:
         if self._golden is not None:
-            return self._golden.prompts[: self._options.prompts]
+            recorded = self._golden.prompts[: self._options.prompts]
+            for prompt in recorded:
+                check_length(self._golden.spec, len(prompt.token_ids), to_come=1, what=f"prompt {prompt.name!r}")
+            return recorded
         source = original.model if original is not None and original.model is not None else checkpoint
         if (self._options.engine == NO_ENGINE or self._failed) and not has_vocabulary(source):
             return ()

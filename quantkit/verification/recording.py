@@ -18,6 +18,7 @@ from quantkit.artifacts.publishing import Published, publish, source_digest
 from quantkit.errors import BadOption, GoldenMismatch, MissingDependency
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_length
 from quantkit.models.spec import LINEAR_ROLES
 from quantkit.progress import Progress
 from quantkit.tensors.views import QuantizedView
@@ -139,7 +140,7 @@ def recorded(
 
     Raises:
         MissingDependency: torch is not installed.
-        BadOption: no prompts, or one without tokens.
+        BadOption: no prompts, or one without tokens or with more than the model's context holds.
         GoldenMismatch: a prompt with tokens outside the vocabulary.
         NonFiniteValues: a weight holds NaN or infinity.
     """
@@ -182,6 +183,7 @@ def _check(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> None:
             raise BadOption(f"prompt {prompt.name!r} has no tokens")
         if not all(0 <= token < vocabulary for token in prompt.token_ids):
             raise GoldenMismatch(f"prompt {prompt.name!r} has tokens outside the vocabulary of {vocabulary}")
+        check_length(checkpoint.spec, len(prompt.token_ids), to_come=1, what=f"prompt {prompt.name!r}")
 
 
 def _folded_digests(checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:
