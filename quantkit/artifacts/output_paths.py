@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.artifacts.hidden_names import LOCK, OLD, RUN, STAGE, WORK, beside
 from quantkit.artifacts.manifest import MANIFEST_NAME, SIDECAR_SUFFIX, describe, encoded, is_bare
 from quantkit.artifacts.stage_writer import refusals
 from quantkit.errors import BadOption, NoSpace, OutputExists, UnsafePath, WriteFailed
@@ -33,27 +34,27 @@ class Destination:
     @property
     def lock(self) -> Path:
         """Held while a process publishes this output."""
-        return self.path.with_name(f".{self.path.name}.quantkit-lock")
+        return beside(self.path, LOCK)
 
     @property
     def stage(self) -> Path:
         """A folder with the files on their way."""
-        return self.path.with_name(f".{self.path.name}.quantkit-part")
+        return beside(self.path, STAGE)
 
     @property
     def old(self) -> Path:
         """A replaced folder, set aside."""
-        return self.path.with_name(f".{self.path.name}.quantkit-old")
+        return beside(self.path, OLD)
 
     @property
     def run(self) -> Path:
         """Held while a process works on this output, from before publishing."""
-        return self.path.with_name(f".{self.path.name}.quantkit-run")
+        return beside(self.path, RUN)
 
     @property
     def work(self) -> Path:
         """A folder with finished steps of a run, see `quantkit.artifacts.journal`."""
-        return self.path.with_name(f".{self.path.name}.quantkit-work")
+        return beside(self.path, WORK)
 
     @property
     def sidecar(self) -> Path:

@@ -8,6 +8,9 @@ A failure removes the stage. A killed process leaves only dotted names, which th
     .NAME.quantkit-part   the stage: a folder with the final files, also when the artifact is a single file
     .NAME.quantkit-old    a replaced folder, where the file system cannot exchange two names in one step
 
+A single file and its manifest are two names, and still one commit: `quantkit.artifacts.file_pair`. What killed runs
+left for other names is told with its size, see `quantkit.artifacts.leftovers`.
+
 Files are written from start to end in planned order, unit by unit. The stage is not resumed: what takes long to
 compute is kept by `quantkit.artifacts.journal`, and written anew.
 """
@@ -26,6 +29,8 @@ from threading import Event
 from typing import Any
 
 from quantkit.artifacts.atomic_rename import exchange, move_new
+from quantkit.artifacts.file_pair import commit, settle
+from quantkit.artifacts.leftovers import leftovers
 from quantkit.artifacts.manifest import MANIFEST_NAME, check_files, describe, encoded, read_manifest
 from quantkit.artifacts.output_lock import Lock
 from quantkit.artifacts.output_paths import Destination, check_apart, check_vacant, preflight, resolve, size_text
@@ -43,12 +48,14 @@ __all__ = ["Published", "check_files", "preflight", "publish", "read_manifest", 
 class Published:
     """A finished artifact.
 
-    path: where it lies. size: bytes of its files, the manifest aside. manifest: as written.
+    path: where it lies. size: bytes of its files, the manifest aside. manifest: as written. leftovers: a line for
+    each folder beside it that other runs left when they were killed.
     """
 
     path: Path
     size: int
     manifest: Mapping[str, Any]
+    leftovers: tuple[str, ...] = ()
 
 
 def publish(
@@ -102,7 +109,7 @@ def publish(
             with suppress(OSError):
                 _recover(destination)
             raise
-    return Published(out, planned.size, manifest)
+    return Published(out, planned.size, manifest, leftovers(destination.path.parent))
 
 
 def _write_stage(
@@ -182,7 +189,7 @@ def _commit(destination: Destination, planned: PlannedArtifact) -> None:
     replacing = os.path.lexists(destination.path)
     try:
         if not destination.folder:
-            _commit_file(destination, destination.stage / planned.files[0].name, replacing)
+            commit(destination.stage / planned.files[0].name, destination.path, destination.sidecar)
         elif not replacing:
             move_new(destination.stage, destination.path)
         elif not exchange(destination.stage, destination.path):
@@ -194,42 +201,14 @@ def _commit(destination: Destination, planned: PlannedArtifact) -> None:
         ) from None
 
 
-def _commit_file(destination: Destination, file: Path, replacing: bool) -> None:
-    """Publish a single file and its manifest such that a manifest never lies beside a file that it does not describe.
-
-    A new file comes after its manifest: killed in between, there is no model yet and the same command can run again.
-    """
-    manifest, aside = destination.stage / MANIFEST_NAME, destination.stage / f"{MANIFEST_NAME}.replaced"
-    # An interrupt can come just after a rename, so what to undo is told by what still lies in the stage.
-    if not replacing:
-        try:
-            manifest.replace(destination.sidecar)
-            move_new(file, destination.path)
-        except BaseException:
-            if os.path.lexists(file):
-                destination.sidecar.unlink(missing_ok=True)
-            raise
-        return
-    try:
-        if os.path.lexists(destination.sidecar):
-            destination.sidecar.rename(aside)
-        file.replace(destination.path)
-    finally:
-        if not os.path.lexists(file):
-            with refusals(f"{destination.shown}: is complete, but its manifest cannot be put beside it"):
-                manifest.replace(destination.sidecar)
-        elif os.path.lexists(aside):
-            aside.rename(destination.sidecar)
-
-
 def _recover(destination: Destination) -> None:
-    """Bring back a folder that was set aside but not replaced, and remove what is unfinished; raises OSError."""
+    """Bring back what was set aside but not replaced, and remove what is unfinished; raises OSError."""
     if os.path.lexists(destination.old):
         if os.path.lexists(destination.path):
             _remove(destination.old)
         else:
             destination.old.rename(destination.path)
-    _remove(destination.stage)
+    settle(destination.stage, destination.path, destination.sidecar)
 
 
 def _remove(path: Path) -> None:

@@ -6,6 +6,7 @@ Deaths are played in forks of a fresh process, because the test process has thre
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pathlib
@@ -31,7 +32,7 @@ from quantkit.files.planned_files import PlannedArtifact, PlannedFile, Unit, blo
 
 CALLS = (
     *("open", "mkdir", "posix_fallocate", "pwrite", "fsync", "fdatasync", "preadv"),
-    *("rename", "replace", "unlink", "rmdir", "ftruncate"),
+    *("rename", "replace", "link", "unlink", "rmdir", "ftruncate"),
 )
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,11 +124,22 @@ SCENARIOS = {
     "folder-over-without-renameat2": (True, True, False),
     "file-new": (False, False, True),
     "file-over": (False, True, True),
+    "file-over-without-hard-links": (False, True, False),
 }
 
 
+def plain_disk(put: Callable[[Any, str, Any], None]) -> None:
+    """Pretend that the file system can neither exchange two names nor give a file a second one."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    put(renaming, "_renameat2", lambda *_: False)
+    put(os, "link", refused)
+
+
 class Stage:
-    """One scenario: an artifact published over an old one or not, with or without the kernel's atomic renames."""
+    """One scenario: an artifact published over an old one or not, on a file system with all its arts or not."""
 
     def __init__(self, base: Path, folder: bool, old: bool, atomic: bool) -> None:
         self.out, self.folder, self.old, self.atomic = base / "area" / "out", folder, old, atomic
@@ -150,20 +162,27 @@ class Stage:
         return {name: data for name, data in content(self.out).items() if not name.startswith(".out.")}
 
     def check_whole(self) -> None:
-        """What lies under the final name is the old artifact or the new one, and what lies beside is no lie."""
+        """What lies under the final name is the old artifact or the new one, and its manifest is found, if it has one.
+
+        Between two plain renames there may be a moment without a model, but never without the old one.
+        """
         visible = self.visible()
         if visible in (self.wanted, self.before):
             return
+        assert not (self.folder and self.atomic), visible
         model = {name: data for name, data in visible.items() if name != "out.quantkit.json"}
-        if self.folder:  # between two plain renames there is a moment without a model, but never without the old one
-            assert not self.atomic
-            aside = {k.replace(".out.quantkit-old", "out"): v for k, v in content(self.out).items() if "-old" in k}
-            assert (model, aside) == ({}, self.before)
-        elif model:  # a single file may have lost its manifest, but has none that is not its own
+        if model:
+            assert not self.folder
             assert model in ({"out": self.wanted["out"]}, {"out": self.before.get("out")})
-            assert model == visible
-        else:
-            assert not self.before
+            assert model == visible  # no manifest lies beside it, but it has one
+            assert check_files(self.out) == []
+            return
+        assert visible == {}
+        aside = {
+            f"out{name[len('.out.quantkit-old') :]}": data for name, data in content(self.out).items() if "-old" in name
+        }
+        beside = {".out.quantkit-part/model.replaced": self.before.get("out")}
+        assert (aside == self.before) if self.folder else (beside.items() <= content(self.out).items())
 
     def check_rerun(self) -> None:
         """The same command again ends with the same bytes, alone."""
@@ -214,7 +233,7 @@ def sweep_kills(base: Path, folder: bool, old: bool, atomic: bool) -> int:
 
     def run(k: int) -> None:
         if not atomic:
-            renaming._renameat2 = lambda *_: False
+            plain_disk(setattr)
         instrument(AtCall(k, die), setattr)
         stage.publish()
 
