@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from quantkit.artifacts.leftovers import leftovers as leftovers
     from quantkit.artifacts.publishing import Published as Published
     from quantkit.calibration.compute import Compute as Compute
     from quantkit.calibration.samples import CalibrationOptions as CalibrationOptions
@@ -69,6 +70,7 @@ _HOMES = {
     "export": "pipeline.runs",
     "generate": "verification.continuation",
     "inspection": "models.inspection",
+    "leftovers": "artifacts.leftovers",
     "loads_in": "pipeline.verdicts",
     "open_checkpoint": "registry",
     "parse_target": "pipeline.plan",
@@ -102,6 +104,7 @@ __all__ = [
     "export",
     "generate",
     "inspection",
+    "leftovers",
     "loads_in",
     "open_checkpoint",
     "parse_target",

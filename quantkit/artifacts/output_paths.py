@@ -63,7 +63,11 @@ class Destination:
 
     def names(self) -> tuple[Path, ...]:
         """All that may be replaced or removed."""
-        return (self.path, self.sidecar, self.stage, self.old, self.lock, self.run, self.work)
+        return (self.path, self.sidecar, *self.hidden())
+
+    def hidden(self) -> tuple[Path, ...]:
+        """All that is there only while a run is at work on this output, or was killed."""
+        return (self.stage, self.old, self.lock, self.run, self.work)
 
     def has_leftovers(self) -> bool:
         """Whether another run is at work on this output, or was killed."""

@@ -30,6 +30,7 @@ from typing import Any
 
 from quantkit.artifacts.atomic_rename import exchange, move_new
 from quantkit.artifacts.file_pair import commit, settle
+from quantkit.artifacts.journal import forget, seal
 from quantkit.artifacts.leftovers import leftovers
 from quantkit.artifacts.manifest import MANIFEST_NAME, check_files, describe, encoded, read_manifest
 from quantkit.artifacts.output_lock import Lock
@@ -41,7 +42,10 @@ from quantkit.files.planned_files import PlannedArtifact, blob
 from quantkit.files.source_file import SourceFile
 from quantkit.progress import Progress, unwatched
 
-__all__ = ["Published", "check_files", "preflight", "publish", "read_manifest", "source_digest"]
+__all__ = ["Published", "check_files", "clean_up", "preflight", "publish", "read_manifest", "source_digest"]
+
+
+CLEANING = "cannot clean up after a run that was killed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +97,14 @@ def publish(
         preflight(planned, out, inputs=inputs, overwrite=overwrite)
     with Lock(destination.lock, out):
         try:
-            with refusals(f"{out}: cannot clean up after a run that was killed"):
+            with refusals(f"{out}: {CLEANING}"):
                 _recover(destination)
             # Again, or for the first time: leftovers took space, and before the lock another run may have finished.
             preflight(planned, out, inputs=inputs, overwrite=overwrite)
             manifest = _write_stage(planned, destination, sources=sources, progress=progress, report=report)
             check_vacant(destination, overwrite)
             with refusals(f"{out}: cannot be published"):
+                seal(destination, encoded(manifest))
                 _commit(destination, planned)
             with refusals(f"{out}: is complete, but may not survive a power failure yet"):
                 sync_folder(destination.path.parent)
@@ -110,6 +115,21 @@ def publish(
                 _recover(destination)
             raise
     return Published(out, planned.size, manifest, leftovers(destination.path.parent))
+
+
+def clean_up(planned: PlannedArtifact, out: Path) -> None:
+    """Remove what killed runs for this very name left, except finished work that the next run goes on with.
+
+    Raises:
+        OutputExists: a living process works on it.
+        NoSpace, WriteFailed: it cannot be removed, or `out` is not a usable name.
+    """
+    destination = resolve(planned, out)
+    if not any(map(os.path.lexists, destination.hidden())):
+        return
+    with Lock(destination.run, out), Lock(destination.lock, out), refusals(f"{out}: {CLEANING}"):
+        _recover(destination)
+        forget(destination)
 
 
 def _write_stage(

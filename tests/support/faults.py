@@ -26,7 +26,7 @@ from typing import Any
 
 from quantkit.artifacts import atomic_rename as renaming
 from quantkit.artifacts import stage_writer as staging
-from quantkit.artifacts.publishing import check_files, publish
+from quantkit.artifacts.publishing import check_files, clean_up, publish
 from quantkit.errors import OutputExists
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, Unit, blob
 
@@ -248,6 +248,41 @@ def sweep_kills(base: Path, folder: bool, old: bool, atomic: bool) -> int:
     raise AssertionError("no run was ever left alone")
 
 
+def kills_upon_kills(base: Path, atomic: bool) -> int:
+    """Kill a run that replaces a file before each of its renames, and what cleans up after it before each of its own;
+    return the number of second deaths."""
+    shrink(setattr)
+    if not atomic:
+        plain_disk(setattr)
+    stage, deaths = Stage(base, False, True, atomic), 0
+    renames = ("_renameat2", "rename", "replace", "link", "unlink", "rmdir")
+
+    def dying(k: int, action: Callable[[], object]) -> bool:
+        def run() -> None:
+            at = AtCall(k, die)
+            instrument(lambda name: at(name) if name in renames else None, setattr)
+            action()
+
+        status = forked(run)
+        assert status in (0, signal.SIGKILL), status
+        return status != 0
+
+    for k in range(1, 50):
+        for second in range(1, 50):
+            stage.set(old=True)
+            if not dying(k, stage.publish):
+                return deaths
+            again = dying(second, lambda: clean_up(plan(False), stage.out))
+            deaths += again
+            stage.check_whole()
+            clean_up(plan(False), stage.out)
+            assert stage.visible() in (stage.before, stage.wanted)
+            assert content(stage.out) == stage.visible(), sorted(content(stage.out))
+            if not again:
+                break
+    raise AssertionError("no run was ever left alone")
+
+
 def random_kills(base: Path, count: int) -> int:
     """Kill a run of 20 MiB at random times; return how often it was in the middle."""
     out = base / "out"
@@ -338,4 +373,5 @@ def alone(action: str, *arguments: object) -> int:
 
 if __name__ == "__main__":
     where, numbers = Path(sys.argv[2]), [int(text) for text in sys.argv[3:]]
-    print({"sweep": sweep_kills, "random": random_kills, "race": race, "watch": watch}[sys.argv[1]](where, *numbers))
+    actions = {"sweep": sweep_kills, "twice": kills_upon_kills, "random": random_kills, "race": race, "watch": watch}
+    print(actions[sys.argv[1]](where, *numbers))
