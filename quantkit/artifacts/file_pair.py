@@ -102,7 +102,7 @@ def pending_manifest(path: Path) -> Path | None:
     stage = beside(path, STAGE)
     if not stage.is_dir() or stage.is_symlink():
         return None
-    names = set(os.listdir(stage))
+    names = _names(stage)
     if names - RECORDS or (WITHDRAWN_MANIFEST in names and REPLACED_FILE not in names):
         name = REPLACED_MANIFEST
     else:
@@ -111,7 +111,11 @@ def pending_manifest(path: Path) -> Path | None:
 
 
 def _has_new_file(stage: Path) -> bool:
-    return bool(set(os.listdir(stage)) - RECORDS)
+    return bool(_names(stage) - RECORDS)
+
+
+def _names(stage: Path) -> set[str]:
+    return {path.name for path in stage.iterdir()}
 
 
 def _describes(manifest: Path, path: Path) -> bool:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.artifacts.file_pair import MANIFEST_NAME
 from quantkit.artifacts.hidden_names import LOCK, OLD, RUN, STAGE, WORK, beside
-from quantkit.artifacts.manifest import MANIFEST_NAME, SIDECAR_SUFFIX, describe, encoded, is_bare
+from quantkit.artifacts.manifest import SIDECAR_SUFFIX, describe, encoded, is_bare
 from quantkit.artifacts.stage_writer import refusals
 from quantkit.errors import BadOption, NoSpace, OutputExists, UnsafePath, WriteFailed
 from quantkit.files.planned_files import PlannedArtifact

@@ -29,10 +29,10 @@ from threading import Event
 from typing import Any
 
 from quantkit.artifacts.atomic_rename import exchange, move_new
-from quantkit.artifacts.file_pair import commit, settle
+from quantkit.artifacts.file_pair import MANIFEST_NAME, commit, settle
 from quantkit.artifacts.journal import forget, seal
 from quantkit.artifacts.leftovers import leftovers
-from quantkit.artifacts.manifest import MANIFEST_NAME, check_files, describe, encoded, read_manifest
+from quantkit.artifacts.manifest import check_files, describe, encoded, read_manifest
 from quantkit.artifacts.output_lock import Lock
 from quantkit.artifacts.output_paths import Destination, check_apart, check_vacant, preflight, resolve, size_text
 from quantkit.artifacts.stage_writer import StageWriter, allocate, refusals, sync_folder

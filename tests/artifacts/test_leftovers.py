@@ -1,4 +1,4 @@
-"""What killed runs leave is told with its size, or removed by the next run for the same name; nothing else is touched."""
+"""What killed runs leave is told with its size, or removed by the next run for its name; nothing else is touched."""
 
 from __future__ import annotations
 
