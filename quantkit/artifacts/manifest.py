@@ -127,8 +127,10 @@ def is_bare(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def check_files(path: Path) -> list[str]:
+def check_files(path: Path, manifest: Mapping[str, Any] | None = None) -> list[str]:
     """Hash every file of the artifact `path` again and compare with its manifest.
+
+    manifest: as `read_manifest` gave it; None = it is read.
 
     Returns:
         Notes that are no failure, one line each: there is no manifest; a file that the manifest does not list, and that
@@ -139,7 +141,7 @@ def check_files(path: Path) -> list[str]:
             read such files, all in one line.
         MalformedFile: the manifest itself is damaged.
     """
-    manifest = read_manifest(path)
+    manifest = manifest or read_manifest(path)
     if manifest is None:
         if not path.exists():
             raise VerificationFailed(f"{path}: is missing")

@@ -63,8 +63,7 @@ def generate(
         engine: a runtime's name; "auto" = the first real engine here that runs the artifact, else the reference.
 
     Returns:
-        The continuation, which computes while it is iterated over. End-of-sequence tokens and the end of the model's
-        context end it.
+        The continuation, which computes while it is iterated over. An end token or the end of the context ends it.
 
     Raises:
         BadOption: no such engine, an option out of range, a model without tokenizer or chat template, or a prompt that

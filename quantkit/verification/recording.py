@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -167,9 +167,13 @@ def recorded(
 
 def is_quantized(checkpoint: Checkpoint) -> bool:
     """Whether the weights were quantized once: they are, or the manifest beside them says so of dense values."""
+    return was_quantized(checkpoint, read_manifest(checkpoint.path) if checkpoint.path.exists() else None)
+
+
+def was_quantized(checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> bool:
+    """`is_quantized` by a manifest that was read already; None = there is none."""
     if any(isinstance(view, QuantizedView) for view in checkpoint.weights.values()):
         return True
-    manifest = read_manifest(checkpoint.path) if checkpoint.path.exists() else None
     weights = (manifest or {}).get("weights")
     return isinstance(weights, Mapping) and bool(weights.get("tensors"))
 
