@@ -5,12 +5,12 @@ quantkit.json, and what was replaced. The last rename, that of the manifest, is 
 
     in the stage                                          at the final names
     FILE   quantkit.json                                  the old pair, or nothing
-    FILE   quantkit.json   quantkit.json.replaced         the old file
+    FILE   quantkit.json   manifest.replaced              the old file
     FILE   quantkit.json   model.replaced                 the old file, which has two names (or, on disks without hard
                                                           links, for an instant no file)
            quantkit.json                                  the new file
                                                           the new pair
-           quantkit.json.withdrawn                        on the way back
+           manifest.withdrawn                             on the way back
 
 `settle` takes every state before the last rename back to the old pair. Until then `pending_manifest` tells a reader
 which manifest belongs to the file that it finds.
@@ -30,8 +30,8 @@ from quantkit.files.digest import file_digest
 from quantkit.files.source_file import SourceFile
 
 MANIFEST_NAME = "quantkit.json"
-REPLACED_MANIFEST = f"{MANIFEST_NAME}.replaced"
-WITHDRAWN_MANIFEST = f"{MANIFEST_NAME}.withdrawn"
+REPLACED_MANIFEST = "manifest.replaced"
+WITHDRAWN_MANIFEST = "manifest.withdrawn"
 REPLACED_FILE = "model.replaced"
 TAKEN_BACK = "model.taken-back"
 RECORDS = {MANIFEST_NAME, REPLACED_MANIFEST, WITHDRAWN_MANIFEST, REPLACED_FILE}
