@@ -38,6 +38,8 @@ def run(
             "prompt": continuation.prompt,
             "text": "".join(pieces),
             "token_ids": continuation.token_ids,
+            "notes": continuation.notes,
         },
         lines=[""],
     )
+    output.notes(continuation.notes)
