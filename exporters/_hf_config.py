@@ -21,13 +21,14 @@ from quantkit.models.spec import ModelSpec
 def native_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint's own config with tie_word_embeddings and rope_theta spoken out.
 
-    Whatever describes how the source was stored (`quantization_config`) is left out; the caller says how it writes.
+    A token that is -1, which means that there is none, becomes null: not every loader knows the former. Whatever
+    describes how the source was stored (`quantization_config`) is left out; the caller says how it writes.
     """
     config = dict(checkpoint.config)
     config.pop("quantization_config", None)
     config["tie_word_embeddings"] = checkpoint.spec.tie_word_embeddings
     config["rope_theta"] = checkpoint.spec.rope.theta
-    return config
+    return {key: None if key.endswith("_token_id") and value == -1 else value for key, value in config.items()}
 
 
 def with_dtype(config: Mapping[str, Any], dtype: np.dtype) -> dict[str, Any]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from quantkit.registry import open_checkpoint as open_checkpoint
     from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
     from quantkit.tensors.schemes.offset_groups import OffsetGroups as OffsetGroups
+    from quantkit.text.chat_template import ChatOptions as ChatOptions
     from quantkit.verification.continuation import Continuation as Continuation
     from quantkit.verification.continuation import Sampling as Sampling
     from quantkit.verification.continuation import generate as generate
@@ -50,6 +51,7 @@ if (Path(__file__).parent.parent / "pyproject.toml").is_file():
 _HOMES = {
     "AffineGroups": "tensors.schemes.affine_groups",
     "CalibrationOptions": "calibration.samples",
+    "ChatOptions": "text.chat_template",
     "Checkpoint": "models.checkpoint",
     "Compute": "calibration.compute",
     "Continuation": "verification.continuation",
@@ -83,6 +85,7 @@ _HOMES = {
 __all__ = [
     "AffineGroups",
     "CalibrationOptions",
+    "ChatOptions",
     "Checkpoint",
     "Compute",
     "Continuation",

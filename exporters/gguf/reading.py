@@ -20,6 +20,7 @@ from quantkit.exporters.gguf.metadata import ARCHITECTURES, CONFIG_KEY, QUANTIZA
 from quantkit.exporters.gguf.tensors import LONG_FACTORS, SHORT_FACTORS
 from quantkit.exporters.gguf.vocabulary import END_KEYS
 from quantkit.files.json_file import parse_json
+from quantkit.models.config import token_ids_value
 from quantkit.models.spec import ModelSpec, longrope_attention_factor, parse_config
 from quantkit.tensors.scheme import Scheme, scheme_from_json
 
@@ -105,9 +106,11 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
         "rope_scaling": _rope_scaling(gguf, keys, head_dim, explicit=arch == "llama"),
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "bos_token_id": tokenizer.optional_id("bos_token_id"),
-        "eos_token_id": list(dict.fromkeys(eos)) or None,
+        "eos_token_id": token_ids_value(list(dict.fromkeys(eos))),
         "pad_token_id": tokenizer.optional_id("padding_token_id"),
     }
+    if tokenizer.text("model", "none") == "llama":  # the config's defaults are llama.cpp's for such a tokenizer
+        config = {k: v for k, v in config.items() if k not in ("bos_token_id", "eos_token_id") or v is not None}
     return config if arch == "llama" else {**config, **_scales(gguf, keys, layers, hidden)}
 
 

@@ -28,6 +28,7 @@ from quantkit.files.shard_index import INDEX_NAME, SHARD_COUNT, ShardIndex, read
 from quantkit.files.source_file import SourceFile, resolved
 from quantkit.models.config import text_config
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS_FILE
+from quantkit.models.small_files import CODE_SUFFIXES, TEMPLATE_FOLDER, left_behind, travels
 from quantkit.models.spec import BLOCKS, EMBEDDING, HEAD, ModelSpec, Role, TensorSlot
 from quantkit.tensors.cast import FLOATS
 from quantkit.tensors.views import TensorView, Weight
@@ -37,12 +38,8 @@ WEIGHTS_NAME = "model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_SMALL_FILE_BYTES = 64 << 20
 
-_SMALL_FILES = ("added_tokens.json", "chat_template.json", "generation_config.json", "special_tokens_map.json")
-_TEMPLATE_FOLDER = "additional_chat_templates"
 _OWN_FILES = ("quantkit.json", "config.json", "quantize_config.json")
 """Read by whoever knows the container, and written anew."""
-_TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
-_CODE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py")
 _CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
 
 _TEXT_PREFIX = "llm."
@@ -96,7 +93,9 @@ def open_folder(path: Path) -> Folder:
         tensors = {
             name.removeprefix(_TEXT_PREFIX): view for name, view in tensors.items() if name.startswith(_TEXT_PREFIX)
         }
-    travelling = [name for name in names if _travels(name)] + _further_templates(path, names)
+    travelling = [name for name in names if travels(name) and not (path / name).is_dir()] + _further_templates(
+        path, names
+    )
     files = {name: _reader(path, name) for name in travelling}
     return Folder(path, config, tensors, files, tuple(path / shard for shard in shards), tuple(map(escaped, notes)))
 
@@ -178,7 +177,7 @@ def _single_file(path: Path, names: Sequence[str]) -> str:
             f"{path} holds {len(weights)} of several .safetensors files ({weights[0]!r}) and no {INDEX_NAME}",
             hint="download the index as well",
         )
-    unread = sum(name.endswith(_CODE_SUFFIXES) and not name.endswith(".py") for name in names)
+    unread = sum(name.endswith(CODE_SUFFIXES) and not name.endswith(".py") for name in names)
     found = f"; its {unread} pickle files (.bin, .pt ...) are not read" if unread else ""
     raise IncompleteCheckpoint(
         f"{path} holds no .safetensors file{found}", hint="download the safetensors version of the model"
@@ -235,13 +234,11 @@ def _notes(
         for name in names
         if name.endswith(".safetensors") and name not in shards
     ]
-    unread = [name for name in names if name.endswith(_CODE_SUFFIXES) and not (ours and name == CONFIG_CLASS_FILE)]
-    if unread:
-        notes.append(f"{len(unread)} files that hold code or pickles are not read: {', '.join(unread)[:80]}")
+    unread = [name for name in names if name.endswith(CODE_SUFFIXES) and not (ours and name == CONFIG_CLASS_FILE)]
     left = [name for name in names if not (_is_known(name) or name in shards or name in unread)]
-    if left:
-        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
-        notes.append(f"left behind: {', '.join(left[:8])}{more}")
+    behind = left_behind(left, unread)
+    if behind is not None:
+        notes.append(behind)
     total = sum(view.nbytes for view in tensors.values())
     if index is not None and index.total_size not in (None, total):
         notes.append(f"{INDEX_NAME}: total_size says {index.total_size:,} bytes, the shards hold {total:,}")
@@ -252,24 +249,18 @@ def _is_text_model_of_another(tensors: Mapping[str, TensorView]) -> bool:
     return _TEXT_PREFIX + EMBEDDING in tensors and not any(name.startswith("model.") for name in tensors)
 
 
-def _travels(name: str) -> bool:
-    """Whether a small file belongs to what is written: tokenizer, templates, generation defaults; never code."""
-    tokenizer = name.startswith("tokenizer") and name.endswith(_TOKENIZER_SUFFIXES)
-    return tokenizer or name.endswith(".jinja") or name in _SMALL_FILES
-
-
 def _is_known(name: str) -> bool:
     """Whether a file travels, is read or told elsewhere, or belongs to the folder rather than to the model."""
-    known = name in _OWN_FILES or name in (INDEX_NAME, CONFIG_CLASS_FILE, _TEMPLATE_FOLDER)
-    return known or _travels(name) or name.endswith(".safetensors") or name.startswith(".")
+    known = name in _OWN_FILES or name in (INDEX_NAME, CONFIG_CLASS_FILE, TEMPLATE_FOLDER)
+    return known or travels(name) or name.endswith(".safetensors") or name.startswith(".")
 
 
 def _further_templates(path: Path, names: Sequence[str]) -> list[str]:
     """The templates beside chat_template.jinja, each with its sub folder's name before its own."""
-    if _TEMPLATE_FOLDER not in names or not (path / _TEMPLATE_FOLDER).is_dir():
+    if TEMPLATE_FOLDER not in names or not (path / TEMPLATE_FOLDER).is_dir():
         return []
-    folder = _member(path, _TEMPLATE_FOLDER)
-    return [f"{_TEMPLATE_FOLDER}/{name}" for name in file_names(folder) if name.endswith(".jinja")]
+    folder = _member(path, TEMPLATE_FOLDER)
+    return [f"{TEMPLATE_FOLDER}/{name}" for name in file_names(folder) if name.endswith(".jinja")]
 
 
 def _refuse_adapter(path: Path, names: Sequence[str]) -> None:

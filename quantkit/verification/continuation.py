@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 from quantkit import registry
+from quantkit.errors import MalformedFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import Runtime
+from quantkit.text.chat_template import PLAIN_CHAT, ChatOptions
 from quantkit.text.tokenizer import StreamDecoder, Tokenizer, open_tokenizer
 from quantkit.verification.engines import choose_engine
 from quantkit.verification.generation import generated_tokens
@@ -49,7 +52,12 @@ class Continuation:
 
 
 def generate(
-    artifact: str | Path, prompt: str, sampling: Sampling = DEFAULTS, *, chat: bool = False, engine: str = "auto"
+    artifact: str | Path,
+    prompt: str,
+    sampling: Sampling = DEFAULTS,
+    *,
+    chat: bool | ChatOptions = False,
+    engine: str = "auto",
 ) -> Continuation:
     """Continue a text.
 
@@ -57,24 +65,36 @@ def generate(
         artifact: a model folder, a quantized folder, or a single-file artifact.
         prompt: what to continue.
         sampling: how many tokens, and how they are chosen.
-        chat: whether the prompt is a user's turn of the model's chat template.
+        chat: whether the prompt is a user's turn of the model's chat template, or what the template is given besides;
+            its clock shows the present unless told otherwise.
         engine: a runtime's name; "auto" = the first real engine here that runs the artifact, else the reference.
 
     Returns:
         The continuation, which computes while it is iterated over. End-of-sequence tokens end it.
 
     Raises:
-        BadOption: no such engine, an option out of range, or a model without tokenizer or chat template.
+        BadOption: no such engine, an option out of range, or a model without tokenizer or (such a) chat template.
+        MalformedFile: the chat template fails.
         What opening the artifact and loading it raise; all are `QuantkitError`s.
     """
     path = Path(artifact)
     checkpoint = registry.open_checkpoint(path)
     tokenizer = open_tokenizer(checkpoint)
-    text = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
+    options = PLAIN_CHAT if chat is True else chat
+    text = _user_turn(tokenizer, prompt, options) if options else prompt
     runtime = choose_engine(engine, checkpoint)
     made = Continuation(runtime.name, text)
     made._pieces = _pieces(made, path, checkpoint, tokenizer, runtime=runtime, sampling=sampling)
     return made
+
+
+def _user_turn(tokenizer: Tokenizer, prompt: str, options: ChatOptions) -> str:
+    now = options.now or datetime.now()  # a template prints local time without a zone
+    try:
+        return tokenizer.chat([{"role": "user", "content": prompt}], options=replace(options, now=now))
+    except MalformedFile as error:
+        hint = "give what it asks for (a system turn, tools, a further variable), or continue plain text"
+        raise MalformedFile(str(error), hint=hint) from None
 
 
 def _pieces(
