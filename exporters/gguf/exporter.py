@@ -289,7 +289,7 @@ def _notes(
         )
     yield from tokenizer_notes(model, vocabulary)
     yield from sampling_notes(model)
-    legal = [name for name in model.files if is_legal(name)]
+    legal = sorted(name for name in model.files if is_legal(name))
     if legal:
         yield f"left behind, since a GGUF file holds no other files: {', '.join(legal)}"
 

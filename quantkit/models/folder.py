@@ -85,7 +85,9 @@ def open_folder(path: Path) -> Folder:
     index = _index(path, names)
     shards = index.shards if index else (_single_file(path, names),)
     tensors = _open_shards(path, shards, index)
-    notes = _notes(config, names, shards, index, tensors)
+    further = _further_templates(path, names)
+    others = [name for name in further if not name.endswith(".jinja")]
+    notes = _notes(config, names + others, shards, index, tensors)
     if _is_text_model_of_another(tensors):
         others = sum(not name.startswith(_TEXT_PREFIX) for name in tensors)
         notes.append(f"only the text model under '{_TEXT_PREFIX}' is read; {others} other tensors are left aside")
@@ -93,10 +95,8 @@ def open_folder(path: Path) -> Folder:
         tensors = {
             name.removeprefix(_TEXT_PREFIX): view for name, view in tensors.items() if name.startswith(_TEXT_PREFIX)
         }
-    travelling = [name for name in names if travels(name) and not (path / name).is_dir()] + _further_templates(
-        path, names
-    )
-    files = {name: _reader(path, name) for name in travelling}
+    travelling = [name for name in names if travels(name) and not (path / name).is_dir()]
+    files = {name: _reader(path, name) for name in travelling + [name for name in further if name.endswith(".jinja")]}
     return Folder(path, config, tensors, files, tuple(path / shard for shard in shards), tuple(map(escaped, notes)))
 
 
@@ -256,11 +256,11 @@ def _is_known(name: str) -> bool:
 
 
 def _further_templates(path: Path, names: Sequence[str]) -> list[str]:
-    """The templates beside chat_template.jinja, each with its sub folder's name before its own."""
+    """What lies with the templates beside chat_template.jinja, each with its sub folder's name before its own."""
     if TEMPLATE_FOLDER not in names or not (path / TEMPLATE_FOLDER).is_dir():
         return []
     folder = _member(path, TEMPLATE_FOLDER)
-    return [f"{TEMPLATE_FOLDER}/{name}" for name in file_names(folder) if name.endswith(".jinja")]
+    return [f"{TEMPLATE_FOLDER}/{name}" for name in file_names(folder)]
 
 
 def _refuse_adapter(path: Path, names: Sequence[str]) -> None:
