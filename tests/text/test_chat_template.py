@@ -154,9 +154,12 @@ def test_a_system_turn_comes_first() -> None:
 HOSTILE = {
     "two endless loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "a long text": "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
-    "a text that doubles": "{% set ns = namespace(t='xxxxxxxx') %}{% for i in range(40) %}{% set ns.t = ns.t + ns.t %}{% endfor %}",
-    "a list that grows": "{% set ns = namespace(a=[]) %}{% for i in range(99999) %}{% set ns.a = ns.a + [ns.a] %}{% endfor %}",
-    "a large number": "{% set ns = namespace(n=9) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
+    "a text that doubles": "{% set n = namespace(t='xxxxxxxx') %}"
+    "{% for i in range(40) %}{% set n.t = n.t * 2 %}{% endfor %}",
+    "a list that grows": "{% set n = namespace(a=[]) %}"
+    "{% for i in range(9999) %}{% set n.a = n.a + [n.a] * 99 %}{% endfor %}",
+    "a large number": "{% set n = namespace(n=9) %}"
+    "{% for i in range(99) %}{% set n.n = n.n * n.n %}{% endfor %}{{ n.n }}",
     "a wide format": "{{ '%999999999d' % 1 }}",
     "a macro without end": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "brackets": "{{" + "(" * 20000,
