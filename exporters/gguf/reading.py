@@ -18,7 +18,7 @@ from quantkit.exporters.gguf.file import GGUFFile
 from quantkit.exporters.gguf.keys import Keys
 from quantkit.exporters.gguf.metadata import ARCHITECTURES, CONFIG_KEY, QUANTIZATION_KEY, SCALE_KEYS
 from quantkit.exporters.gguf.tensors import LONG_FACTORS, SHORT_FACTORS
-from quantkit.exporters.gguf.vocabulary import END_KEYS
+from quantkit.exporters.gguf.vocabulary import END_KEYS, END_TEXTS
 from quantkit.files.json_file import parse_json
 from quantkit.models.config import token_ids_value
 from quantkit.models.spec import ModelSpec, longrope_attention_factor, parse_config
@@ -89,6 +89,8 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
     embedding = gguf.tensors.get("token_embd.weight")
     tokenizer = Keys(gguf, "tokenizer.ggml.")
     eos = [index for key in END_KEYS if (index := tokenizer.optional_id(key)) is not None]
+    texts = gguf.metadata.get("tokenizer.ggml.tokens")
+    eos += [texts.index(text) for text in END_TEXTS if isinstance(texts, list) and text in texts]
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[arch]],
         "model_type": arch,

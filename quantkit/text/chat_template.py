@@ -53,11 +53,12 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 class ChatOptions:
     """What a chat template is given beside the messages.
 
-    system: the text of a system turn that comes first. tools: descriptions of functions that the model may call, as
-    JSON schemas. template: the name of the template; None = "tool_use" where there are tools and such a template, else
-    the default. variables: further ones by name (`enable_thinking`). now: what `strftime_now` shows; None = today where
-    text is generated (`generate`), 1 January 2026 wherever a text must be the same on every day (golden prompts and
-    calibration, which record token ids and are compared later).
+    system: the text of a system turn that comes first.
+    tools: descriptions of functions that the model may call, as JSON schemas.
+    template: the name of the template; None = "tool_use" where there are tools and such a template, else the default.
+    variables: further ones by name (`enable_thinking`).
+    now: what `strftime_now` shows; None = today where text is generated (`generate`), and 1 January 2026 where a text
+        must be the same on every day: golden prompts and calibration, which record token ids and are compared later.
     """
 
     system: str | None = None

@@ -93,7 +93,9 @@ def _user_turn(tokenizer: Tokenizer, prompt: str, options: ChatOptions) -> str:
     try:
         return tokenizer.chat([{"role": "user", "content": prompt}], options=replace(options, now=now))
     except MalformedFile as error:
-        hint = "give what it asks for (`run` has --system, --tools, --template, --template-option), or continue plain text"
+        hint = (
+            "give what it asks for (`run` has --system, --tools, --template, --template-option), or continue plain text"
+        )
         raise MalformedFile(str(error), hint=hint) from None
 
 
