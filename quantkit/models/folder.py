@@ -86,8 +86,8 @@ def open_folder(path: Path) -> Folder:
     shards = index.shards if index else (_single_file(path, names),)
     tensors = _open_shards(path, shards, index)
     further = _further_templates(path, names)
-    others = [name for name in further if not name.endswith(".jinja")]
-    notes = _notes(config, names + others, shards, index, tensors)
+    beside = [name for name in further if not name.endswith(".jinja")]
+    notes = _notes(config, names + beside, shards, index, tensors)
     if _is_text_model_of_another(tensors):
         others = sum(not name.startswith(_TEXT_PREFIX) for name in tensors)
         notes.append(f"only the text model under '{_TEXT_PREFIX}' is read; {others} other tensors are left aside")
