@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import time
 from datetime import datetime
 from typing import Any
@@ -216,14 +217,20 @@ def test_many_long_conversations_are_rendered_in_one_go() -> None:
     assert len(texts[0]) > 400_000
 
 
+def child_seconds() -> float:
+    """Processor time of all child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_the_renderer_starts_in_no_time() -> None:
-    """Twice the slowest of many runs on a machine of two cores that is busy with other work, best of three."""
+    """It takes 0.1 s of processor time, which a busy machine stretches; the best of three."""
     took = []
     for _ in range(3):
-        start = time.monotonic()
+        start = child_seconds()
         render(TEMPLATES["qwen"], [variables(CONVERSATIONS["several turns"], {"tools": TOOLS}, True)])
-        took.append(time.monotonic() - start)
-    assert min(took) < 1.0
+        took.append(child_seconds() - start)
+    assert min(took) < 0.3
 
 
 def test_what_a_template_is_told_goes_through_json_unharmed() -> None:
