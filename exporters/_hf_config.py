@@ -19,7 +19,7 @@ from quantkit.models.spec import ModelSpec
 
 
 def native_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's own config with tie_word_embeddings and rope_theta spoken out.
+    """The checkpoint's own config with tie_word_embeddings and rope_theta spoken out, and only a padding that is there.
 
     A token that is -1, which means that there is none, becomes null: not every loader knows the former. Whatever
     describes how the source was stored (`quantization_config`) is left out; the caller says how it writes.
@@ -28,6 +28,8 @@ def native_config(checkpoint: Checkpoint) -> dict[str, Any]:
     config.pop("quantization_config", None)
     config["tie_word_embeddings"] = checkpoint.spec.tie_word_embeddings
     config["rope_theta"] = checkpoint.spec.rope.theta
+    if "pad_token_id" in config:
+        config["pad_token_id"] = checkpoint.spec.pad_token_id
     return {key: None if key.endswith("_token_id") and value == -1 else value for key, value in config.items()}
 
 

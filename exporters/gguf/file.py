@@ -23,6 +23,7 @@ import numpy as np
 from quantkit.errors import IncompleteFile, MalformedFile, UnsupportedModel
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.types import ALIGNMENT, NUMBERS, REMOVED_TYPES, TYPES, ValueType, padding, tensor_bytes
+from quantkit.files.foreign_file import read_head, refuse_foreign
 from quantkit.files.source_file import SourceFile
 
 MAGIC = b"GGUF"
@@ -44,12 +45,13 @@ _INFO_LEAST_BYTES = 8 + 1 + 4 + 8 + 4 + 8
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor of the file: numpy shape (slowest axis first), and its first byte, counted from the file's start."""
+    """A tensor: numpy shape (slowest axis first), and its first byte, counted from the start of `file`."""
 
     name: str
     type: BlockType
     shape: tuple[int, ...]
     start: int
+    file: SourceFile
 
     @property
     def nbytes(self) -> int:
@@ -59,54 +61,52 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GGUFFile:
-    """A GGUF file whose header has been read and checked against the file's size.
+    """A GGUF file whose header has been read and checked against the file's size, or the parts of one as if joined.
 
+    files: the file, or its parts in order. kinds: the types of the metadata's values, `ValueType`.
     metadata: numbers as int or float, BOOL as bool, strings as str; arrays of strings as list, of numbers as ndarray.
     """
 
-    file: SourceFile
+    files: tuple[SourceFile, ...]
     metadata: Mapping[str, Any]
+    kinds: Mapping[str, int]
     tensors: Mapping[str, TensorInfo]
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
-        return self.file.path
+        """Where the file is, or the first part."""
+        return self.files[0].path
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) along the slowest axis, as stored: uint8 (stop - start, bytes per row)."""
         info = self.tensors[name]
         row_bytes = info.nbytes // info.shape[0]
-        data = self.file.read(info.start + start * row_bytes, (stop - start) * row_bytes)
+        data = info.file.read(info.start + start * row_bytes, (stop - start) * row_bytes)
         return data.reshape(stop - start, row_bytes)
 
 
-def read_gguf(path: Path) -> GGUFFile:
-    """Read and check the header of `path`; no tensor data is read.
+def read_gguf(path: Path, file: SourceFile | None = None) -> GGUFFile:
+    """Read and check the header of `path` by itself; no tensor data is read. `file` is it, where it was looked at.
 
     Raises:
         IncompleteFile: the file ends before what its header promises.
         MalformedFile: a rule of the format is broken; names the key or tensor.
-        UnsupportedModel: big-endian, or one part of a split model.
+        UnsupportedModel: big-endian.
         IncompleteCheckpoint, UnsafePath, ReadFailed: the file cannot be opened (see `SourceFile`).
     """
-    file = SourceFile.open(path)
+    file = file or SourceFile.open(path)
     cursor = _Cursor(file)
     tensors, keys = _read_counts(cursor)
     metadata: dict[str, Any] = {}
+    kinds: dict[str, int] = {}
     for number in range(1, keys + 1):
         key = _read_key(cursor, number, keys)
         if key in metadata:
             raise MalformedFile(f"{path}: key {key!r} is listed twice")
-        metadata[key] = _read_value(cursor, key)
+        metadata[key], kinds[key] = _read_value(cursor, key)
     alignment = _alignment(metadata, cursor)
-    if metadata.get("split.count", 1) != 1:
-        raise UnsupportedModel(
-            f"{path}: part of a split model (split.count {metadata['split.count']}), 1 file present",
-            hint="join the parts with llama-gguf-split --merge",
-        )
     infos = [_read_info(cursor, number) for number in range(1, tensors + 1)]
-    return GGUFFile(file, metadata, _placed(infos, cursor, alignment))
+    return GGUFFile((file,), metadata, kinds, _placed(infos, cursor, alignment))
 
 
 class _Cursor:
@@ -160,6 +160,9 @@ class _Cursor:
 def _read_counts(cursor: _Cursor) -> tuple[int, int]:
     """Check magic, version and counts; return (tensors, keys)."""
     where, size = cursor.where, cursor.file.size
+    head = read_head(cursor.file)
+    if not head.startswith(MAGIC):
+        refuse_foreign(cursor.file, head)
     if size < _HEADER.size:
         raise IncompleteFile(f"{where} has {size} bytes; the header of a GGUF file has {_HEADER.size}")
     magic, version, tensors, keys = _HEADER.unpack(cursor.take(_HEADER.size, "the header"))
@@ -187,13 +190,13 @@ def _read_key(cursor: _Cursor, number: int, total: int) -> str:
     return key
 
 
-def _read_value(cursor: _Cursor, key: str) -> Any:  # noqa: ANN401 - whatever type the file declares
+def _read_value(cursor: _Cursor, key: str) -> tuple[Any, int]:
     kind = cursor.integer(4, "key {!r}: the type", key)
     if kind == ValueType.STRING:
-        return cursor.string(MAX_STRING_BYTES, "key {!r}: the string", key)
+        return cursor.string(MAX_STRING_BYTES, "key {!r}: the string", key), kind
     if kind == ValueType.ARRAY:
-        return _read_array(cursor, key)
-    return _read_numbers(cursor, key, kind, 1).tolist()[0]
+        return _read_array(cursor, key), kind
+    return _read_numbers(cursor, key, kind, 1).tolist()[0], kind
 
 
 def _read_array(cursor: _Cursor, key: str) -> list[str] | np.ndarray:
@@ -292,7 +295,7 @@ def _placed(infos: Sequence[_RawInfo], cursor: _Cursor, alignment: int) -> dict[
         if info.offset > expected:
             beyond = f", past the end of {available:,} bytes of data" if info.offset > available else ""
             raise MalformedFile(f"{where} starts at {info.offset:,}{beyond}; {previous} ends at {expected:,}")
-        tensor = TensorInfo(info.name, info.type, info.shape, start + info.offset)
+        tensor = TensorInfo(info.name, info.type, info.shape, start + info.offset, cursor.file)
         if info.offset + tensor.nbytes > available:
             raise IncompleteFile(
                 f"{where} needs {tensor.nbytes:,} bytes, {max(available - info.offset, 0):,} left",

@@ -53,6 +53,11 @@ class ConfigReader:
         ids = self.tokens(key, vocab, default=default)
         return ids[0] if ids else None
 
+    def padding(self, vocab: int) -> int | None:
+        """pad_token_id: it fills batches and changes no text, so an id beyond the vocabulary is none as well."""
+        value = self.config.get("pad_token_id")
+        return None if type(value) is int and value >= vocab else self.token("pad_token_id", vocab, default=None)
+
     def tokens(self, key: str, vocab: int, *, default: int | None) -> tuple[int, ...]:
         """Token ids, each once: of one or of a list. Null is none, and so is -1, which many configs say for it."""
         value = self.config.get(key, default)

@@ -17,7 +17,7 @@ import numpy as np
 from quantkit.errors import GoldenMismatch, MalformedFile, MissingDependency, QuantkitError
 from quantkit.files.json_file import parse_json
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.small_files import is_legal
+from quantkit.models.layouts.small_files import is_legal
 from quantkit.models.spec import ModelSpec, RopeSpec
 from quantkit.text.templates import OLD_TEMPLATE_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
 from quantkit.text.tokenizer import open_tokenizer

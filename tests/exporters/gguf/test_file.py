@@ -158,8 +158,6 @@ CASES: dict[str, tuple[bytes, type[QuantkitError], str]] = {
     "GG42 trailing bytes without tensors": (build([ARCH], data=bytes(40)), MalformedFile, "40 bytes after"),
     "GG43 too little room before the next": (
         build([], [info("a", dims=(64,)), info("b", offset=128)], bytes(384)), MalformedFile, "inside 'a', .* to 256"),
-    "GG46 split": (
-        build([value("split.count", 2, struct.pack("<H", 65535))]), UnsupportedModel, "split.count 65535"),
 }  # fmt: skip
 
 
