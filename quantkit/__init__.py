@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from quantkit.registry import open_checkpoint as open_checkpoint
     from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
     from quantkit.tensors.schemes.offset_groups import OffsetGroups as OffsetGroups
+    from quantkit.text.chat_template import ChatOptions as ChatOptions
     from quantkit.verification.continuation import Continuation as Continuation
     from quantkit.verification.continuation import Sampling as Sampling
     from quantkit.verification.continuation import generate as generate
@@ -51,6 +52,7 @@ if os.path.isfile(os.path.join(os.path.dirname(os.path.dirname(__file__)), "pypr
 _HOMES = {
     "AffineGroups": "tensors.schemes.affine_groups",
     "CalibrationOptions": "calibration.samples",
+    "ChatOptions": "text.chat_template",
     "Checkpoint": "models.checkpoint",
     "Compute": "calibration.compute",
     "Continuation": "verification.continuation",
@@ -85,6 +87,7 @@ _HOMES = {
 __all__ = [
     "AffineGroups",
     "CalibrationOptions",
+    "ChatOptions",
     "Checkpoint",
     "Compute",
     "Continuation",

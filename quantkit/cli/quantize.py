@@ -113,6 +113,8 @@ def quantize(
         rows,
         lines=[f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}", loading],
     )
+    if report["calibration"] is not None and report["calibration"]["note"] is not None:
+        output.notes([report["calibration"]["note"]])
     for name, tensor in report["tensors"].items():
         if tensor["fallback"]:
             output.note(f"{name}: rounded to nearest: {tensor['fallback']}")

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from quantkit.verification.golden import (
 )
 from quantkit.verification.metrics import kl_divergence
 from quantkit.verification.original import source_name
-from quantkit.verification.prompts import Prompt, default_prompts
+from quantkit.verification.prompts import Prompt, chat_note, default_prompts
 from quantkit.verification.steps.identity import spec_to_json, text_facts
 from quantkit.verification.steps.limits import RoundingCost
 from quantkit.verification.weight_facts import weight_facts
@@ -119,8 +119,11 @@ def record_golden(
             f"{checkpoint.path} is quantized: golden files are recorded from the original, dense model",
             hint="give the model that it was made from; --quantized records it all the same, and proves nothing",
         )
-    prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
+    tokenizer = open_tokenizer(checkpoint)
+    prompts = default_prompts(tokenizer, max_tokens=checkpoint.spec.max_position_embeddings)
+    note = chat_note(tokenizer)
     planned = record(checkpoint, prompts, progress=progress)
+    planned = replace(planned, notes=(*planned.notes, *([note] if note is not None else [])))
     return publish(planned, Path(out), inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
 
 
