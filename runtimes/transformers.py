@@ -25,6 +25,7 @@ import numpy as np
 from quantkit import registry
 from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_length
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._kernels.transformers import DENSE, must_dequantize
 from quantkit.runtimes._staged_folder import staged_folder
@@ -82,6 +83,7 @@ class TransformersSession:
         ids = [int(token) for token in token_ids]
         if not ids or not all(0 <= token < self._spec.vocab_size for token in ids):
             raise BadOption(f"token ids must be one or more numbers below {self._spec.vocab_size}")
+        check_length(self._spec, len(ids) + (len(self._ids) if cache is not None else 0))
         try:
             with torch.no_grad():
                 given = {self._keyword: cache, "use_cache": cache is not None}

@@ -21,8 +21,7 @@ Sources: llama.cpp `conversion/minicpm.py`, `conversion/llama.py`, `src/models/{
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +41,7 @@ from quantkit.exporters.gguf.file import MAGIC, GGUFFile
 from quantkit.exporters.gguf.header import header_bytes
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
 from quantkit.exporters.gguf.reading import read_config, read_quantization
+from quantkit.exporters.gguf.sampling import generation_files, sampling_entries, sampling_notes
 from quantkit.exporters.gguf.split import read_model
 from quantkit.exporters.gguf.tensors import (
     LONG_FACTORS,
@@ -58,6 +58,7 @@ from quantkit.exporters.gguf.tensors import (
 from quantkit.exporters.gguf.types import padding, tensor_bytes
 from quantkit.exporters.gguf.vocabulary import (
     check_ends,
+    files_of,
     read_tokenizer,
     tokenizer_notes,
     unfollowed_keys,
@@ -67,12 +68,12 @@ from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, P
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
+from quantkit.models.layouts.small_files import is_legal
 from quantkit.models.spec import ModelSpec, Role, config_notes
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
-from quantkit.text.tokenizers.writing import file_names, vocabulary_files
 from quantkit.text.vocabulary import Vocabulary, has_vocabulary, read_vocabulary
 
 TYPES: Mapping[str, BlockType] = {
@@ -133,7 +134,7 @@ class GGUF:
             if isinstance(weight := model.weights[place.slot.name], QuantizedView) and block not in PLAIN
         }
         tokenizer = vocabulary_entries(vocabulary, model.spec.eos_token_ids)
-        entries = [*model_entries(model, main), *tokenizer, *quantization_entries(carried)]
+        entries = [*model_entries(model, main), *sampling_entries(model), *tokenizer, *quantization_entries(carried)]
         header = header_bytes(entries, infos)
         moved: dict[str, float] = {}
         units = [_unit(place, block, model.weights[place.slot.name], moved) for place, block in chosen.items()]
@@ -173,7 +174,7 @@ class GGUF:
             config=config,
             spec=spec,
             weights={place.slot.name: _view(gguf, place, recorded.get(place.name)) for place in places(spec)},
-            files=_files(tokenizer) if isinstance(tokenizer, Vocabulary) else {},
+            files={**files_of(tokenizer), **generation_files(gguf, spec)},
             inputs=tuple(file.path for file in gguf.files),
             notes=(
                 *config_notes(config, where=str(path)),
@@ -293,6 +294,10 @@ def _notes(
             f"above {rope.original_max_position_embeddings} tokens"
         )
     yield from tokenizer_notes(model, vocabulary)
+    yield from sampling_notes(model)
+    legal = sorted(name for name in model.files if is_legal(name))
+    if legal:
+        yield f"left behind, since a GGUF file holds no other files: {', '.join(legal)}"
 
 
 def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, Scheme]) -> None:
@@ -329,20 +334,6 @@ def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
             f"{gguf.path}: tensor {place.name!r} is recorded as {scheme}, {block.name} holds no such codes"
         )
     return quantized_view(gguf, place, carried_scheme(block, scheme))
-
-
-def _files(vocabulary: Vocabulary) -> dict[str, Callable[[], bytes]]:
-    """The tokenizer's files, made when the first one is asked for."""
-    names = file_names(vocabulary)
-
-    @cache
-    def files() -> dict[str, bytes]:
-        return vocabulary_files(vocabulary)
-
-    def reader(name: str) -> Callable[[], bytes]:
-        return lambda: files()[name]
-
-    return {name: reader(name) for name in names}
 
 
 EXPORTER = GGUF()

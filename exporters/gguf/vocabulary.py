@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -14,11 +15,10 @@ from quantkit.exporters.gguf.keys import Keys
 from quantkit.exporters.gguf.metadata import CONFIG_KEY
 from quantkit.exporters.gguf.types import ValueType
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.text.end_tokens import GENERATION_FILE
 from quantkit.text.sentencepiece_model import TokenKind
-from quantkit.text.tokenizer_files import read_object
 from quantkit.text.tokenizers.splitting import splitting_named
 from quantkit.text.tokenizers.translation import BYTE_LEVEL, SENTENCEPIECE
+from quantkit.text.tokenizers.writing import file_names, vocabulary_files
 from quantkit.text.vocabulary import Vocabulary
 
 END_OF_TURN = "<|im_end|>"
@@ -26,9 +26,6 @@ END_TEXTS = (END_OF_TURN, "</s>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>"
 """Tokens at which llama.cpp stops whatever the keys say (`llama_vocab::impl::load`)."""
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """The three tokens at which it stops because the keys say so."""
-
-_GENERATION_IN_GGUF = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
-"""What generation_config.json says that a GGUF file says as well, or that says nothing about the model."""
 
 _KNOWN_KEYS = frozenset(
     {"model", "pre", "tokens", "scores", "token_type", "token_type_count", "merges"}
@@ -126,9 +123,6 @@ def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[in
 
 def tokenizer_notes(model: Checkpoint, vocabulary: Vocabulary | None) -> Iterator[str]:
     """What a GGUF file does not say of the files beside the weights, one line each."""
-    sampling = sorted(set(read_object(model.files, GENERATION_FILE)) - _GENERATION_IN_GGUF)
-    if sampling:
-        yield f"{GENERATION_FILE} does not travel in a GGUF file: {', '.join(sampling)[:80]} are up to the engine"
     if vocabulary is None:
         yield "the source has no tokenizer; llama.cpp loads such a file, but its server and chat need one"
         return
@@ -143,6 +137,8 @@ def tokenizer_notes(model: Checkpoint, vocabulary: Vocabulary | None) -> Iterato
     unheard = end_ids(vocabulary, model.spec.eos_token_ids)[1]
     if unheard:
         yield f"GGUF has no key for the end tokens {', '.join(map(str, unheard))}: llama.cpp does not stop at them"
+    if vocabulary.eos_token_id is None:
+        yield "the model names no end of text, which GGUF cannot say: llama.cpp takes a token of its own choice for it"
 
 
 def _key_name(name: str) -> str:
@@ -178,6 +174,8 @@ def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
     if kinds.dtype.kind not in "iu" or not np.isin(kinds, list(TokenKind)).all():
         raise MalformedFile(f"{gguf.path}: token types must be integers from 1 to 6")
     bos, eos, unk = (None, None, None) if splitting is not None else (1, 2, 0)
+    if CONFIG_KEY in gguf.metadata:  # where quantkit writes no first or last token, there is none
+        bos, eos = None, None
     vocabulary = Vocabulary(
         tokens=tuple(tokens),
         scores=(0.0,) * vocab_size if splitting is not None else tuple(scores.tolist()),
@@ -237,3 +235,19 @@ def _token_id(keys: Keys, key: str, size: int, *, default: int | None) -> int | 
     if index is None and default is not None and default < size:
         return default
     return index
+
+
+def files_of(vocabulary: Vocabulary | str) -> dict[str, Callable[[], bytes]]:
+    """The tokenizer's files, made when the first one is asked for; none without a vocabulary."""
+    if isinstance(vocabulary, str):
+        return {}
+    names = file_names(vocabulary)
+
+    @cache
+    def files() -> dict[str, bytes]:
+        return vocabulary_files(vocabulary)
+
+    def reader(name: str) -> Callable[[], bytes]:
+        return lambda: files()[name]
+
+    return {name: reader(name) for name in names}

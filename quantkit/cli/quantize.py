@@ -103,6 +103,7 @@ def quantize(
     with output.progress(f"reading {model.name}") as progress:
         done = make(checkpoint, out, options, compute=compute, arch=arch, overwrite=overwrite, progress=progress)
     output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
+    output.notes(done.leftovers)
     report, loading = done.manifest["report"], loads_in(done.path)
     rows = table("layer", "error", right=("error",))
     for name, tensor in report["tensors"].items():

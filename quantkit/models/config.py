@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantkit.errors import UnsupportedModel
@@ -23,7 +23,7 @@ def decoder_config(spec: ModelSpec, source: Mapping[str, Any]) -> dict[str, Any]
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": spec.bos_token_id,
-        "eos_token_id": list(spec.eos_token_ids) if len(spec.eos_token_ids) > 1 else spec.eos_token_ids[0],
+        "eos_token_id": token_ids_value(spec.eos_token_ids),
         "head_dim": spec.head_dim,
         "hidden_act": "silu",
         "hidden_size": spec.hidden_size,
@@ -42,6 +42,11 @@ def decoder_config(spec: ModelSpec, source: Mapping[str, Any]) -> dict[str, Any]
         "use_cache": True,
         "vocab_size": spec.vocab_size,
     }
+
+
+def token_ids_value(ids: Sequence[int]) -> int | list[int] | None:
+    """How configs say which tokens are meant: a list, one by itself, none as null."""
+    return list(ids) if len(ids) > 1 else ids[0] if ids else None
 
 
 def rope_scaling(spec: ModelSpec) -> dict[str, Any] | None:

@@ -52,9 +52,12 @@ class ConfigReader:
         return value
 
     def token(self, key: str, vocab: int, *, default: int | None) -> int | None:
-        """A token id, the first where there are several; None where the config says null or -1, or has no default."""
-        value = self.config.get(key, default)
-        return None if value is None or value == -1 else self.tokens(key, vocab, default=default)[0]
+        """A token id, the first where there are several; None for null, -1 and an empty list.
+
+        default: the id that the family's own config class takes where the key is missing.
+        """
+        ids = self.tokens(key, vocab, default=default)
+        return ids[0] if ids else None
 
     def padding(self, vocab: int) -> int | None:
         """pad_token_id: it fills batches and changes no text, so an id beyond the vocabulary is none as well."""
@@ -62,14 +65,13 @@ class ConfigReader:
         return None if type(value) is int and value >= vocab else self.token("pad_token_id", vocab, default=None)
 
     def tokens(self, key: str, vocab: int, *, default: int | None) -> tuple[int, ...]:
-        """Token ids, of which there is at least one."""
-        value = self.config.get(key)
-        value = default if value is None else value
-        ids = value if isinstance(value, list) else [value]
-        good = [i for i in ids if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab]
-        if not ids or len(good) != len(ids):
+        """Token ids, each once: of one or of a list. Null is none, and so is -1, which many configs say for it."""
+        value = self.config.get(key, default)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        good = [i for i in ids if isinstance(i, int) and not isinstance(i, bool) and -1 <= i < vocab]
+        if len(good) != len(ids):
             raise self._refuse(key, f"a token id, or a list of them, below vocab_size {vocab}")
-        return tuple(good)
+        return tuple(dict.fromkeys(i for i in good if i != -1))
 
     def factors(self, key: str, length: int, low: float, high: float) -> tuple[float, ...]:
         """Numbers from `low`, which is positive, to `high`, `length` of them."""

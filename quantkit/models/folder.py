@@ -23,6 +23,7 @@ from quantkit.models.layouts.small_files import (
     config_notes,
     file_names,
     file_notes,
+    template_folder,
     travelling_files,
 )
 from quantkit.models.layouts.unreadable import refuse_adapter, refuse_adapter_tensors
@@ -74,7 +75,8 @@ def open_folder(path: Path) -> Folder:
         )
     tensors, shards, shard_notes = open_shards(path, names)
     refuse_adapter_tensors(path, tensors)
-    notes = [*config_notes(config), *file_notes(config, names, shards), *shard_notes]
+    beside = [name for name in template_folder(path, names) if not name.endswith(".jinja")]
+    notes = [*config_notes(config), *file_notes(config, names + beside, shards), *shard_notes]
     if _is_text_model_of_another(tensors):
         others = sum(not name.startswith(_TEXT_PREFIX) for name in tensors)
         notes.append(f"only the text model under '{_TEXT_PREFIX}' is read; {others} other tensors are left aside")

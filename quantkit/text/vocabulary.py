@@ -142,12 +142,16 @@ def _sentencepiece_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     )
     rules = rules_beside(files)
     if rules is None:
-        return replace(vocabulary, add_bos=begins, add_eos=ends)
+        return replace(
+            vocabulary,
+            add_bos=begins and vocabulary.bos_token_id is not None,
+            add_eos=ends and vocabulary.eos_token_id is not None,
+        )
     pieces = read_pieces(files, size)
     return replace(
         vocabulary,
-        add_bos=bool(rules.first),
-        add_eos=bool(rules.last),
+        add_bos=bool(rules.first) and vocabulary.bos_token_id is not None,
+        add_eos=bool(rules.last) and vocabulary.eos_token_id is not None,
         metaspace=metaspace_scheme(rules),
         obstacle=_edges_obstacle(rules, vocabulary),
         edges=translation_of(pieces).notes if pieces is not None else (),
@@ -178,8 +182,8 @@ def _json_vocabulary(checkpoint: Checkpoint, pieces: Pieces) -> Vocabulary:
             eos_token_id=None,
             unk_token_id=unk,
             pad_token_id=None,
-            add_bos=bool(rules.first),
-            add_eos=bool(rules.last),
+            add_bos=False,
+            add_eos=False,
             add_space_prefix=translation.add_space_prefix,
             chat_template=None,
             model=translation.model,
@@ -194,16 +198,22 @@ def _json_vocabulary(checkpoint: Checkpoint, pieces: Pieces) -> Vocabulary:
     unk = vocabulary.unk_token_id
     if unk is not None and translation.model == SENTENCEPIECE:
         kinds[unk] = TokenKind.UNKNOWN
-    return replace(vocabulary, kinds=tuple(kinds), obstacle=vocabulary.obstacle or _edges_obstacle(rules, vocabulary))
+    return replace(
+        vocabulary,
+        kinds=tuple(kinds),
+        add_bos=bool(rules.first) and vocabulary.bos_token_id is not None,
+        add_eos=bool(rules.last) and vocabulary.eos_token_id is not None,
+        obstacle=vocabulary.obstacle or _edges_obstacle(rules, vocabulary),
+    )
 
 
 def _edges_obstacle(rules: TextRules, vocabulary: Vocabulary) -> str | None:
-    """llama.cpp puts the BOS before a text and the EOS after it, or nothing."""
+    """llama.cpp puts the BOS before a text and the EOS after it, or nothing; so does quantkit where none is named."""
     for name, ids, index in (
         ("begins", rules.first, vocabulary.bos_token_id),
         ("ends", rules.last, vocabulary.eos_token_id),
     ):
-        if ids and ids != (index,):
+        if ids and index is not None and ids != (index,):
             told = " ".join(vocabulary.tokens[i] for i in ids)
             return f"it {name} every text with {told[:60]!r}, which is not the token that has that role"
     return None

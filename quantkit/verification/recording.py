@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from quantkit.artifacts.publishing import Published, publish, source_digest
 from quantkit.errors import BadOption, GoldenMismatch, MissingDependency, UnsupportedModel
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_length
 from quantkit.models.spec import LINEAR_ROLES
 from quantkit.progress import Progress
 from quantkit.tensors.views import QuantizedView
@@ -139,7 +140,7 @@ def recorded(
 
     Raises:
         MissingDependency: torch is not installed.
-        BadOption: no prompts, or one without tokens.
+        BadOption: no prompts, or one without tokens or with more than the model's context holds.
         GoldenMismatch: a prompt with tokens outside the vocabulary.
         NonFiniteValues: a weight holds NaN or infinity.
     """
@@ -166,9 +167,13 @@ def recorded(
 
 def is_quantized(checkpoint: Checkpoint) -> bool:
     """Whether the weights were quantized once: they are, or the manifest beside them says so of dense values."""
+    return was_quantized(checkpoint, read_manifest(checkpoint.path) if checkpoint.path.exists() else None)
+
+
+def was_quantized(checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> bool:
+    """`is_quantized` by a manifest that was read already; None = there is none."""
     if any(isinstance(view, QuantizedView) for view in checkpoint.weights.values()):
         return True
-    manifest = read_manifest(checkpoint.path) if checkpoint.path.exists() else None
     weights = (manifest or {}).get("weights")
     return isinstance(weights, Mapping) and bool(weights.get("tensors"))
 
@@ -182,6 +187,7 @@ def _check(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> None:
             raise BadOption(f"prompt {prompt.name!r} has no tokens")
         if not all(0 <= token < vocabulary for token in prompt.token_ids):
             raise GoldenMismatch(f"prompt {prompt.name!r} has tokens outside the vocabulary of {vocabulary}")
+        check_length(checkpoint.spec, len(prompt.token_ids), to_come=1, what=f"prompt {prompt.name!r}")
 
 
 def _folded_digests(checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:

@@ -118,7 +118,7 @@ def test_a_sequence_that_crosses_longropes_border_starts_the_engine_anew(tmp_pat
 def test_a_sequence_longer_than_the_model_allows_is_refused(tmp_path):
     with fake_session(tmp_path, config=tiny_config(context=32)) as session:
         assert session.logits(TOKENS[:31]).shape == (31, VOCABULARY)
-        with pytest.raises(EngineFailed, match="32 tokens"):
+        with pytest.raises(BadOption, match="32 tokens"):
             session.logits(TOKENS[:32])
 
 

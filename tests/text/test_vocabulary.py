@@ -219,7 +219,7 @@ REFUSED_MODELS: dict[str, tuple[bytes, type[QuantkitError], str]] = {
         "score",
     ),
     "a kind of 7": (UNK + field(1, field(1, b"a") + b"\x18\x07"), MalformedFile, "type 7"),
-    "two unknown pieces": (UNK + UNK + TRAINER, MalformedFile, "2 unknown"),
+    "two unknown pieces": (UNK + UNK + TRAINER, MalformedFile, "2 unknown|are both"),
     "two trainer specs": (UNK + TRAINER + TRAINER, MalformedFile, "twice"),
     "a unigram model": (UNK + field(2, b"\x18\x01"), UnsupportedModel, "BPE"),
     "a model that does not say": (UNK, UnsupportedModel, "BPE"),

@@ -17,6 +17,7 @@ import numpy as np
 from quantkit.errors import GoldenMismatch, MalformedFile, MissingDependency, QuantkitError, UnsupportedModel
 from quantkit.files.json_file import parse_json
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.layouts.small_files import is_legal
 from quantkit.models.spec import ModelSpec, RopeSpec
 from quantkit.text.sentencepiece_model import TokenKind
 from quantkit.text.templates import OLD_TEMPLATE_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
@@ -37,6 +38,10 @@ OWN_FILES = (
 )
 """Compared by what they mean (`TextFacts`): a container without files gives them back in other words. So is
 tokenizer.json, where a flat list of tokens says all that it says."""
+_OTHER_SPACES = (
+    "its container has no words for the spaces of the original's tokenizer; "
+    "texts with special tokens get other ids and are not compared"
+)
 PAD, METASPACE = "pad_token_id", "metaspace"
 
 
@@ -46,7 +51,7 @@ class TextFacts:
 
     vocabulary: SHA-256 over text, score (float32) and kind of every token by id. template: SHA-256 of the chat
     template, the kind of its line ends and a last one aside; None = there is none. rules: special tokens and what
-    encoding adds. files: SHA-256 of every other file that travels with the model, JSON in canonical form.
+    encoding adds. files: SHA-256 of every other file that travels with the model but licences, JSON in canonical form.
     """
 
     vocabulary: str | None
@@ -64,7 +69,7 @@ def text_facts(checkpoint: Checkpoint) -> TextFacts:
     files = {
         name: _file_digest(name, read())
         for name, read in sorted(checkpoint.files.items())
-        if name not in OWN_FILES and not name.startswith(TEMPLATE_FOLDER)
+        if not (name in OWN_FILES or name.startswith(TEMPLATE_FOLDER) or is_legal(name))
     }
     if not has_vocabulary(checkpoint):
         return TextFacts(None, None, {}, files)
@@ -205,16 +210,17 @@ def text_differences(expected: TextFacts, found: TextFacts) -> Iterator[str]:
         yield f"its {TOKENIZER_FILE} splits text by rules that the original's does not have"
 
 
-def spaces_differ(expected: TextFacts, found: TextFacts) -> bool:
-    """Whether the artifact's container has no words for the original's rule for the space before a text."""
-    return (expected.rules.get(METASPACE) or "") != (found.rules.get(METASPACE) or "")
+def comparable_prompts(
+    checkpoint: Checkpoint, prompts: Sequence[Prompt], expected: TextFacts, found: TextFacts
+) -> tuple[Sequence[Prompt], list[str]]:
+    """The prompts that the artifact's tokenizer must read as the original's, and a note where some are left out.
 
-
-def plain_prompts(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts without special tokens, after which a container may put spaces otherwise."""
-    kinds = read_vocabulary(checkpoint).kinds
-    plain = (TokenKind.NORMAL, TokenKind.BYTE)
-    return [prompt for prompt in prompts if all(kinds[index] in plain for index in prompt.token_ids[1:])]
+    Where the container has no words for the original's rule for the space before a text, texts with special tokens are.
+    """
+    if (expected.rules.get(METASPACE) or "") == (found.rules.get(METASPACE) or ""):
+        return prompts, []
+    kinds, plain = read_vocabulary(checkpoint).kinds, (TokenKind.NORMAL, TokenKind.BYTE)
+    return [p for p in prompts if all(kinds[index] in plain for index in p.token_ids[1:])], [_OTHER_SPACES]
 
 
 def token_differences(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> Iterator[str]:
