@@ -26,9 +26,10 @@ from quantkit.files.json_file import read_json
 from quantkit.files.safetensors_file import open_safetensors
 from quantkit.files.shard_index import INDEX_NAME, SHARD_COUNT, ShardIndex, read_index
 from quantkit.files.source_file import SourceFile, resolved
-from quantkit.models.config import text_config
+from quantkit.models.family.multimodal import is_multimodal, text_config
+from quantkit.models.family.tensor_names import own_names
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS_FILE
-from quantkit.models.spec import BLOCKS, EMBEDDING, HEAD, ModelSpec, Role, TensorSlot
+from quantkit.models.spec import BLOCKS, EMBEDDING, HEAD, ModelSpec, Role, TensorSlot, parse_config
 from quantkit.tensors.cast import FLOATS
 from quantkit.tensors.views import TensorView, Weight
 
@@ -45,7 +46,6 @@ _TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
 _CODE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py")
 _CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
 
-_TEXT_PREFIX = "llm."
 _COMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 """Tables that old checkpoints carry and that the config determines."""
 
@@ -57,7 +57,7 @@ class Folder:
     """A model folder whose files agree with each other; not yet checked against a `ModelSpec`.
 
     config: config.json; of a multimodal model, the part that describes its text model.
-    tensors: every tensor of the weight files, by name (`llm.` stripped), in the order of files and data.
+    tensors: every tensor of the weight files, by the name that the model gives it, in the order of files and data.
     files: tokenizer, templates, generation_config.json: name to a thunk that reads the bytes; the name of a further
         template begins with its sub folder, `additional_chat_templates/`.
     inputs: config.json's weights: the .safetensors files that were opened.
@@ -89,16 +89,13 @@ def open_folder(path: Path) -> Folder:
     shards = index.shards if index else (_single_file(path, names),)
     tensors = _open_shards(path, shards, index)
     notes = _notes(config, names, shards, index, tensors)
-    if _is_text_model_of_another(tensors):
-        others = sum(not name.startswith(_TEXT_PREFIX) for name in tensors)
-        notes.append(f"only the text model under '{_TEXT_PREFIX}' is read; {others} other tensors are left aside")
-        config = text_config(config, where=str(path / CONFIG_NAME))
-        tensors = {
-            name.removeprefix(_TEXT_PREFIX): view for name, view in tensors.items() if name.startswith(_TEXT_PREFIX)
-        }
+    if is_multimodal(config):
+        config = text_config(config, tensors, where=str(path / CONFIG_NAME))
+    named = own_names(tensors, lambda: _slot_names(config, path), where=str(path))
     travelling = [name for name in names if _travels(name)] + _further_templates(path, names)
     files = {name: _reader(path, name) for name in travelling}
-    return Folder(path, config, tensors, files, tuple(path / shard for shard in shards), tuple(map(escaped, notes)))
+    inputs = tuple(path / shard for shard in shards)
+    return Folder(path, config, named.tensors, files, inputs, tuple(map(escaped, (*notes, *named.notes))))
 
 
 def file_names(path: Path) -> list[str]:
@@ -248,8 +245,8 @@ def _notes(
     return notes
 
 
-def _is_text_model_of_another(tensors: Mapping[str, TensorView]) -> bool:
-    return _TEXT_PREFIX + EMBEDDING in tensors and not any(name.startswith("model.") for name in tensors)
+def _slot_names(config: Mapping[str, Any], path: Path) -> list[str]:
+    return [slot.name for slot in parse_config(config, where=str(path / CONFIG_NAME)).slots()]
 
 
 def _travels(name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from quantkit.files.planned_files import PlannedTensor
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.family.recognition import described
 from quantkit.tensors.views import TensorView, Weight
 
 
@@ -44,6 +45,7 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
         f", LongRoPE, attention factor {spec.rope.attention_factor:.7g}" if spec.rope.kind == "longrope" else ""
     )
     facts = {
+        "model": described(asdict(spec), spec.architecture),
         "format": checkpoint.format,
         "architecture": spec.architecture,
         "parameters": weights,
