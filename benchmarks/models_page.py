@@ -106,7 +106,7 @@ def members_table() -> list[str]:
 
 
 def merged(older: Page, newer: Page, made: Sequence[str]) -> Page:
-    """`newer`, with cells of engines other than those in `made` taken from `older`, where row and driver are the same."""
+    """`newer`, with the cells of engines that are not in `made` taken from `older`, where the row is the same."""
     before = {row.key: row for row in older.rows}
     drivers = {**{engine: older.drivers.get(engine, "") for engine in ENGINES}, **newer.drivers}
     rows = []

@@ -24,6 +24,8 @@ MINICPM: Config = {"architectures": ["MiniCPMForCausalLM"], "bos_token_id": 1, "
 MINICPM |= {"scale_depth": 1.4, "initializer_range": 0.1, "torch_dtype": "bfloat16", "use_cache": True}
 LLAMA: Config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "bos_token_id": 1, "hidden_act": "silu"}
 LLAMA |= {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "torch_dtype": "bfloat16"}
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+SIZES += ("vocab_size",)
 END = 1088
 """Where <|im_end|> is, eight before the end of a vocabulary of 1,096, as 73,440 is of 73,448."""
 
@@ -37,16 +39,9 @@ def longrope(pairs: int, original: int, kind: str = "rope_type", name: str = "lo
     }
 
 
-def sizes(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> Config:
-    """The keys of a model's dimensions."""
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
-    }
+def sizes(*values: int) -> Config:
+    """The keys of a model's dimensions, in the order of `SIZES`."""
+    return dict(zip(SIZES, values, strict=True))
 
 
 _8B: Config = {
@@ -197,8 +192,7 @@ def write_member(folder: Path, name: str, *, seed: int = 0, **keys: Any) -> Path
     config = {key: value for key, value in (CONFIGS[name] | keys).items() if value is not None or key not in keys}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    whole = {"tie_word_embeddings": True, **config, "num_key_value_heads": config["num_key_value_heads"]}
-    tensors = tiny_tensors(whole, seed=seed)
+    tensors = tiny_tensors(config, seed=seed)
     if name.startswith("BitCPM"):
         tensors = {key: ternary(tensor) if ".layers." in key else tensor for key, tensor in tensors.items()}
     if is_multimodal(config):

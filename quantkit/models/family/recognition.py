@@ -51,7 +51,8 @@ def described(facts: Mapping[str, Any], architecture: str) -> str:
         context = facts["max_position_embeddings"]
         return f"{_named(alike)}{_folded(alike, architecture)}, with a context of {context:,}"
     if taken:
-        return f"the shape of {_named(taken)}{_folded(taken, architecture)}, with other words: {facts['vocab_size']:,}"
+        vocabulary = facts["vocab_size"]
+        return f"the shape of {_named(taken)}{_folded(taken, architecture)}, with a vocabulary of {vocabulary:,}"
     return UNKNOWN
 
 
