@@ -5,8 +5,11 @@
 
 Each tiny model (`tests/support/family.py`) is quantized by rounding to nearest, on the grids below, written in every
 container that takes the result, natively and, for engines that take no native MiniCPM, folded into a Llama, and run by
-`quantkit verify` in every engine that takes the artifact. With `--engine`, cells of other engines stay as the page has
-them where artifact and driver are what they were (`benchmarks/conformance_stamps.py` says what a driver is).
+`quantkit verify` in every engine that takes the artifact. With `--engine` or `--model`, other cells and rows of the
+page stay; those of an artifact that is no longer what it was lose their figures.
+
+Rows are stamped with what they were made from, engines with the code that drives them, as the rows of
+docs/conformance.md are (`benchmarks/conformance_stamps.py`).
 """
 
 from __future__ import annotations
@@ -54,6 +57,18 @@ GRIDS: Mapping[str, AffineGroups] = {
 }
 CARRIERS = {SYMMETRIC: "q4_0", ASYMMETRIC: "q4_1", EIGHT: "q8_0", HEAD: "q4_0"}
 """The smallest type of a GGUF file that holds a grid."""
+
+SLOW = "vllm"
+"""The engine that takes a minute to start."""
+RUN_IN_SLOW = (
+    ("hf", "f16", "native", DENSE),
+    ("gptq", "v1", "native", SYMMETRIC),
+    ("awq", "gemm", "native", ASYMMETRIC),
+    ("compressed-tensors", "pack-quantized", "native", SYMMETRIC),
+    ("compressed-tensors", "pack-quantized", "llama", SYMMETRIC),
+)
+"""Rows that stand for all that its kernels and classes can tell apart; docs/conformance.md has every one."""
+SPARED = "vllm: taken, and not run here: another row of this model has the same class and kernel"
 
 
 def sources(model: Checkpoint) -> dict[str, Checkpoint]:
@@ -128,11 +143,11 @@ def row_of(key: Key, plan: PlannedArtifact, path: Path, golden: Golden, engines:
     weights = sum(weight.size for weight in artifact.weights.values())
     bits = 8 * sum(tensor.nbytes for tensor in plan.tensors) / weights
     report = verify(path, golden=golden, engine=ORACLE)
-    cells = {engine: engine_cell(engine, path, artifact, golden) for engine in engines}
+    cells = {engine: engine_cell(engine, key, path, artifact, golden) for engine in engines}
     return Row(key, Cell(f"{bits:.2f}"), _figure(report, "original", "kl", path), cells, stamp_of(path, artifact))
 
 
-def engine_cell(engine: str, path: Path, artifact: Checkpoint, golden: Golden) -> Cell:
+def engine_cell(engine: str, key: Key, path: Path, artifact: Checkpoint, golden: Golden) -> Cell:
     """What an engine makes of an artifact, or why it takes none such."""
     runtime = registry.runtime(engine)
     if artifact.format not in runtime.formats:
@@ -140,6 +155,8 @@ def engine_cell(engine: str, path: Path, artifact: Checkpoint, golden: Golden) -
     refusal = runtime.refuses(artifact)
     if refusal is not None:
         return Cell(reason=f"{engine}: {refusal}")
+    if engine == SLOW and key[1:] not in RUN_IN_SLOW:
+        return Cell(reason=SPARED)
     try:
         report = verify(path, golden=golden, engine=engine)
     except QuantkitError as error:
@@ -231,11 +248,12 @@ def main() -> int:
         for name in arguments.model:
             for row in rows_of(name, Path(scratch), engines):
                 rows.append(row)
-                print(*row.key, row.bits, row.kl, *row.engines.values(), flush=True)
+                shown = (f"{cell.figure} {cell.reason[:60]}" for cell in (row.bits, row.kl, *row.engines.values()))
+                print(*row.key, *shown, sep=" | ", flush=True)
     page = Page(tuple(rows), drivers(engines))
     if arguments.out is not None:
         if arguments.out.exists():
-            page = merged(Page.parsed(arguments.out.read_text(encoding="utf-8")), page, engines)
+            page = merged(Page.parsed(arguments.out.read_text(encoding="utf-8")), page, engines, list(CONFIGS))
         arguments.out.write_text(page.text(), encoding="utf-8")
     absent = [engine for engine in arguments.engine if engine not in engines]
     print(f"not installed: {', '.join(absent)}" if absent else "every engine ran")

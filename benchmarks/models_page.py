@@ -105,18 +105,29 @@ def members_table() -> list[str]:
     return lines
 
 
-def merged(older: Page, newer: Page, made: Sequence[str]) -> Page:
-    """`newer`, with the cells of engines that are not in `made` taken from `older`, where the row is the same."""
+def merged(older: Page, newer: Page, made: Sequence[str], order: Sequence[str]) -> Page:
+    """`older` with the rows of a newer run in place of its own, models in this order.
+
+    Cells of engines other than those in `made` stay where the artifact is what it was.
+    """
     before = {row.key: row for row in older.rows}
-    drivers = {**{engine: older.drivers.get(engine, "") for engine in ENGINES}, **newer.drivers}
-    rows = []
-    for row in newer.rows:
-        old = before.get(row.key)
-        cells = dict(row.engines)
-        if old is not None and old.stamp == row.stamp:
-            cells |= {engine: old.engines[engine] for engine in ENGINES if engine not in made}
-        rows.append(Row(row.key, row.bits, row.kl, cells, row.stamp))
-    return Page(tuple(rows), {engine: driver for engine, driver in drivers.items() if driver})
+    models = {row.key[0] for row in newer.rows}
+    rows = [row for row in older.rows if row.key[0] not in models and row.key[0] in order]
+    rows += [_completed(row, before.get(row.key), made) for row in newer.rows]
+    rows.sort(key=lambda row: order.index(row.key[0]))
+    drivers = {**older.drivers, **newer.drivers}
+    return Page(tuple(rows), {engine: drivers[engine] for engine in ENGINES if engine in drivers})
+
+
+def _completed(row: Row, old: Row | None, made: Sequence[str]) -> Row:
+    """`row` with the cells of engines that did not run: as they were, or without a figure."""
+    others = [engine for engine in ENGINES if engine not in made and row.stamp]
+    kept = old is not None and old.stamp == row.stamp
+    cells = {
+        engine: old.engines.get(engine, Cell()) if kept and old is not None else Cell(reason=f"{engine}: not run yet")
+        for engine in others
+    }
+    return Row(row.key, row.bits, row.kl, {**row.engines, **cells}, row.stamp)
 
 
 def _line(row: Row, notes: dict[str, int]) -> str:
