@@ -24,7 +24,8 @@ def refused_member(config: Mapping[str, Any]) -> Member | None:
     """The member that a config.json describes, if it is one that is not taken."""
     classes = config.get("architectures")
     names = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
-    architectures = {_CLASSES.get(name, name) for name in names} or {_MODEL_TYPES.get(str(config.get("model_type")))}
+    kind = _MODEL_TYPES.get(str(config.get("model_type")), "")
+    architectures = {_CLASSES.get(name, name) for name in names} or {kind}
     for member in MEMBERS:
         by_class = member.architecture in architectures
         marked = all(config.get(key) == value for key, value in member.marks.items())
