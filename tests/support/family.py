@@ -3,6 +3,7 @@
 Kept: the class and `model_type` as published (or missing), what the config leaves unsaid, head_dim where it is not
 hidden / heads, the ratio of heads to key-value heads, LongRoPE lists of half a head_dim, contexts, bases, end tokens,
 hidden over dim_model_base, and of every size whether 8, 16, 32, 64, 128 or 256 divides it: an odd vocabulary stays odd.
+(MiniCPM-2B's 2,304 is the exception: 36 heads that 256 divides are the true size. So 128 divides it, not 256.)
 """
 
 from __future__ import annotations
@@ -107,8 +108,8 @@ CONFIGS: Mapping[str, Config] = {
     },
     "BitCPM4-1B": {
         **MINICPM,
-        **sizes(384, 768, 2, 6, 2, 1096),
-        "dim_model_base": 64,
+        **sizes(768, 768, 2, 12, 4, 1096),
+        "dim_model_base": 128,
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 32768,
         "rope_scaling": longrope(32, 32768, kind="type", name="su"),
@@ -125,7 +126,7 @@ CONFIGS: Mapping[str, Config] = {
     },
     "MiniCPM5-1B": {
         **LLAMA,
-        **sizes(384, 768, 2, 4, 2, 1536),
+        **sizes(768, 768, 2, 8, 2, 1536),
         "head_dim": 128,
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 131072,
@@ -147,8 +148,8 @@ CONFIGS: Mapping[str, Config] = {
     },
     "MiniCPM-1B": {
         **MINICPM,
-        **sizes(384, 768, 2, 6, 2, 1120),
-        "dim_model_base": 64,
+        **sizes(768, 768, 2, 12, 4, 1120),
+        "dim_model_base": 128,
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 4096,
         "rope_scaling": None,
@@ -167,7 +168,7 @@ CONFIGS: Mapping[str, Config] = {
     "Llama-3-8B": {
         **LLAMA,
         **_TOWERS,
-        **sizes(512, 768, 2, 4, 1, 1280),
+        **sizes(1024, 256, 2, 8, 2, 1280),
         "mm_use_im_start_end": True,
         "slice_mode": True,
         "rms_norm_eps": 1e-5,
