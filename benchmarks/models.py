@@ -72,15 +72,13 @@ RUN_IN_SLOW = (
 SPARED = "vllm: taken, and not run here: another row of this model has the same class and kernel"
 
 
-def sources(model: Checkpoint) -> dict[str, Checkpoint]:
-    """The models that artifacts are written from; quantized ones in memory."""
-    found = {DENSE: model}
+def sources(model: Checkpoint) -> Iterator[tuple[str, Checkpoint]]:
+    """The models that artifacts are written from, by the kind of their weights."""
+    yield DENSE, model
     for name, grid in GRIDS.items():
-        if name == HEAD and model.spec.tie_word_embeddings:
-            continue
-        recipe = Recipe((Rule(roles=(Role.LM_HEAD,)),)) if name == HEAD else Recipe()
-        found[name] = in_memory(quantized(model, grid, "rtn", recipe=recipe).checkpoint)
-    return found
+        if name != HEAD or not model.spec.tie_word_embeddings:
+            recipe = Recipe((Rule(roles=(Role.LM_HEAD,)),)) if name == HEAD else Recipe()
+            yield name, quantized(model, grid, "rtn", recipe=recipe).checkpoint
 
 
 def choices(container: str, weights: str, *, native: bool) -> Iterator[ExportOptions]:
@@ -104,9 +102,14 @@ def _worth_folding(container: str, type_: str | None, weights: str) -> bool:
     return container == "compressed-tensors" or (container == "hf" and type_ in ("f32", "bf16"))
 
 
-def artifacts(name: str, model: Checkpoint) -> Iterator[tuple[Key, PlannedArtifact | str]]:
-    """Every artifact of a model with its plan, or with the reason why the container refuses."""
-    for weights, source in sources(model).items():
+def artifacts(
+    name: str, model: Checkpoint, kinds: Collection[str] = (DENSE, *GRIDS)
+) -> Iterator[tuple[Key, PlannedArtifact | str]]:
+    """Every artifact of a model with these kinds of weights, and its plan, or the reason why the container refuses."""
+    for weights, computed in sources(model):
+        if weights not in kinds:
+            continue
+        source = in_memory(computed)
         for container in registry.names("exporters"):
             native = model.spec.architecture != "llama"
             for options in choices(container, weights, native=native):
@@ -200,29 +203,36 @@ def drivers(engines: Sequence[str]) -> dict[str, str]:
     return {engine: driver_digest(engine, ROOT) for engine in engines}
 
 
-def stale(page: Page, names: Collection[str]) -> Iterator[str]:
-    """A line for each row of these models that would be made from something else today, or that there is no more."""
-    found = {row.key: row.stamp for row in page.rows if row.key[0] in names and row.stamp}
-    with tempfile.TemporaryDirectory(prefix="quantkit-models-") as name:
-        today = dict(stamps(names, Path(name)))
+def stale(page: Page, today: Mapping[Key, str], driven: Mapping[str, str]) -> Iterator[str]:
+    """A line for each row that would be made from something else today, that is missing, or that there is no more.
+
+    Args:
+        page: the page.
+        today: stamps of all rows of some models, from `stamps_of`.
+        driven: digests of the code that drives the engines.
+    """
+    models = {key[0] for key in today}
+    found = {row.key: row.stamp for row in page.rows if row.key[0] in models and row.stamp}
     for key in {**found, **today}:
         if found.get(key) != today.get(key):
-            yield f"{' '.join(key)}: {found.get(key)} on the page, {today.get(key)} today"
-    for engine, driver in drivers(ENGINES).items():
+            yield f"{' '.join(key)}: {found.get(key, 'missing')} on the page, {today.get(key, 'missing')} today"
+    for engine, driver in driven.items():
         if page.drivers.get(engine) != driver:
             yield f"{engine}: another driver since"
 
 
-def stamps(names: Collection[str], scratch: Path) -> Iterator[tuple[Key, str]]:
-    """The stamp that each row has today."""
-    for name in names:
-        model = opened(name, scratch)
-        if isinstance(model, Checkpoint):
-            for key, plan in artifacts(name, model):
+def stamps_of(names: Collection[str]) -> dict[Key, str]:
+    """The stamp that each row of these models has today; writes every artifact and reads it back."""
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="quantkit-models-") as scratch:
+        for name in names:
+            model = opened(name, Path(scratch))
+            for key, plan in artifacts(name, model) if isinstance(model, Checkpoint) else ():
                 if not isinstance(plan, str):
-                    path = publish(plan, scratch / f"{name}-gptq-marlin").path
-                    yield key, stamp_of(path, registry.open_checkpoint(path))
+                    path = publish(plan, Path(scratch) / f"{name}-gptq-marlin").path
+                    found[key] = stamp_of(path, registry.open_checkpoint(path))
                     remove(path)
+    return found
 
 
 def opened(name: str, scratch: Path) -> Checkpoint | str:
@@ -248,7 +258,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only say which rows are stale")
     arguments = parser.parse_args()
     if arguments.check:
-        lines = list(stale(Page.parsed(PAGE.read_text(encoding="utf-8")), arguments.model))
+        page, today = Page.parsed(PAGE.read_text(encoding="utf-8")), stamps_of(arguments.model)
+        lines = list(stale(page, today, drivers(ENGINES)))
         print("\n".join(lines) if lines else "no row is stale")
         return 1 if lines else 0
     engines = [engine for engine in arguments.engine if registry.runtime(engine).missing() is None]
