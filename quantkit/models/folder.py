@@ -61,6 +61,7 @@ class Folder:
     files: tokenizer, templates, generation_config.json: name to a thunk that reads the bytes; the name of a further
         template begins with its sub folder, `additional_chat_templates/`.
     inputs: config.json's weights: the .safetensors files that were opened.
+    renamed: whether the files call tensors otherwise than the model does.
     notes: what was left aside or does not add up, one line each.
     """
 
@@ -69,6 +70,7 @@ class Folder:
     tensors: Mapping[str, TensorView]
     files: Mapping[str, Callable[[], bytes]]
     inputs: tuple[Path, ...]
+    renamed: bool
     notes: tuple[str, ...]
 
 
@@ -95,7 +97,8 @@ def open_folder(path: Path) -> Folder:
     travelling = [name for name in names if _travels(name)] + _further_templates(path, names)
     files = {name: _reader(path, name) for name in travelling}
     inputs = tuple(path / shard for shard in shards)
-    return Folder(path, config, named.tensors, files, inputs, tuple(map(escaped, (*notes, *named.notes))))
+    told = tuple(map(escaped, (*notes, *named.notes)))
+    return Folder(path, config, named.tensors, files, inputs, bool(named.notes), told)
 
 
 def file_names(path: Path) -> list[str]:

@@ -17,6 +17,8 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, Weight
+from quantkit.verification.engines import real_engine
+from quantkit.verification.witness import agreement
 from tests.support.runs import quantized
 from tests.support.tiny import tiny_config, tiny_tensors, write_tensors
 
@@ -219,3 +221,20 @@ def test_a_tower_with_layers_of_its_own_is_no_second_model(tmp_path: Path) -> No
     folder = written(tmp_path / "m", tensors, tie=False, architectures=["MiniCPMO"], model_type="minicpmo")
     notes = checked(folder, weights(tie=False)).notes
     assert any("3 other tensors are left aside" in note and "tts." in note and "apm." in note for note in notes)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_engines_that_read_folders_by_themselves_are_told_off(engine: str, tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True}
+    own = registry.open_checkpoint(written(tmp_path / "own", weights(), **config))
+    other = registry.open_checkpoint(written(tmp_path / "other", renamed(PREFIXES["compiled"]), **config))
+    assert (own.renamed, other.renamed) == (False, True)
+    assert registry.runtime(engine).refuses(own) is None
+    assert "export hf" in (registry.runtime(engine).refuses(other) or "")
+    assert real_engine(other) is None
+    with (
+        registry.runtime("reference").open(tmp_path / "own") as ours,
+        registry.runtime("reference").open(other.path) as it,
+    ):
+        np.testing.assert_array_equal(ours.logits([1, 2, 3]), it.logits([1, 2, 3]))
+    assert "no second witness" in (agreement(other, [], []) or "")
