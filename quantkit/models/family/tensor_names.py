@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, UnsupportedModel
+from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint
 from quantkit.tensors.views import TensorView
 
 WRAPPERS = frozenset(
@@ -28,11 +28,6 @@ WRAPPERS = frozenset(
 """Parts of names that torch's and others' wrappers put in anywhere, around a module that is as it was."""
 TOWERED = ("llm", "language_model")
 """What a text model lies under beside towers."""
-ADAPTERS = frozenset(
-    {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "base_layer"}
-)
-"""Parts of names of an adapter that is not merged."""
-
 _MODEL, _HEAD = "model", "lm_head"
 _TAILS = frozenset({"embed_tokens", "layers", "norm"})
 _TABLES = frozenset({"inv_freq", "cos_cached", "sin_cached"})
@@ -88,9 +83,7 @@ def own_names(tensors: Mapping[str, TensorView], wanted: Callable[[], Iterable[s
     Raises:
         IncompleteCheckpoint: names under other prefixes, and under none of them all that the model has.
         InconsistentCheckpoint: two tensors, or two whole models, that could be meant.
-        UnsupportedModel: an adapter that is not merged.
     """
-    _refuse_adapters(tensors, where)
     names = [_Name.of(name) for name in tensors]
     prefixes = list(dict.fromkeys(name.prefix for name in names if name.tail and not name.is_head))
     if prefixes in ([], [(_MODEL,)]) and all(name.whole.split(".") == [*name.prefix, *name.tail] for name in names):
@@ -111,15 +104,6 @@ def own_names(tensors: Mapping[str, TensorView], wanted: Callable[[], Iterable[s
 def module_of(name: str) -> str:
     """The module that a tensor belongs to: its name without the last part."""
     return name.rpartition(".")[0]
-
-
-def _refuse_adapters(tensors: Iterable[str], where: str) -> None:
-    found = next((name for name in tensors if not ADAPTERS.isdisjoint(name.split("."))), None)
-    if found is not None:
-        raise UnsupportedModel(
-            f"{where}: tensor {found[:120]!r} is part of an adapter that is not merged into the weights",
-            hint="merge it first (peft: merge_and_unload), and save the model that this gives",
-        )
 
 
 def _missing(names: Iterable[_Name], prefix: Prefix, modules: Iterable[str]) -> list[str]:
