@@ -296,7 +296,7 @@ def recognized(config: Mapping[str, Any], *, where: str = "config.json") -> Arch
     if not found:
         unknown = names[0] if names else config.get("model_type")
         raise UnsupportedModel(
-            f"{where}: model {str(unknown)[:80]!r} is not of this family",
+            f"{where}: model {str(unknown)[:80]!r} is not supported",
             hint=f"supported: {'; '.join(candidate.summary for candidate in known)}",
         )
     return found[0]

@@ -5,8 +5,8 @@ from the scalars of a MiniCPM, where the config has them, else from `version`, w
 MiniCPM-V-4 is "MiniCPM4-3B", whose class is Llama's. What a Llama computes is taken whatever it is called; biases and
 norms of queries and keys are another family's, and refused by its name.
 
-Sources: OpenBMB `configuration_minicpm.py` and `modeling_minicpmv.py` of MiniCPM-V-4 (`MiniCPMVConfig(LlamaConfig)`);
-vLLM 0.32.0 `models/minicpmv.py` (`get_version_by_config`, `init_llm`) and `minicpmo.py`.
+Sources: OpenBMB's code for MiniCPM-V-4, whose `MiniCPMVConfig` is a `LlamaConfig`; vLLM 0.32.0, models minicpmv
+(`get_version_by_config`, `init_llm`) and minicpmo.
 """
 
 from __future__ import annotations
