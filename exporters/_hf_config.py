@@ -19,7 +19,7 @@ from quantkit.models.spec import ModelSpec
 
 
 def native_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's own config with tie_word_embeddings and rope_theta spoken out.
+    """The checkpoint's own config with tie_word_embeddings and rope_theta spoken out, and only a padding that is there.
 
     Whatever describes how the source was stored (`quantization_config`) is left out; the caller says how it writes.
     """
@@ -27,6 +27,8 @@ def native_config(checkpoint: Checkpoint) -> dict[str, Any]:
     config.pop("quantization_config", None)
     config["tie_word_embeddings"] = checkpoint.spec.tie_word_embeddings
     config["rope_theta"] = checkpoint.spec.rope.theta
+    if "pad_token_id" in config:
+        config["pad_token_id"] = checkpoint.spec.pad_token_id
     return config
 
 

@@ -20,8 +20,10 @@ from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, P
 from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import CONFIG_NAME, AnyWeight, Folder, select_weights
+from quantkit.models.folder import Folder
 from quantkit.models.folding import with_architecture, with_source_dtypes
+from quantkit.models.layouts.selection import AnyWeight, select_weights
+from quantkit.models.layouts.small_files import CONFIG_NAME
 from quantkit.models.spec import BLOCKS, EMBEDDING, FINAL_NORM, HEAD, NORM_ROLES, ModelSpec, Role, config_notes
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT32, check_range

@@ -44,15 +44,16 @@ from quantkit.exporters._hf_folder import (
     read_checkpoint,
     taken_parts,
 )
-from quantkit.files.json_file import read_json
+from quantkit.files.member import read_member_json
 from quantkit.files.planned_files import Buffer, PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
+from quantkit.models.folder import open_folder, read_folder_config
+from quantkit.models.layouts.small_files import CONFIG_NAME, MAX_CONFIG_BYTES
 from quantkit.models.spec import BLOCKS, Role, TensorSlot, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.scheme import PER_ROW, SCALE_DTYPES
+from quantkit.tensors.scheme import MAX_GROUP_SIZE, PER_ROW, SCALE_DTYPES
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
@@ -64,7 +65,6 @@ BITS = 4
 GROUP_SIZES = (32, 64, 128, PER_ROW)
 ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
 PER_WORD, STEP = 8, 32
-MAX_GROUP_SIZE = 1 << 24
 
 QWEIGHT, QZEROS, SCALES = "qweight", "qzeros", "scales"
 WORD = np.dtype("<i4")
@@ -82,7 +82,7 @@ class AWQ:
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder whose settings name this method."""
         try:
-            return _settings(path, read_json(path / CONFIG_NAME, limit=MAX_CONFIG_BYTES)) is not None
+            return _settings(path, read_folder_config(path)) is not None
         except QuantkitError:
             return False
 
@@ -222,7 +222,7 @@ def _settings(path: Path, config: Mapping[str, Any]) -> Mapping[str, Any] | None
     if settings is None:
         for name in SETTINGS_NAMES:
             if (path / name).is_file():
-                settings = read_json(path / name, limit=MAX_CONFIG_BYTES)
+                settings = read_member_json(path, name, limit=MAX_CONFIG_BYTES)
                 return settings if settings.get("quant_method", METHOD) == METHOD and "version" in settings else None
     return settings if isinstance(settings, Mapping) and settings.get("quant_method") == METHOD else None
 

@@ -17,17 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit.errors import BadOption, QuantkitError, UnsupportedModel
+from quantkit.errors import BadOption, QuantkitError
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.exporters._hf_folder import read_checkpoint
 from quantkit.exporters._recorded import measured
-from quantkit.files.json_file import read_json
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedTensor, blob
 from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names, open_folder
+from quantkit.models.folder import open_folder, read_folder_config
 from quantkit.models.folding import with_architecture, with_source_dtypes
+from quantkit.models.layouts.quantizers import refuse_quantized
+from quantkit.models.layouts.small_files import CONFIG_NAME, file_names
 from quantkit.models.spec import EMBEDDING, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
@@ -56,7 +57,7 @@ class HuggingFace:
         if not any(name.endswith((".safetensors", ".safetensors.index.json")) or _is_pickle(name) for name in names):
             return False
         try:
-            config = read_json(path / CONFIG_NAME, limit=MAX_CONFIG_BYTES)
+            config = read_folder_config(path)
         except QuantkitError:
             return True
         return not config.get("quantization_config")
@@ -100,12 +101,11 @@ class HuggingFace:
         """Open a dense folder, ours or another's.
 
         Raises:
-            UnsupportedModel: the config says that the weights are quantized.
+            UnsupportedModel: the config, or a tensor, says that the weights are quantized.
             IncompleteCheckpoint, InconsistentCheckpoint and others: see `open_folder` and `read_checkpoint`.
         """
         folder = open_folder(path)
-        if folder.config.get("quantization_config"):
-            raise UnsupportedModel(f"{path / CONFIG_NAME}: the weights are quantized; hf holds dense ones")
+        refuse_quantized(folder.config, folder.tensors, str(path))
         spec = parse_config(folder.config, where=str(path / CONFIG_NAME))
         wanted = {slot.name for slot in spec.slots()}
         unused = [name for name in folder.tensors if name not in wanted]

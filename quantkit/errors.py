@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MAX_MESSAGE = 500
+"""Characters of a message or a hint: names and values in it come from strangers' files."""
+
 
 class QuantkitError(Exception):
-    """Base of all errors that have a cause outside quantkit.
+    """Base of all errors that have a cause outside quantkit; both texts are made `one_line`.
 
     Args:
         message: one line, what is wrong and where, no full stop.
@@ -22,8 +25,15 @@ class QuantkitError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(escaped(message))
-        self.hint = escaped(hint) if hint is not None else None
+        super().__init__(one_line(message))
+        self.hint = one_line(hint) if hint is not None else None
+
+
+def one_line(text: str) -> str:
+    """`text` escaped, and cut in the middle to `MAX_MESSAGE` characters: where stands at its start, why at its end."""
+    half = MAX_MESSAGE // 2
+    line = escaped(text if len(text) <= MAX_MESSAGE else f"{text[:half]} ... {text[-half:]}")
+    return line if len(line) <= MAX_MESSAGE else f"{line[: half - 3]} ... {line[2 - half :]}"
 
 
 def escaped(text: str) -> str:

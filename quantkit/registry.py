@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import cast
 
 from quantkit import discovery
-from quantkit.errors import BadOption, MalformedFile
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.layouts.unreadable import unreadable
 from quantkit.protocols import Exporter, Kernel, Method, Runtime
 
 
@@ -57,14 +57,12 @@ def engines() -> tuple[Runtime, ...]:
 
 
 def recognize(path: Path) -> Exporter:
-    """The exporter whose container `path` is; raises `MalformedFile` when none knows it."""
-    if not path.exists():
-        raise BadOption(f"{path} does not exist")
+    """The exporter whose container `path` is; raises what `unreadable` finds when none knows it."""
     for name in names("exporters"):
         candidate = exporter(name)
         if candidate.recognizes(path):
             return candidate
-    raise MalformedFile(f"{path} is not a model that quantkit reads", hint=f"readable: {', '.join(names('exporters'))}")
+    raise unreadable(path, names("exporters"))
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -73,6 +71,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Headers are read and checked; weights are read later, through the checkpoint's views.
 
     Raises:
-        BadOption: there is nothing at `path`. MalformedFile: no exporter knows it. What its reader raises.
+        What `unreadable` finds where no exporter knows `path`, and what its reader raises.
     """
     return recognize(Path(path)).read(Path(path))

@@ -28,10 +28,9 @@ import numpy as np
 
 from quantkit import registry
 from quantkit.errors import BadOption, EngineFailed, MissingDependency, QuantkitError
-from quantkit.files.json_file import read_json
-from quantkit.files.source_file import SourceFile
+from quantkit.files.member import open_member, read_member_json
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, file_names
+from quantkit.models.layouts.small_files import CONFIG_NAME, MAX_CONFIG_BYTES, file_names
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS, CONFIG_CLASS_FILE
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._engine_process import EngineProcess
@@ -206,18 +205,18 @@ def _refused_code(checkpoint: Checkpoint) -> str | None:
     code = [name for name in names if name.endswith(".py")]
     if code != [CONFIG_CLASS_FILE] or checkpoint.config.get("auto_map") != AUTO_MAP:
         return f"a native MiniCPM needs the {CONFIG_CLASS_FILE} that quantkit writes, and no other code"
-    source = SourceFile.open(path / CONFIG_CLASS_FILE)
+    source = open_member(path, CONFIG_CLASS_FILE)
     if source.read(0, source.size).tobytes() != CONFIG_CLASS.encode():
         return f"{CONFIG_CLASS_FILE} is not the one that quantkit writes, and other code is not run"
     configs = [name for name in names if name.endswith("config.json") and name != CONFIG_NAME]
-    asking = [name for name in configs if _may_ask_for_code(path / name)]
+    asking = [name for name in configs if _may_ask_for_code(path, name)]
     return f"{asking[0]} asks for code, which is not run" if asking else None
 
 
-def _may_ask_for_code(path: Path) -> bool:
+def _may_ask_for_code(path: Path, name: str) -> bool:
     """Whether a JSON file names classes to import, or cannot be read."""
     try:
-        return "auto_map" in read_json(path, limit=MAX_CONFIG_BYTES)
+        return "auto_map" in read_member_json(path, name, limit=MAX_CONFIG_BYTES)
     except QuantkitError:
         return True
 

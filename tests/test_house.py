@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for room in ("quantkit", "exporters", "runtimes") for path in (ROOT / room).rglob("*.py"))
 FLOORS = (
     ("errors",),
-    ("discovery", "threads", "progress"),
+    ("discovery", "threads", "progress", "memory"),
     ("tensors",),
     ("files",),
     ("models", "artifacts"),

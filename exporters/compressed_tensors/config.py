@@ -19,7 +19,7 @@ from typing import Any
 
 from quantkit.errors import BadConfig, UnsupportedSpec
 from quantkit.models import spec as model_names
-from quantkit.tensors.scheme import PER_ROW
+from quantkit.tensors.scheme import MAX_GROUP_SIZE, PER_ROW
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 
 METHOD = "compressed-tensors"
@@ -28,7 +28,6 @@ LAYOUT_VERSION = "0.20.0"
 """Version of the package whose layout this is; loaders ignore it, people read it."""
 
 EMBEDDING, HEAD = (name.removesuffix(".weight") for name in (model_names.EMBEDDING, model_names.HEAD))
-MAX_GROUP_SIZE = 1 << 24
 MAX_TARGETS = 10_000
 MAX_EXPRESSIONS = 32
 MAX_EXPRESSION_LENGTH = 200

@@ -46,10 +46,10 @@ from quantkit.exporters.compressed_tensors.config import (
     quantization_config,
     read_schemes,
 )
-from quantkit.files.json_file import read_json
 from quantkit.files.planned_files import Buffer, PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
+from quantkit.models.folder import open_folder, read_folder_config
+from quantkit.models.layouts.small_files import CONFIG_NAME
 from quantkit.models.spec import NORM_ROLES, TensorSlot, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
@@ -75,7 +75,7 @@ class CompressedTensors:
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder whose config.json names this method."""
         try:
-            config = read_json(path / CONFIG_NAME, limit=MAX_CONFIG_BYTES)
+            config = read_folder_config(path)
         except QuantkitError:
             return False
         quantization = config.get("quantization_config")

@@ -38,10 +38,11 @@ from quantkit.errors import (
 from quantkit.exporters._recorded import measured
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
-from quantkit.exporters.gguf.file import MAGIC, GGUFFile, read_gguf
+from quantkit.exporters.gguf.file import MAGIC, GGUFFile
 from quantkit.exporters.gguf.header import header_bytes
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
 from quantkit.exporters.gguf.reading import read_config, read_quantization
+from quantkit.exporters.gguf.split import read_model
 from quantkit.exporters.gguf.tensors import (
     LONG_FACTORS,
     PLAIN,
@@ -148,7 +149,7 @@ class GGUF:
         )
 
     def read(self, path: Path) -> Checkpoint:
-        """Open a GGUF file of architecture minicpm or llama, ours or another's.
+        """Open a GGUF file of architecture minicpm or llama, ours or another's; of several parts, whichever is given.
 
         Blocks become codes and scales, in groups of 32 unless larger ones are recorded. Blocks with a minimum are read
         as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from.
@@ -156,9 +157,9 @@ class GGUF:
         Raises:
             UnsupportedSpec: a tensor type that is not read.
             IncompleteCheckpoint, InconsistentCheckpoint: tensors that are missing, unknown or of another shape.
-            Others: see `read_gguf`, `read_config`, `read_tokenizer`.
+            Others: see `read_model`, `read_config`, `read_tokenizer`.
         """
-        gguf = read_gguf(path)
+        gguf = read_model(path)
         config, spec = read_config(gguf)
         recorded = read_quantization(gguf)
         _check_tensors(gguf, spec, recorded)
@@ -166,13 +167,13 @@ class GGUF:
         if isinstance(tokenizer, Vocabulary):
             check_ends(gguf, tokenizer, spec.eos_token_ids)
         return Checkpoint(
-            path=path,
+            path=gguf.path,
             format=self.name,
             config=config,
             spec=spec,
             weights={place.slot.name: _view(gguf, place, recorded.get(place.name)) for place in places(spec)},
             files=_files(tokenizer) if isinstance(tokenizer, Vocabulary) else {},
-            inputs=(path,),
+            inputs=tuple(file.path for file in gguf.files),
             notes=(
                 *config_notes(config, where=str(path)),
                 *((tokenizer,) if isinstance(tokenizer, str) else unfollowed_keys(gguf)),

@@ -45,6 +45,16 @@ _KNOWN_KEYS = frozenset(
 """Keys after the architecture's name that are understood; any other may change what the model computes."""
 
 
+MODEL = "model"
+_OTHER_KINDS = {
+    "adapter": ("an adapter (LoRA or alike)", "merge it into its model first, with llama-export-lora"),
+    "mmproj": ("the part of a model that sees or hears", "give the file of the language model"),
+    "vocab": ("a vocabulary without weights", "give the file of the model itself"),
+    "imatrix": ("an importance matrix of llama.cpp", "give the file of the model itself"),
+}
+"""Values of `general.type` besides `MODEL`: what such a file is, and what to do."""
+
+
 def read_config(gguf: GGUFFile) -> tuple[Mapping[str, Any], ModelSpec]:
     """config.json and the model that it describes: the source's own config where the file has it.
 
@@ -70,7 +80,12 @@ def read_config(gguf: GGUFFile) -> tuple[Mapping[str, Any], ModelSpec]:
 
 def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
     """A config.json made of the standard keys."""
-    arch = Keys(gguf, "general.").text("architecture")
+    general = Keys(gguf, "general.")
+    kind = general.text("type", MODEL)
+    if kind != MODEL:
+        what, hint = _OTHER_KINDS.get(kind, (f"of the kind {kind[:40]!r}", "give the file of the model itself"))
+        raise UnsupportedModel(f"{gguf.path} is no model but {what}", hint=hint)
+    arch = general.text("architecture")
     if arch not in ARCHITECTURES:
         raise UnsupportedModel(
             f"{gguf.path}: architecture {arch[:80]!r} is not of this family", hint="supported: minicpm and llama"

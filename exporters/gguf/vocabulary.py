@@ -185,6 +185,8 @@ def unfollowed_keys(gguf: GGUFFile) -> Iterator[str]:
 def _token_id(keys: Keys, key: str, size: int, *, default: int | None) -> int | None:
     """A special token's id; llama.cpp's default for SentencePiece where the key is missing."""
     index = keys.optional_id(key)
+    if key == "padding_token_id" and index is not None and not 0 <= index < size:
+        return None  # it changes no text, and llama.cpp passes over it as well
     if index is not None and not 0 <= index < size:
         raise MalformedFile(f"{keys.gguf.path}: {keys.prefix}{key} {index} is not below {size}")
     if index is None and default is not None and default < size:

@@ -20,11 +20,12 @@ from typing import Any
 
 from quantkit.errors import BadConfig, UnsupportedSpec
 from quantkit.exporters._hf_folder import module_name
-from quantkit.files.json_file import read_json
+from quantkit.files.member import read_member_json
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES
+from quantkit.models.folder import read_folder_config
+from quantkit.models.layouts.small_files import MAX_CONFIG_BYTES
 from quantkit.models.spec import ModelSpec, Role
-from quantkit.tensors.scheme import PER_ROW
+from quantkit.tensors.scheme import MAX_GROUP_SIZE, PER_ROW
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView
 
@@ -37,8 +38,6 @@ FUSED_NAMES = {(Role.Q, Role.K, Role.V): "qkv_proj", (Role.GATE, Role.UP): "gate
 
 CPM_CU_FILES = ("model_gptq.safetensors", "model_gptq_marlin.safetensors")
 """Weights under these names lie in Marlin's order, although the settings beside them are GPTQ's."""
-
-MAX_GROUP_SIZE = 1 << 24
 
 
 def quantization_config(model: Checkpoint, kind: str) -> dict[str, Any]:
@@ -119,13 +118,13 @@ class Settings:
 def settings_of(path: Path, config: Mapping[str, Any] | None = None) -> Mapping[str, Any] | None:
     """The settings of the folder `path`, None when they are not those of a GPTQ model.
 
-    Older AutoGPTQ writes them to quantize_config.json only. Raises what `read_json` does.
+    Older AutoGPTQ writes them to quantize_config.json only. Raises what `read_member` does.
     """
     if config is None:
-        config = read_json(path / CONFIG_NAME, limit=MAX_CONFIG_BYTES)
+        config = read_folder_config(path)
     settings = config.get("quantization_config")
     if settings is None and (path / SETTINGS_NAME).is_file():
-        settings = read_json(path / SETTINGS_NAME, limit=MAX_CONFIG_BYTES)
+        settings = read_member_json(path, SETTINGS_NAME, limit=MAX_CONFIG_BYTES)
         if "bits" not in settings:
             return None
         settings = {"quant_method": METHOD, **settings}

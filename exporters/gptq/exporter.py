@@ -46,7 +46,8 @@ from quantkit.exporters.gptq.order import LatestRead
 from quantkit.exporters.gptq.reading import QWEIGHT, WORD, part_shapes, taken_weight
 from quantkit.files.planned_files import Buffer, PlannedArtifact, blob
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import CONFIG_NAME, open_folder
+from quantkit.models.folder import open_folder
+from quantkit.models.layouts.small_files import CONFIG_NAME
 from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_bitstream

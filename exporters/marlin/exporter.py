@@ -59,12 +59,12 @@ from quantkit.exporters.marlin.targets import (
     says_marlin,
     written_config,
 )
-from quantkit.files.json_file import read_json
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, blob
 from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import CONFIG_NAME, MAX_CONFIG_BYTES, open_folder
+from quantkit.models.folder import open_folder, read_folder_config
+from quantkit.models.layouts.small_files import CONFIG_NAME
 from quantkit.models.spec import BLOCKS, parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT16, FLOAT32, converted
@@ -87,7 +87,7 @@ class Marlin:
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder whose config.json, or a file name of CPM.cu's, tells of Marlin's order."""
         try:
-            settings = described(read_json(path / CONFIG_NAME, limit=MAX_CONFIG_BYTES))
+            settings = described(read_folder_config(path))
         except QuantkitError:
             return False
         named = any((path / name).is_file() for name in CPM_CU_FILES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from quantkit.errors import (
     VerificationFailed,
 )
 from quantkit.files.digest import file_digest
-from quantkit.files.json_file import read_json
+from quantkit.files.member import open_member, read_member_json
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.files.source_file import SourceFile
 
@@ -88,12 +88,12 @@ def read_manifest(path: Path) -> Mapping[str, Any] | None:
     Raises:
         MalformedFile: it is not strict JSON, of another version, or lists something that is not a bare file name
             with a size and a digest.
-        UnsafePath, ReadFailed, SourceChanged: see `SourceFile`.
+        UnsafePath, ReadFailed, SourceChanged: see `read_member`.
     """
     where = manifest_path(path)
     if not os.path.lexists(where):
         return None
-    manifest = read_json(where, limit=MAX_MANIFEST_BYTES)
+    manifest = read_member_json(where.parent, where.name, limit=MAX_MANIFEST_BYTES)
     if "manifest_version" not in manifest:
         raise MalformedFile(f"{where}: is not a quantkit manifest")
     if manifest["manifest_version"] != MANIFEST_VERSION:
@@ -141,7 +141,7 @@ def check_files(path: Path) -> list[str]:
     files: Mapping[str, Mapping[str, Any]] = manifest["files"]
     if path.is_dir():
         present = {entry.name for entry in path.iterdir()} - {MANIFEST_NAME}
-        problems = [_problem(path / name, name, entry) for name, entry in files.items() if name in present]
+        problems = [_member_problem(path, name, entry) for name, entry in files.items() if name in present]
         unlisted = present - set(files)
         for name in sorted(set(files) - present):
             renamed = _same_content(path, unlisted, files[name])
@@ -149,7 +149,7 @@ def check_files(path: Path) -> list[str]:
             problems.append(f"'{name}' is missing" + (f", it was renamed to '{renamed}'" if renamed else ""))
     else:
         # The one file has the name that the user gave it, so it may differ from the planned one.
-        problems = [_problem(path, path.name, entry) for entry in files.values()]
+        problems = [_problem(lambda: SourceFile.open(path), path.name, entry) for entry in files.values()]
         problems += [] if files else [f"the manifest does not list '{path.name}'"]
         unlisted = set()
     intruders = sorted(name for name in unlisted if name.endswith(READ_SUFFIXES))
@@ -162,9 +162,13 @@ def check_files(path: Path) -> list[str]:
     ]
 
 
-def _problem(path: Path, name: str, entry: Mapping[str, Any]) -> str | None:
+def _member_problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
+    return _problem(lambda: open_member(folder, name), name, entry)
+
+
+def _problem(look: Callable[[], SourceFile], name: str, entry: Mapping[str, Any]) -> str | None:
     try:
-        source = SourceFile.open(path)
+        source = look()
         if source.size < entry["size"]:
             return f"'{name}' is truncated: {source.size} bytes of {entry['size']}"
         if source.size > entry["size"]:
@@ -178,4 +182,4 @@ def _problem(path: Path, name: str, entry: Mapping[str, Any]) -> str | None:
 
 
 def _same_content(folder: Path, names: Iterable[str], entry: Mapping[str, Any]) -> str | None:
-    return next((name for name in sorted(names) if _problem(folder / name, name, entry) is None), None)
+    return next((name for name in sorted(names) if _member_problem(folder, name, entry) is None), None)

@@ -30,10 +30,10 @@ from quantkit.artifacts.manifest import MANIFEST_NAME, check_files, describe, en
 from quantkit.artifacts.output_lock import Lock
 from quantkit.artifacts.output_paths import Destination, check_apart, check_vacant, preflight, resolve, size_text
 from quantkit.artifacts.stage_writer import StageWriter, allocate, refusals, sync_folder
-from quantkit.errors import OutputExists, QuantkitError, SourceChanged
+from quantkit.errors import OutputExists
 from quantkit.files.digest import source_digest
 from quantkit.files.planned_files import PlannedArtifact, blob
-from quantkit.files.source_file import SourceFile
+from quantkit.files.source_file import SourceFile, check_unchanged
 from quantkit.progress import Progress, unwatched
 
 __all__ = ["Published", "check_files", "preflight", "publish", "read_manifest", "source_digest"]
@@ -129,7 +129,7 @@ def _write_stage(
             writer.drain()
         counted.tell("checking what was written and read")
         wait([hashed])
-        _check_unchanged(sources)  # first, because hashing stumbles over a change, too, and says less
+        check_unchanged(sources)  # first, because hashing stumbles over a change, too, and says less
         files = {file.name: {"size": file.size, "sha256": digests[file.name].result()} for file in planned.files}
         manifest = {**describe(planned), "source": hashed.result(), "files": files, "report": reported}
         manifest["figures"] = planned.figures()
@@ -148,16 +148,6 @@ def _write_stage(
     with refusals(f"{destination.shown}: cannot write"):
         sync_folder(destination.stage)
     return json.loads(data)  # type: ignore[no-any-return]
-
-
-def _check_unchanged(sources: Sequence[SourceFile]) -> None:
-    for source in sources:
-        try:
-            same = SourceFile.open(source.path) == source
-        except QuantkitError as error:
-            raise SourceChanged(f"{source.path} changed while it was read: {error}") from error
-        if not same:
-            raise SourceChanged(f"{source.path} changed while it was read", hint="run again when nothing writes to it")
 
 
 class _Counted:

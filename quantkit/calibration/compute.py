@@ -7,6 +7,9 @@ from importlib.util import find_spec
 
 from quantkit.errors import BadOption, MissingDependency
 
+MAX_THREADS = 1024
+"""More than any machine here gains from; each takes megabytes of stack."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
@@ -22,6 +25,10 @@ class Compute:
     threads: int = 1
     device: str = "cpu"
     bfloat16: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise BadOption(f"threads must be from 1 to {MAX_THREADS:,}, is {self.threads:,}")
 
     def in_bfloat16(self) -> bool:
         """Whether calibration forwards compute in bfloat16 here."""

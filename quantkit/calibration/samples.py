@@ -18,6 +18,7 @@ import numpy as np
 from quantkit.errors import BadOption, MalformedFile, MissingDependency
 from quantkit.files.json_file import parse_json
 from quantkit.files.source_file import SourceFile
+from quantkit.models.spec import ModelSpec
 from quantkit.text.tokenizer import Tokenizer
 
 MAX_FILE_BYTES = 256 << 20
@@ -29,6 +30,8 @@ Record = str | list[dict[str, str]]
 Item = TypeVar("Item")
 
 
+MAX_SEQUENCES, MAX_LENGTH, MAX_SEED = 1 << 32, 1 << 24, (1 << 63) - 1
+"""Of calibration options; what memory allows is less (`quantkit.pipeline.peak_memory`)."""
 WEIGHED_TOKENS = 2048
 """The fewest that `weighed_tokens` takes."""
 ALL_WEIGHED_FROM = 1 << 15
@@ -64,10 +67,23 @@ class CalibrationOptions:
     skip_positions: int = 4
 
     def __post_init__(self) -> None:
-        if self.sequences < 1:
-            raise BadOption(f"calibration needs at least 1 sequence, not {self.sequences}")
-        if self.length < 2:
-            raise BadOption(f"calibration sequences need at least 2 tokens, not {self.length}")
+        for name, value, low, high in (
+            ("sequences", self.sequences, 1, MAX_SEQUENCES),
+            ("length", self.length, 2, MAX_LENGTH),
+            ("seed", self.seed, 0, MAX_SEED),
+            ("skip_positions", self.skip_positions, 0, MAX_LENGTH),
+        ):
+            if not low <= value <= high:
+                raise BadOption(f"calibration {name} must be from {low} to {high:,}, is {value:,}")
+
+
+def check_context(options: CalibrationOptions, spec: ModelSpec) -> None:
+    """Raise `BadOption` for sequences longer than the model's context."""
+    if options.length > spec.max_position_embeddings:
+        raise BadOption(
+            f"calibration sequences of {options.length:,} tokens exceed the model's context of "
+            f"{spec.max_position_embeddings:,}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

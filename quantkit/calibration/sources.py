@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from quantkit.calibration.generation import generated_samples
-from quantkit.calibration.samples import CalibrationOptions, Samples, file_samples
-from quantkit.errors import BadOption
+from quantkit.calibration.samples import CalibrationOptions, Samples, check_context, file_samples
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU
 from quantkit.progress import Progress
@@ -29,11 +28,7 @@ def calibration_samples(
         BadOption: sequences longer than the model's context.
         Everything that `open_tokenizer`, `file_samples` and `generated_samples` raise.
     """
-    if options.length > checkpoint.spec.max_position_embeddings:
-        raise BadOption(
-            f"calibration sequences of {options.length} tokens exceed the model's context of "
-            f"{checkpoint.spec.max_position_embeddings}"
-        )
+    check_context(options, checkpoint.spec)
     tokenizer = open_tokenizer(checkpoint)
     if options.file is not None:
         if progress is not None:

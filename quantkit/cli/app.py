@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape as escape_markup
 
 from quantkit.cli import demo, export, formats, golden, inspect, plan, quantize, run, verify
-from quantkit.errors import QuantkitError, escaped
+from quantkit.errors import QuantkitError, one_line
 
 app = typer.Typer(
     name="quantkit",
@@ -103,7 +103,7 @@ def _fail(
     """Print one line on stderr: what is wrong, where, and how to mend it."""
     if error is not None and "--debug" in arguments:
         traceback.print_exception(error)
-    line = escaped(message) + (f" (hint: {escaped(hint)})" if hint else "")
+    line = one_line(message) + (f" (hint: {one_line(hint)})" if hint else "")
     from rich.console import Console
 
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape_markup(line)}")

@@ -6,6 +6,7 @@ Progress is a bar that always moves on a terminal, and a plain line every 30 s e
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from quantkit.errors import escaped
+from quantkit.errors import escaped, one_line
 from quantkit.progress import Progress
 
 LINE_SECONDS = 30.0
@@ -38,17 +39,23 @@ class Output:
     def result(self, data: Mapping[str, Any], *tables: Table, lines: Sequence[str] = ()) -> None:
         """Print `data` as JSON, or `lines` and `tables` as text."""
         if self.as_json:
-            json.dump(data, sys.stdout, indent=1, ensure_ascii=False)
-            sys.stdout.write("\n")
+            sys.stdout.write(_UNPRINTABLE.sub(_json_escape, json.dumps(data, indent=1, ensure_ascii=False)) + "\n")
             return
         for line in lines:
             self.stdout.print(escaped(line), markup=False)
         for shown in tables:
             self.stdout.print(shown)
 
+    def stream(self, text: str) -> None:
+        """Write a piece of the result as it stands; on a terminal, control characters are shown and not obeyed."""
+        if not self.as_json:
+            shown = "".join(c if c in "\n\t" else escaped(c) for c in text) if sys.stdout.isatty() else text
+            sys.stdout.write(shown)
+            sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """A line that is not the result, on stderr."""
-        self.stderr.print(escaped(text), markup=False, style="dim")
+        self.stderr.print(one_line(text), markup=False, style="dim")
 
     def notes(self, notes: Iterable[str]) -> None:
         """What the user should know of a model or an artifact, a line each."""
@@ -62,9 +69,25 @@ class Output:
             yield progress
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+"""What JSON need not escape and a terminal obeys or hides: C1 controls, directions of writing, marks without width."""
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
+class PlainTable(Table):
+    """A table whose cells are text as it stands: no markup, control characters shown."""
+
+    def add_row(self, *cells: str) -> None:  # type: ignore[override]
+        """Add one cell per column."""
+        super().add_row(*(Text(escaped(cell)) for cell in cells))
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> PlainTable:
     """A plain table; columns named in `right` are right-aligned."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    made = PlainTable(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         made.add_column(column, justify="right" if column in right else "left", no_wrap=number == 0)
     return made

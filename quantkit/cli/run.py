@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +31,7 @@ def run(
     pieces: list[str] = []
     for piece in continuation:
         pieces.append(piece)
-        if not as_json:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+        output.stream(piece)
     output.result(
         {
             "engine": continuation.engine,

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.errors import one_line
+
 Buffer = bytes | bytearray | memoryview | np.ndarray
 """Anything with C-contiguous bytes; arrays are written in their own (little-endian) memory order."""
 
@@ -58,7 +60,8 @@ class PlannedArtifact:
     """Everything that `publish` needs, and everything that `plan` shows.
 
     format: the exporter's name. folder: False for a single-file container, whose one file takes the output's name.
-    options: what influences the bytes, recorded in the manifest. notes: what the user should know (one line each).
+    options: what influences the bytes, recorded in the manifest.
+    notes: what the user should know, each made `one_line`.
     figures: what is known once every unit was produced, for the manifest.
     measure: reads the finished files, given where they lie (the folder, or the single file), and says what the manifest
     records of the numbers in them; None = nothing is.
@@ -74,6 +77,9 @@ class PlannedArtifact:
     figures: Callable[[], Mapping[str, Any]] = dict
     name_keywords: tuple[str, ...] = ()
     measure: Callable[[Path], Mapping[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(one_line, self.notes)))
 
     @property
     def size(self) -> int:

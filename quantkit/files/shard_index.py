@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import InconsistentCheckpoint, MalformedFile, UnsafePath
-from quantkit.files.json_file import read_json
+from quantkit.files.member import read_member_json
 
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 100_000_000
@@ -36,15 +36,17 @@ class ShardIndex:
         return tuple(sorted(set(self.weight_map.values())))
 
 
-def read_index(path: Path) -> ShardIndex:
-    """Read and check an index by itself, without looking at its shards.
+def read_index(folder: Path) -> ShardIndex:
+    """Read and check the index of a model's folder by itself, without looking at its shards.
 
     Raises:
         MalformedFile: not strict JSON, or not of the form {"metadata": {...}, "weight_map": {tensor: shard}}.
         UnsafePath: a shard name that is more than a bare file name.
         InconsistentCheckpoint: shards of different sets (`-00001-of-00003` and `-00002-of-00002`).
+        Others: see `read_member`.
     """
-    index = read_json(path, limit=MAX_INDEX_BYTES, depth=INDEX_DEPTH)
+    path = folder / INDEX_NAME
+    index = read_member_json(folder, INDEX_NAME, limit=MAX_INDEX_BYTES, depth=INDEX_DEPTH)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedFile(f"{path}: weight_map must be an object with at least one tensor")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.errors import one_line
 from quantkit.models.spec import ModelSpec
 from quantkit.tensors.views import Weight
 
@@ -28,7 +29,8 @@ class Checkpoint:
     inputs: the files that hold the weights (for digests, and to refuse writing over them).
     renamed: whether its files call tensors otherwise than the model does (`family/tensor_names.py`); engines that read
         the folder by themselves look for them under the model's own names.
-    notes: what reading found worth telling, one line each: files and tensors left aside, sums that do not add up.
+    notes: what reading found worth telling, one line each: files and tensors left aside, sums that do not add up;
+        each is made `one_line`, because names and values in it come from strangers' files.
     """
 
     path: Path
@@ -40,3 +42,6 @@ class Checkpoint:
     inputs: tuple[Path, ...]
     renamed: bool = False
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(one_line, self.notes)))

@@ -51,6 +51,11 @@ class ConfigReader:
             return None
         return None if self.config.get(key) is None and default is None else self.tokens(key, vocab, default=default)[0]
 
+    def padding(self, vocab: int) -> int | None:
+        """pad_token_id: it fills batches and changes no text, so an id beyond the vocabulary is none as well."""
+        value = self.config.get("pad_token_id")
+        return None if type(value) is int and value >= vocab else self.token("pad_token_id", vocab, default=None)
+
     def tokens(self, key: str, vocab: int, *, default: int | None) -> tuple[int, ...]:
         """Token ids, of which there is at least one."""
         value = self.config.get(key)

@@ -17,7 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from quantkit import discovery
-from quantkit.errors import BadConfig, UnsupportedModel, escaped
+from quantkit.errors import BadConfig, UnsupportedModel, one_line
 from quantkit.models.family.recognition import refused_member
 
 if TYPE_CHECKING:
@@ -325,4 +325,4 @@ def parse_config(config: Mapping[str, Any], *, where: str = "config.json") -> Mo
 
 def config_notes(config: Mapping[str, Any], *, where: str = "config.json") -> tuple[str, ...]:
     """What a config that `parse_config` takes says and nobody here understands, or is ignored; one line each."""
-    return tuple(map(escaped, recognized(config, where=where).notes(config, where)))
+    return tuple(map(one_line, recognized(config, where=where).notes(config, where)))

@@ -16,22 +16,16 @@ from typing import Any
 import numpy as np
 
 from quantkit import registry
-from quantkit.calibration.samples import WAVE_TOKENS, weighed_tokens
+from quantkit.calibration.samples import weighed_tokens
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
-from quantkit.models.spec import ModelSpec
 from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.peak_memory import input_widths, matrices, peak_memory
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.verdicts import as_written, loading_line, taking, verdicts
 from quantkit.protocols import ExportOptions, Verdict
 from quantkit.tensors.views import TensorView, Weight
-
-INTERPRETER_BYTES = 120 << 20
-TORCH_BYTES = 350 << 20
-ALLOCATED = 1.2
-"""Resident bytes of calibrated runs over those in use: measured 1.0 to 1.25 on models of 1 to 24 blocks."""
-DENSE_STREAM_BYTES = 160 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,50 +190,18 @@ def _type(weight: Weight) -> str:
     return str(weight.dtype if isinstance(weight, TensorView) else weight.scheme)
 
 
-def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> int:
-    """Estimated peak resident bytes of the quantization step.
-
-    Without calibration one tensor is in memory at a time: its float32 values, codes and packed bytes. With it: one
-    block in float32 (original and quantized); its Hessians on fitting and held-out text, of the largest the sum and the
-    factorisation's copies; the hidden states of all calibration tokens in both streams, with the widest layer's inputs
-    in either, weighed, and subtracted; what the Fisher pass keeps of every block: hidden states of one wave of tokens,
-    one matrix of the outputs' size for its layers, and two numbers per token; and what the allocator does not reuse.
-    """
-    sizes = [rows * cols for rows, cols in _matrices(spec)]
-    if not calibration_tokens:
-        return INTERPRETER_BYTES + max(DENSE_STREAM_BYTES, 10 * max(sizes))
-    inputs = _input_widths(spec)
-    hessians = 4 * (2 * sum(width**2 for width in inputs) + 6 * max(inputs) ** 2)
-    states = 4 * calibration_tokens * (2 * spec.hidden_size + 4 * max(inputs))
-    outputs = [spec.layer_shape(role)[0] for role in spec.weighed_roles]
-    wave = min(weighed, WAVE_TOKENS)
-    fisher = 4 * (wave * spec.hidden_size + sum(rows**2 for rows in outputs) + 2 * weighed) if weighed else 0
-    used = 8 * sum(sizes) + hessians + states + spec.num_hidden_layers * fisher
-    return TORCH_BYTES + round(ALLOCATED * used)
-
-
 def _seconds(checkpoint: Checkpoint, calibration_tokens: int, weighed: int) -> float:
     """Estimated seconds: bytes over a disk-bound rate, plus arithmetic over this machine's measured matmul rate."""
     spec = checkpoint.spec
     streaming = sum(weight.size for weight in checkpoint.weights.values()) / 100e6
     if not calibration_tokens:
         return streaming
-    sizes = _matrices(spec)
+    sizes = matrices(spec)
     passes = 2 * calibration_tokens + 3 * weighed
     forward = 2 * passes * sum(rows * cols for rows, cols in sizes)
-    hessian = 4 * calibration_tokens * sum(width**2 for width in _input_widths(spec))
+    hessian = 4 * calibration_tokens * sum(width**2 for width in input_widths(spec))
     solver = sum(4 * rows * cols**2 + 4 * cols**3 for rows, cols in sizes)
     return streaming + spec.num_hidden_layers * (forward + hessian + solver) / _matmul_rate()
-
-
-def _matrices(spec: ModelSpec) -> list[tuple[int, ...]]:
-    """Shapes of a block's linear layers."""
-    return [spec.layer_shape(role) for group in spec.groups for role in group.roles]
-
-
-def _input_widths(spec: ModelSpec) -> list[int]:
-    """Columns of each input that a block's linear layers read, counted once where several share it."""
-    return [spec.layer_shape(group.roles[0])[1] for group in spec.groups]
 
 
 def _matmul_rate() -> float:

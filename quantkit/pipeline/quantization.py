@@ -24,6 +24,7 @@ from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.peak_memory import check_memory
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
@@ -105,7 +106,7 @@ class Quantization:
 
         Raises:
             Everything that `quantkit.calibration.sources.calibration_samples` raises; NonFiniteValues: a bad
-            embedding.
+            embedding; BadOption: sequences that take more memory than this machine has.
         """
         if self._calibrated:
             self._stream = self._stream or self._open_stream()
@@ -153,6 +154,10 @@ class Quantization:
             "tensors": {name: asdict(report) for name, report in self._reports.items()},
             "weights": self._weight_errors.to_json(),
         }
+
+    @property
+    def _weighs(self) -> bool:
+        return self._options.fisher and any(method.weighs_outputs for method in self._methods.values())
 
     def _with_readers(self, plan: Checkpoint) -> Checkpoint:
         weights = dict(plan.weights)
@@ -244,6 +249,9 @@ class Quantization:
             if kept is not None:
                 self._work.skip(CALIBRATION_TEXT)
                 return decoded_samples(kept)
+            if options.file is None:  # how much a file has is known once it is read
+                tokens = options.sequences * options.length
+                check_memory(self._source.spec, options.sequences, tokens, weighs=self._weighs)
             samples = calibration_samples(
                 self._source,
                 options,
@@ -251,6 +259,8 @@ class Quantization:
                 device=torch.device(self._compute.device),
                 progress=self._work.stage(CALIBRATION_TEXT),
             )
+            coverage = samples.coverage
+            check_memory(self._source.spec, coverage.sequences, coverage.tokens, weighs=self._weighs)
         if journal is not None:
             journal.keep(SAMPLES_STEP, encoded_samples(samples))
         return samples

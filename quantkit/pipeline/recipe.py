@@ -33,7 +33,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 16
+MAX_LINE = 1_000
+"""Characters: a key of ten thousand parts takes Python's reader a second."""
 MAX_PATTERN = 200
 ROLES = (*LINEAR_ROLES, Role.LM_HEAD)
 """What a rule may name."""
@@ -101,10 +103,13 @@ class Recipe:
         """
         data = SourceFile.open(path).read_all(MAX_BYTES)
         try:
-            parsed = tomllib.loads(data.decode("utf-8"))
+            text = data.decode("utf-8")
+            _check_lines(text, str(path))
+            parsed = tomllib.loads(text)
         except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise MalformedFile(f"{path}: not TOML: {reason}") from None
+        _check_numbers(parsed, str(path))
         return cls.from_json(parsed, where=str(path))
 
     @classmethod
@@ -167,6 +172,23 @@ class Recipe:
             problem = "no linear layer of this model matches"
             hint = "`quantkit plan --tensors` lists the names; patterns never match embedding, norms or an unnamed head"
         return BadOption(f"{self.where}: rule {number} decides nothing: {problem}", hint=hint)
+
+
+def _check_lines(text: str, where: str) -> None:
+    for number, line in enumerate(text.splitlines(), 1):
+        if len(line) > MAX_LINE:
+            raise MalformedFile(f"{where}: line {number} has {len(line):,} characters; the limit is {MAX_LINE:,}")
+
+
+def _check_numbers(value: object, where: str) -> None:
+    """TOML's integers have 64 bits. Python's reader takes any, and then cannot spell those of many thousand bits."""
+    level = [value]
+    while level:
+        for number in level:
+            if isinstance(number, int) and not -(1 << 63) <= number < 1 << 63:
+                raise MalformedFile(f"{where}: an integer of {number.bit_length():,} bits; TOML's have 64")
+        parts = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
+        level = [item for part in parts for item in part]
 
 
 def _rule(data: Mapping[str, Any], where: str) -> Rule:

@@ -42,6 +42,8 @@ SCALE_LIMITS: Mapping[str, tuple[float, float]] = {
 """Smallest and largest scale that is stored. A bfloat16 scale is one that float16 holds as well."""
 PER_ROW = -1
 """The group size of one group per row."""
+MAX_GROUP_SIZE = 1 << 24
+"""No matrix has more columns."""
 ROOM = "quantkit.tensors.schemes"
 DEFAULT_KIND = "affine-groups"
 """The scheme of JSON that names no kind."""
@@ -106,8 +108,10 @@ class Scheme(ABC):
         """Raises `UnsupportedSpec` for a value that no scheme takes."""
         if not 2 <= self.bits <= 8:
             raise UnsupportedSpec(f"bits must be from 2 to 8, is {self.bits}")
-        if self.group_size != PER_ROW and self.group_size < 1:
-            raise UnsupportedSpec(f"group_size must be positive, or -1 for one group per row, is {self.group_size}")
+        if self.group_size != PER_ROW and not 1 <= self.group_size <= MAX_GROUP_SIZE:
+            raise UnsupportedSpec(
+                f"group_size must be from 1 to {MAX_GROUP_SIZE:,}, or -1 for one group per row, is {self.group_size}"
+            )
         if self.scale_dtype not in SCALE_DTYPES:
             raise UnsupportedSpec(f"scale_dtype must be one of {', '.join(SCALE_DTYPES)}, is {self.scale_dtype!r}")
 

@@ -108,5 +108,9 @@ def _checked_id(index: object, size: int, where: str) -> int:
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
         raise MalformedFile(f"{where} has no valid id")
     if index >= size:
-        raise InconsistentCheckpoint(f"{where} has id {index}; vocab_size is {size}")
+        raise InconsistentCheckpoint(
+            f"{where} has id {index}; vocab_size is {size}",
+            hint=f"take the token out of the file, or give embedding and head {index + 1} rows (in transformers, "
+            "resize_token_embeddings) and train them",
+        )
     return index

@@ -28,7 +28,7 @@ def with_companions(checkpoint: Checkpoint) -> Checkpoint:
     try:
         added = read_added_tokens(checkpoint.files, checkpoint.spec.vocab_size)
     except InconsistentCheckpoint as error:  # weights alone do not need a tokenizer; `read_vocabulary` refuses it
-        notes.append(f"no text can be encoded: {error}")
+        notes.append(f"no text can be encoded: {error}" + (f" ({error.hint})" if error.hint else ""))
     notes += _notes(checkpoint.files, added)
     flat = replace(checkpoint, files=with_flat_templates(checkpoint.files), notes=tuple(notes))
     return with_end_tokens(flat, added)

@@ -14,8 +14,10 @@ many bytes (2), or 4 bytes (5). Source: `sentencepiece_model.proto` and the prot
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -27,6 +29,8 @@ from quantkit.errors import MalformedFile, UnsupportedModel
 MAX_MODEL_BYTES = 1 << 26
 MAX_PIECE_BYTES = 1 << 12
 BPE = 2
+BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
+"""The text of a piece that stands for one byte."""
 
 _FieldValue = int | bytes
 
@@ -84,6 +88,9 @@ def parse_model(data: bytes, where: str) -> SentencePieceModel:
     if not pieces:
         raise MalformedFile(f"{where} holds no pieces; it is not a SentencePiece model")
     texts, scores, kinds = zip(*pieces, strict=True)
+    _check_texts(texts, kinds, where)
+    if TokenKind.BYTE in kinds:  # SentencePiece then has no use for a piece that is NUL, and says so on stderr
+        kinds = tuple(TokenKind.UNUSED if text == "\0" else kind for text, kind in zip(texts, kinds, strict=True))
     trainer, normalizer = specs[2], specs[3]
     if trainer.get(3, 1) != BPE:
         raise UnsupportedModel(f"{where} is not a BPE model; only SentencePiece BPE is supported")
@@ -147,6 +154,19 @@ def token_kind(number: int, where: str) -> TokenKind:
     return _KINDS[number]
 
 
+def _check_texts(texts: Sequence[str], kinds: Sequence[TokenKind], where: str) -> None:
+    """Refuse what SentencePiece refuses: two pieces of one text, a NUL in one, a byte's piece that names no byte."""
+    if len(set(texts)) != len(texts):
+        twice = Counter(texts).most_common(1)[0][0]
+        raise MalformedFile(f"{where}: pieces {texts.index(twice)} and another are both {twice[:40]!r}")
+    for index, (text, kind) in enumerate(zip(texts, kinds, strict=True)):
+        if kind is TokenKind.BYTE and not BYTE_PIECE.fullmatch(text):
+            raise MalformedFile(f"{where}: piece {index} stands for a byte and is {text[:40]!r}, not <0x00> to <0xFF>")
+        if "\0" in text and (text != "\0" or kind not in _MAY_BE_NUL):
+            raise MalformedFile(f"{where}: piece {index} holds a NUL: {text[:40]!r}")
+
+
+_MAY_BE_NUL = (TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED)
 _KINDS = {int(kind): kind for kind in TokenKind}
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantkit import registry
+from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import Runtime
 from quantkit.text.tokenizer import StreamDecoder, Tokenizer, open_tokenizer
 from quantkit.verification.engines import choose_engine
 from quantkit.verification.generation import generated_tokens
+
+MAX_TOKENS, MAX_SEED = 1 << 31, (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +23,24 @@ class Sampling:
     """How the next token is chosen.
 
     max_tokens: at most so many. temperature: 0 takes the most likely token; else logits are divided by it. top_p:
-    sample among the fewest tokens that together reach this share of probability. seed: of the random numbers.
+    sample among the fewest tokens that together reach this share of probability. seed: of the random numbers. One out
+    of its range raises `BadOption`.
     """
 
     max_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_tokens <= MAX_TOKENS:
+            raise BadOption(f"max_tokens must be from 1 to {MAX_TOKENS:,}, is {self.max_tokens:,}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise BadOption(f"seed must be from 0 to {MAX_SEED:,}, is {self.seed:,}")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:  # NaN is neither
+            raise BadOption(
+                f"temperature must be finite and 0 or more, top_p in (0, 1]; are {self.temperature} and {self.top_p}"
+            )
 
 
 DEFAULTS = Sampling()

@@ -38,7 +38,7 @@ def generated_tokens(
     """
     if not token_ids:
         raise BadOption("the prompt has no tokens")
-    if temperature < 0 or not 0 < top_p <= 1:
+    if not 0 <= temperature < np.inf or not 0 < top_p <= 1:
         raise BadOption(f"temperature must be 0 or more and top_p in (0, 1], are {temperature:g} and {top_p:g}")
     rng = np.random.default_rng(seed)
     sequence = list(token_ids)

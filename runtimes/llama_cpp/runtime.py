@@ -46,12 +46,13 @@ class LlamaCppRuntime:
         install = self.missing()
         if install is not None:
             raise MissingDependency("llama.cpp needs the package xllamacpp", hint=install)
-        spec = registry.open_checkpoint(path).spec
+        checkpoint = registry.open_checkpoint(path)
+        first, spec = checkpoint.path, checkpoint.spec  # of a split model, the part that the engine asks for
         try:
-            return LlamaCppSession(path, spec)
+            return LlamaCppSession(first, spec)
         except UnknownLayout as reason:
             warnings.warn(f"llama.cpp runs slowly, through xllamacpp's server: {reason}", stacklevel=2)
-            return ServerSession(path, spec)
+            return ServerSession(first, spec)
 
 
 RUNTIME = LlamaCppRuntime()

@@ -109,9 +109,12 @@ def test_parquet_holds_texts_and_conversations(tmp_path: Path, tokenizer: Tokeni
         file_samples(tokenizer, CalibrationOptions(file=written(tmp_path / "b.parquet", "PAR1 and no more")))
 
 
-@pytest.mark.parametrize(("option", "value"), [("sequences", 0), ("length", 1)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("sequences", 0), ("sequences", 1 << 33), ("length", 1), ("length", 1 << 25), ("seed", -1), ("seed", 1 << 63)],
+)
 def test_options_that_mean_nothing_are_refused(option: str, value: int):
-    with pytest.raises(BadOption, match=f"not {value}"):
+    with pytest.raises(BadOption, match=f"{option} must be from .* is {value:,}$"):
         CalibrationOptions(**{option: value})
 
 

@@ -1,15 +1,17 @@
-"""Progress on stderr: what is written when, on a terminal and elsewhere, and how the time left is told."""
+"""Progress on stderr: what is written when, and how the time left is told; results on stdout, whatever is in them."""
 
 from __future__ import annotations
 
 import io
+import json
 import threading
 import time
 
 import pytest
 from rich.console import Console
 
-from quantkit.cli.output import LINE_SECONDS, Estimate, clock_time, lines, shown
+from quantkit.cli.output import LINE_SECONDS, Estimate, Output, clock_time, lines, shown, table
+from quantkit.errors import escaped
 
 
 class Clock:
@@ -106,3 +108,34 @@ def test_an_error_ends_the_display():
         progress("writing", 1, 2)
         raise KeyboardInterrupt
     assert "quantkit-progress" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize(
+    "text", ["[bold red]x[/]", "[/nothing]", "\x1b[31m", "\x9b2J", "a\nb", "\u202ex", "[link=file:x]"]
+)
+def test_cells_and_lines_show_text_as_it_stands(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = table("name", "value", right=("value",))
+    rows.add_row(text, text)
+    Output(as_json=False).result({}, rows, lines=[text])
+    shown = capsys.readouterr().out
+    assert shown.count(escaped(text)) == 3
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(
+    "text", ["\x9b31m", "\x7f", "\u202e", "\u2066", "\ud800", "\u65e5\u672c", "\x1b[2J", "\u200b\ufeff"]
+)
+def test_json_escapes_what_a_terminal_obeys_and_says_the_same(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=True).result({text: [text]})
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == {text: [text]}
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_generated_text_cannot_drive_a_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout = io.StringIO()
+    monkeypatch.setattr(stdout, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stdout", stdout)
+    Output(as_json=False).stream("a\tb\n\x1b[2J\u65e5")
+    assert stdout.getvalue() == ("a\tb\n\\x1b[2J\u65e5" if terminal else "a\tb\n\x1b[2J\u65e5")

@@ -14,6 +14,7 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import BadOption, IncompleteCheckpoint, NonFiniteValues, UnsupportedModel, ValueOutOfRange
 from quantkit.exporters._hf_config import native_config, with_dtype
+from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.config import llama_config
 from quantkit.models.spec import LINEAR_ROLES, parse_config
@@ -209,13 +210,19 @@ def test_the_files_of_the_tokenizer_are_carried_along(tiny_checkpoint: Path, tmp
     assert (out / "generation_config.json").read_bytes() == generation
 
 
-def test_the_plan_is_exact_and_reads_no_tensor(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_plan_is_exact_and_reads_no_tensor(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = HF.read(tiny_checkpoint)
-    for path in checkpoint.inputs:
-        path.rename(path.with_suffix(".gone"))  # any read of a tensor would fail now
-    planned = HF.prepare(checkpoint, ExportOptions(type="f16", arch="llama"))
-    for path in checkpoint.inputs:
-        path.with_suffix(".gone").rename(path)
+    read = SourceFile.read
+
+    def no_weights(file: SourceFile, offset: int, size: int) -> np.ndarray:
+        assert file.path not in checkpoint.inputs
+        return read(file, offset, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SourceFile, "read", no_weights)
+        planned = HF.prepare(checkpoint, ExportOptions(type="f16", arch="llama"))
     publish(planned, tmp_path / "out", inputs=checkpoint.inputs)
     assert {file.name: file.size for file in planned.files} == {
         path.name: path.stat().st_size for path in (tmp_path / "out").iterdir() if path.name != "quantkit.json"

@@ -19,6 +19,7 @@ from quantkit.files.planned_files import PlannedFile
 from quantkit.files.safetensors_file import MAX_HEADER_BYTES, open_safetensors
 from quantkit.files.safetensors_header import DTYPES, MAX_DIMENSION, MAX_NAME_BYTES, MAX_RANK, TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
+from quantkit.files.source_file import SourceFile
 from tests.support.malformed import SAFETENSORS_CASES, Case, container, entry
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -56,7 +57,7 @@ def ours(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
     names = {dtype: name for name, dtype in DTYPES.items()}
     return {
         name: (names[view.dtype], list(view.shape), view.read().tobytes())
-        for name, view in open_safetensors(path).items()
+        for name, view in open_safetensors(SourceFile.open(path)).items()
     }
 
 
@@ -65,7 +66,7 @@ def test_a_malformed_file_is_refused_in_one_line_that_names_it(case: Case, tmp_p
     path = tmp_path / "model.safetensors"
     case.build(path)
     with pytest.raises(QuantkitError) as caught:
-        open_safetensors(path)
+        open_safetensors(SourceFile.open(path))
     message = str(caught.value)
     assert type(caught.value) is case.error, message
     for word in (str(path), *case.words):
@@ -82,14 +83,14 @@ def test_what_the_safetensors_package_rejects_is_rejected(case: Case, tmp_path: 
         reference(path)
     except SafetensorError:
         with pytest.raises(QuantkitError):
-            open_safetensors(path)
+            open_safetensors(SourceFile.open(path))
 
 
 def test_a_bool_byte_other_than_0_and_1_is_refused_when_read(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(container({"a": entry("BOOL", [3], 0, 3)}, b"\0\1\2"))
     with pytest.raises(MalformedFile, match=r"x\.safetensors: tensor 'a' is BOOL and holds byte 2"):
-        open_safetensors(path)["a"].read()
+        open_safetensors(SourceFile.open(path))["a"].read()
 
 
 @pytest.mark.parametrize("header", [b' \n{"t":%b}', b'{"t":%b}      ', b'{"__metadata__":{"k":"v"},"t":%b}\n'])
@@ -104,9 +105,9 @@ def test_empty_tensors_are_accepted_between_others(tmp_path: Path) -> None:
     header = {"z": entry("F32", [0, 4], 2, 2), "b": entry("U8", [1], 2, 3), "a": entry("U8", [2], 0, 2)}
     path.write_bytes(container(header, b"abc"))
     assert ours(path) == reference(path)
-    assert list(open_safetensors(path)) == ["a", "z", "b"]
+    assert list(open_safetensors(SourceFile.open(path))) == ["a", "z", "b"]
     path.write_bytes(container(b"{}"))
-    assert open_safetensors(path) == {}
+    assert open_safetensors(SourceFile.open(path)) == {}
 
 
 def test_limits_are_accepted_and_one_more_is_not(tmp_path: Path) -> None:
@@ -123,11 +124,11 @@ def test_limits_are_accepted_and_one_more_is_not(tmp_path: Path) -> None:
     ]
     for header in good:
         path.write_bytes(container(header, b"abc"))
-        assert open_safetensors(path)
+        assert open_safetensors(SourceFile.open(path))
     for header in bad:
         path.write_bytes(container(header, b"abc"))
         with pytest.raises(MalformedFile):
-            open_safetensors(path)
+            open_safetensors(SourceFile.open(path))
 
 
 def test_a_header_of_the_largest_length_is_looked_at(tmp_path: Path) -> None:
@@ -136,18 +137,18 @@ def test_a_header_of_the_largest_length_is_looked_at(tmp_path: Path) -> None:
         file.write(struct.pack("<Q", MAX_HEADER_BYTES) + b"{nope")
         file.truncate(MAX_HEADER_BYTES + 8)  # sparse: costs no disk
     with pytest.raises(MalformedFile, match="not JSON"):
-        open_safetensors(path)
+        open_safetensors(SourceFile.open(path))
 
 
 def test_every_truncation_of_a_good_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": np.arange(4, dtype=np.float32), "b": np.zeros(3, np.int8)}, path)
     data = path.read_bytes()
-    assert len(open_safetensors(path)) == 2
+    assert len(open_safetensors(SourceFile.open(path))) == 2
     for length in range(len(data)):
         path.write_bytes(data[:length])
         with pytest.raises(MalformedFile):
-            open_safetensors(path)
+            open_safetensors(SourceFile.open(path))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -177,7 +178,7 @@ def test_every_dtype_and_shape_reads_as_the_safetensors_package_wrote_it(
     array = random_array(DTYPES[name], shape)
     path = tmp_path / "x.safetensors"
     save_file({"pad": np.zeros(3, np.int8), "t": array}, path)
-    view = open_safetensors(path)["t"]
+    view = open_safetensors(SourceFile.open(path))["t"]
     assert (view.dtype, view.shape, view.name) == (array.dtype, shape, "t")
     read = view.read()
     assert read.shape == shape
@@ -191,7 +192,7 @@ def test_rows_are_read_where_they_lie(tmp_path: Path) -> None:
     array = random_array(BFLOAT16, (50, 7))
     path = tmp_path / "x.safetensors"
     save_file({"a": np.zeros(9, np.uint8), "t": array}, path)
-    view = open_safetensors(path)["t"]
+    view = open_safetensors(SourceFile.open(path))["t"]
     for start, stop in ((0, 50), (0, 0), (50, 50), (13, 14), (20, 45)):
         assert view.fetch(start, stop).tobytes() == array[start:stop].tobytes()
     assert np.concatenate(list(view.chunks(20))).tobytes() == array.tobytes()
@@ -203,7 +204,7 @@ def test_rows_are_read_where_they_lie(tmp_path: Path) -> None:
 def test_a_file_that_changes_after_its_header_was_read_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"t": np.zeros(1000, np.float32)}, path)
-    view = open_safetensors(path)["t"]
+    view = open_safetensors(SourceFile.open(path))["t"]
     save_file({"t": np.ones(1000, np.float32)}, tmp_path / "y.safetensors")
     (tmp_path / "y.safetensors").replace(path)
     with pytest.raises(SourceChanged, match=r"x\.safetensors"):
@@ -215,7 +216,7 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"t": np.zeros((100, 10), np.float32)}, path)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    views = [open_safetensors(path) for _ in range(20)]
+    views = [open_safetensors(SourceFile.open(path)) for _ in range(20)]
     assert all(len(list(view["t"].chunks(10))) == 100 for view in views)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
@@ -228,7 +229,7 @@ def test_offsets_beyond_4_gib_are_read(tmp_path: Path) -> None:
         file.write(header)
         file.seek(len(header) + size)
         file.write(np.array([1.5, -2.5], "<f4").tobytes())
-    views = open_safetensors(path)
+    views = open_safetensors(SourceFile.open(path))
     assert views["b"].read().tolist() == [1.5, -2.5]
     assert views["a"].fetch(size - 2, size).tolist() == [0, 0]
 

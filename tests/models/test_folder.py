@@ -13,7 +13,9 @@ from quantkit.errors import BadOption, InconsistentCheckpoint, MalformedFile, Qu
 from quantkit.files.shard_index import SHARD_COUNT
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folder import MAX_CONFIG_BYTES, open_folder, select_weights
+from quantkit.models.folder import open_folder
+from quantkit.models.layouts.selection import select_weights
+from quantkit.models.layouts.small_files import MAX_CONFIG_BYTES
 from tests.support.malformed import Case
 from tests.support.malformed_folders import (
     CONFIG,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from quantkit import registry
 from quantkit.errors import UnsafePath, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import open_folder
-from tests.support.malformed_folders import FIRST, INDEX, SECOND, write_small_checkpoint
+from tests.support.malformed_folders import FIRST, INDEX, SECOND, replace_tensors, write_small_checkpoint
 
 
 def opened(path: Path) -> Checkpoint:
@@ -88,6 +89,27 @@ def test_an_adapter_is_refused_by_name(case: str, small: Path) -> None:
             (small / name).write_text("{}")
     with pytest.raises(UnsupportedModel, match=names[0]) as caught:
         opened(small)
+    assert "merge" in str(caught.value.hint)
+
+
+ADAPTER_TENSORS = [
+    "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+    "base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight",
+    "model.layers.0.self_attn.q_proj.base_layer.weight",
+    "model.layers.0.self_attn.q_proj.lora_magnitude_vector.weight",
+    "base_model.model.lm_head.modules_to_save.default.weight",
+    "lycoris.layers.0.hada_w1_a.weight",
+]
+
+
+@pytest.mark.parametrize("name", ADAPTER_TENSORS)
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_under_the_name_of_weights_is_told_by_its_tensors(name: str, alone: bool, small: Path) -> None:
+    values = {name: np.zeros((4, 4), np.float32)}
+    replace_tensors(small, lambda tensors: (tensors.clear() if alone else None, tensors.update(values)))
+    with pytest.raises(UnsupportedModel, match=re.escape(name)) as caught:
+        opened(small)
+    assert "adapter" in str(caught.value)
     assert "merge" in str(caught.value.hint)
 
 

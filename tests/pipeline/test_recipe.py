@@ -117,7 +117,7 @@ def test_a_rule_that_decides_nothing_is_refused(rules: tuple[dict[str, object], 
     ("text", "words", "error"),
     [
         ("[[rule]\n", ["mixed.toml", "not TOML", "line 1"], MalformedFile),
-        ("x = " + "[" * 5000, ["mixed.toml", "not TOML"], MalformedFile),
+        ("x = " + "[\n" * 5000, ["mixed.toml", "not TOML"], MalformedFile),
         ("rules = []", ["mixed.toml", "rules"], BadOption),
         ("rule = 3", ["mixed.toml", "list of tables"], BadOption),
         ("[rule]\nbits = 4", ["list of tables"], BadOption),

@@ -216,7 +216,7 @@ FOLDER_CASES: tuple[Case, ...] = (
     _folder("IX24 no weights", _empty, IncompleteCheckpoint, "no .safetensors"),
     _folder("IX24 pickles only", _pickles_only, IncompleteCheckpoint, "no .safetensors", "3 pickle files"),
     _folder("CF01 no config", lambda f: (f / CONFIG).unlink(), IncompleteCheckpoint, CONFIG),
-    _folder("CF01 empty config", _config_bytes(b""), MalformedFile, CONFIG, "empty"),
+    _folder("CF01 empty config", _config_bytes(b""), IncompleteFile, CONFIG, "empty"),
     _folder("CF01 config is a list", _config_bytes(b"[]"), MalformedFile, CONFIG, "an array"),
     _folder("CF01 config over 1 MB", _config_bytes(b" " * (1 << 20) + b"{}"), MalformedFile, CONFIG, "1,048,576"),
     _folder("CF02 negative hidden_size", _config(hidden_size=-1), BadConfig, CONFIG, "hidden_size", "-1"),

@@ -125,7 +125,7 @@ class DenseDecoder:
             tie_word_embeddings=reader.boolean("tie_word_embeddings", default=self.ties_embeddings),
             bos_token_id=reader.token("bos_token_id", vocab, default=1),
             eos_token_ids=reader.tokens("eos_token_id", vocab, default=2),
-            pad_token_id=reader.token("pad_token_id", vocab, default=None),
+            pad_token_id=reader.padding(vocab),
         )
 
     def notes(self, config: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -133,6 +133,9 @@ class DenseDecoder:
         notes = [f"{where}: {key} {text}" for key, text in self.remarks.items() if config.get(key)]
         if not self.reads_attention_factor:
             notes += ignored_factors(config, where)
+        padding, vocab = config.get("pad_token_id"), config["vocab_size"]
+        if type(padding) is int and padding >= vocab:
+            notes.append(f"{where}: pad_token_id {padding} is not below vocab_size {vocab} and counts as none")
         return (*notes, *unknown_keys(config, where, (*self.scalar_keys, *self.remarks)))
 
     def slots(self, spec: ModelSpec) -> tuple[TensorSlot, ...]:

@@ -175,5 +175,7 @@ def test_an_id_of_minus_one_means_none(key: str) -> None:
     assert getattr(parse_config({**LLAMA, key: -1}), key) is None
     with pytest.raises(BadConfig, match=f"{key} must be a token id"):
         parse_config({**LLAMA, key: -2})
+    if key == "pad_token_id":  # beyond the vocabulary it is none as well
+        return
     with pytest.raises(BadConfig, match=f"{key} must be a token id"):
         parse_config({**LLAMA, key: 97})

@@ -63,8 +63,8 @@ def test_a_width_that_groups_do_not_divide_is_refused_by_name() -> None:
     [
         ({"bits": 1}, "bits must be from 2 to 8, is 1"),
         ({"bits": 9}, "bits must be from 2 to 8, is 9"),
-        ({"group_size": 0}, "group_size must be positive"),
-        ({"group_size": -2}, "group_size must be positive"),
+        ({"group_size": 0}, "group_size must be from 1 to 16,777,216, or -1"),
+        ({"group_size": -2}, "group_size must be from 1 to 16,777,216, or -1"),
         ({"scale_dtype": "float64"}, "scale_dtype must be one of"),
     ],
 )
