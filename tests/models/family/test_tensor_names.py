@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, QuantkitError
-from quantkit.files.safetensors_file import open_safetensors
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -123,8 +123,8 @@ def test_quantized_weights_under_a_prefix_are_put_together(container: str, tmp_p
         return (tensor.dequantized() if isinstance(view, QuantizedView) else tensor).tobytes()
 
     before = {name: values(view) for name, view in registry.open_checkpoint(folder).weights.items()}
-    file = folder / "model.safetensors"
-    write_tensors(folder, {f"_orig_mod.{name}": view.read() for name, view in open_safetensors(file).items()})
+    tensors = load_file(folder / "model.safetensors")
+    write_tensors(folder, {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()})
     after = registry.open_checkpoint(folder)
     assert {name: values(view) for name, view in after.weights.items()} == before
     assert any(isinstance(view, QuantizedView) for view in after.weights.values())
