@@ -15,27 +15,21 @@ import numpy as np
 from quantkit.files.planned_files import PlannedFile, blob
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS, CONFIG_CLASS_FILE
-from quantkit.models.spec import ModelSpec
+from quantkit.models.spec import ModelSpec, architecture
 
 
 def native_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's own config with tie_word_embeddings and rope_theta spoken out, and only a padding that is there.
+    """The config of the checkpoint's model, made from its `ModelSpec`.
 
-    Whatever describes how the source was stored (`quantization_config`) is left out; the caller says how it writes.
+    Nothing else of the source's config is carried: a key that nobody here knows may ask an engine for code, and what
+    describes how the source was stored (`quantization_config`) is said anew by the caller.
     """
-    config = dict(checkpoint.config)
-    config.pop("quantization_config", None)
-    config["tie_word_embeddings"] = checkpoint.spec.tie_word_embeddings
-    config["rope_theta"] = checkpoint.spec.rope.theta
-    if "pad_token_id" in config:
-        config["pad_token_id"] = checkpoint.spec.pad_token_id
-    return config
+    return architecture(checkpoint.spec.architecture).config(checkpoint.spec, checkpoint.config)
 
 
 def with_dtype(config: Mapping[str, Any], dtype: np.dtype) -> dict[str, Any]:
-    """`config` that says its weights are `dtype`: under `torch_dtype`, and `dtype` where that newer name stands."""
-    names = ["torch_dtype", "dtype"] if "dtype" in config else ["torch_dtype"]
-    return {**config, **dict.fromkeys(names, dtype.name)}
+    """`config` that says its weights are `dtype`."""
+    return {**config, "torch_dtype": dtype.name}
 
 
 def config_file(config: Mapping[str, Any]) -> PlannedFile:
@@ -48,5 +42,5 @@ def config_files(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[PlannedFil
     """`config` as config.json; for a native MiniCPM also its config class, and an `auto_map` that names it."""
     if spec.architecture != "minicpm":
         return (config_file(config),)
-    named = {**config, "auto_map": AUTO_MAP, "model_type": "minicpm"}
+    named = {**config, "auto_map": AUTO_MAP}
     return (config_file(named), blob(CONFIG_CLASS_FILE, CONFIG_CLASS.encode()))

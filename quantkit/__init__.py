@@ -6,11 +6,12 @@ What stands in `__all__` is the public interface, and all that the command line 
 
 from __future__ import annotations
 
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING
+import os
+
+TYPE_CHECKING = False  # as type checkers read it; typing would be imported for nothing else
 
 if TYPE_CHECKING:
+    from quantkit.artifacts.leftovers import leftovers as leftovers
     from quantkit.artifacts.publishing import Published as Published
     from quantkit.calibration.compute import Compute as Compute
     from quantkit.calibration.samples import CalibrationOptions as CalibrationOptions
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from quantkit.registry import open_checkpoint as open_checkpoint
     from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
     from quantkit.tensors.schemes.offset_groups import OffsetGroups as OffsetGroups
+    from quantkit.text.chat_template import ChatOptions as ChatOptions
     from quantkit.verification.continuation import Continuation as Continuation
     from quantkit.verification.continuation import Sampling as Sampling
     from quantkit.verification.continuation import generate as generate
@@ -44,12 +46,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # In a bare checkout `exporters/` and `runtimes/` lie beside this folder; installed, they lie inside it.
-if (Path(__file__).parent.parent / "pyproject.toml").is_file():
-    __path__.append(str(Path(__file__).parent.parent))
+if os.path.isfile(os.path.join(os.path.dirname(os.path.dirname(__file__)), "pyproject.toml")):  # noqa: PTH113,PTH118,PTH120
+    __path__.append(os.path.dirname(os.path.dirname(__file__)))  # noqa: PTH120 - pathlib takes 5 ms to import
 
 _HOMES = {
     "AffineGroups": "tensors.schemes.affine_groups",
     "CalibrationOptions": "calibration.samples",
+    "ChatOptions": "text.chat_template",
     "Checkpoint": "models.checkpoint",
     "Compute": "calibration.compute",
     "Continuation": "verification.continuation",
@@ -69,6 +72,7 @@ _HOMES = {
     "export": "pipeline.runs",
     "generate": "verification.continuation",
     "inspection": "models.inspection",
+    "leftovers": "artifacts.leftovers",
     "loads_in": "pipeline.verdicts",
     "open_checkpoint": "registry",
     "parse_target": "pipeline.plan",
@@ -83,6 +87,7 @@ _HOMES = {
 __all__ = [
     "AffineGroups",
     "CalibrationOptions",
+    "ChatOptions",
     "Checkpoint",
     "Compute",
     "Continuation",
@@ -102,6 +107,7 @@ __all__ = [
     "export",
     "generate",
     "inspection",
+    "leftovers",
     "loads_in",
     "open_checkpoint",
     "parse_target",
@@ -116,6 +122,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - `import quantkit` alone is quick
+
     return getattr(import_module(f"quantkit.{_HOMES[name]}"), name)
 
 

@@ -134,3 +134,5 @@ class VerificationFailed(QuantkitError):
 
 class Interrupted(QuantkitError):
     """The user stopped the work (SIGINT, SIGTERM); nothing was published."""
+
+    exit_code = 130

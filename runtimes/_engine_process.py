@@ -3,7 +3,10 @@
 An engine is foreign code that parses files, may abort on them, logs to file descriptors, and gives its memory back for
 certain only when its process ends; some live in an environment of their own. The protocol: a request is one JSON line
 on the child's stdin; an answer is one JSON line on its stdout, followed by `bytes` bytes of data when it says so, or
-`{"error": "one line"}`. Stdin at its end means goodbye, so a child never outlives its parent.
+`{"error": "one line"}`. Stdin at its end means goodbye.
+
+Every request has an `Allowance` of time and memory, beyond which the child is killed. `quantkit.supervisor` stands
+between and ends the child when this process ends, however it does.
 """
 
 from __future__ import annotations
@@ -17,10 +20,16 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import EngineFailed
+from quantkit.supervisor import EXCEEDED, NUMBER_BYTES, supervised
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FAREWELL_SECONDS = 5.0
 """How long an engine may take to end by itself before it is killed."""
@@ -31,6 +40,19 @@ Reason = Callable[[Sequence[str]], "str | None"]
 
 def _no_reason(log: Sequence[str]) -> None:
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What an engine may spend on a request.
+
+    doing: what it does meanwhile, for messages: "loading the model". seconds: of time. memory: bytes that it may hold
+    then, mapped files aside; only Linux holds it to them.
+    """
+
+    doing: str
+    seconds: float
+    memory: int
 
 
 class EngineProcess:
@@ -49,36 +71,42 @@ class EngineProcess:
         self._reason = reason
         self._late = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._limit = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
+        self._allow((1 << 63) - 1)
         # A session of its own: Ctrl-C reaches us alone, and what the engine starts can be ended with it.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True
+            supervised(command, self._limit.fileno()),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,
+            pass_fds=(self._limit.fileno(),),
         )
 
     def ask(
-        self, *, timeout: float | None = None, **request: str | int | bool | Sequence[int]
+        self, allowance: Allowance, **request: str | int | bool | Sequence[int]
     ) -> tuple[dict[str, Any], bytearray]:
         """Send a request; return the answer and its data, which the caller may change.
 
-        timeout: seconds after which the engine is killed, None = never.
-
         Raises:
-            EngineFailed: the answer is an error, the engine died, or it gave no answer in time.
+            EngineFailed: the answer is an error, the engine died, or it took more than `allowance`, and was killed.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert isinstance(stdout, io.BufferedReader)
-        with self._deadline(timeout):
+        self._allow(allowance.memory)
+        with self._deadline(allowance.seconds):
             try:
                 stdin.write(json.dumps(request).encode() + b"\n")
                 stdin.flush()
             except BrokenPipeError:
-                raise self._death(timeout) from None
+                raise self._death(allowance) from None
             line = stdout.readline()
-            answer = self._parsed(line, timeout)
+            answer = self._parsed(line, allowance)
             size = answer.get("bytes", 0)
             data = bytearray(size)
             if stdout.readinto(data) != size:
-                raise self._death(timeout)
+                raise self._death(allowance)
         return answer, data
 
     def close(self) -> None:
@@ -93,10 +121,11 @@ class EngineProcess:
         self._process.wait()
         self._process.stdout.close()
         self._log.close()
+        self._limit.close()
 
-    def _parsed(self, line: bytes, timeout: float | None) -> dict[str, Any]:
+    def _parsed(self, line: bytes, allowance: Allowance) -> dict[str, Any]:
         if not line:
-            raise self._death(timeout)
+            raise self._death(allowance)
         try:
             answer = json.loads(line)
         except ValueError:
@@ -107,13 +136,13 @@ class EngineProcess:
             raise EngineFailed(f"{self._path}: {self._engine}: {self._reason(self._log_lines()) or answer['error']}")
         return answer
 
+    def _allow(self, memory: int) -> None:
+        os.pwrite(self._limit.fileno(), memory.to_bytes(NUMBER_BYTES, "little"), 0)
+
     @contextlib.contextmanager
-    def _deadline(self, timeout: float | None) -> Iterator[None]:
-        """Kill the child after `timeout` seconds, which ends every wait for its pipes."""
-        if timeout is None:
-            yield
-            return
-        timer = threading.Timer(timeout, self._expire)
+    def _deadline(self, seconds: float) -> Iterator[None]:
+        """Kill the child after `seconds`, which ends every wait for its pipes."""
+        timer = threading.Timer(seconds, self._expire)
         timer.daemon = True
         timer.start()
         try:
@@ -131,15 +160,36 @@ class EngineProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
 
-    def _death(self, timeout: float | None) -> EngineFailed:
+    def _death(self, allowance: Allowance) -> EngineFailed:
         code = self._process.wait()
+        where = f"{self._path}: {self._engine}"
         if self._late:
-            return EngineFailed(f"{self._path}: {self._engine} gave no answer within {timeout:g} s")
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            return EngineFailed(f"{where} gave no answer within {allowance.seconds:g} s of {allowance.doing}")
         log = self._log_lines()
-        reason = self._reason(log) or (log or ["no message"])[-1]
-        return EngineFailed(f"{self._path}: {self._engine} died with {how}: {reason}")
+        last = (log or ["no message"])[-1]
+        if last.startswith(EXCEEDED):
+            taken, most = int(last.removeprefix(EXCEEDED)) >> 20, allowance.memory >> 20
+            return EngineFailed(f"{where} was ended while {allowance.doing}: it took {taken} MiB, more than {most} MiB")
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return EngineFailed(f"{where} died with {how} while {allowance.doing}: {self._reason(log) or last}")
 
     def _log_lines(self) -> list[str]:
         self._log.seek(0)
         return [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+
+
+class EngineSession:
+    """What sessions of engines in child processes have in common: leaving one ends its child.
+
+    Whoever starts a child puts it into `_child`.
+    """
+
+    _child: EngineProcess
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.close()

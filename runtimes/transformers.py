@@ -3,6 +3,8 @@
 What it takes is told by `_kernels/transformers.py`. A native MiniCPM is refused with the way out: `export hf
 --arch llama` folds the family's three scalars into the weights, and the result runs in its Llama class.
 
+It is handed a folder with a config of ours (`_staged_folder.py`): a stranger's may name code that it then looks for.
+
 transformers fills a tensor that it does not find with random numbers and says so in a log; here that is an error.
 """
 
@@ -23,9 +25,11 @@ import numpy as np
 from quantkit import registry
 from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_length
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._kernels._rules import RENAMED
 from quantkit.runtimes._kernels.transformers import DENSE, must_dequantize
+from quantkit.runtimes._staged_folder import staged_folder
 from quantkit.tensors.views import QuantizedView
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ FOLD_HINT = "fold the family's scalars into a Llama: quantkit export hf SOURCE -
 
 
 class TransformersSession:
-    """A folder in transformers, on the CPU. `spec` tells when LongRoPE changes its factors."""
+    """A folder in transformers, on the CPU. `spec` tells when RoPE turns keys otherwise than it did."""
 
     def __init__(self, path: Path, spec: ModelSpec, model: Any) -> None:  # noqa: ANN401 - chosen by config.json
         self._path = path
@@ -60,8 +64,8 @@ class TransformersSession:
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """The last row of `logits`, [V]; only what follows the ids of the call before is evaluated."""
-        known, ids, factors = len(self._ids), list(token_ids), self._spec.rope.factors
-        if self._cache is None or ids[:known] != self._ids or known >= len(ids) or factors(known) != factors(len(ids)):
+        known, ids, turns_alike = len(self._ids), list(token_ids), self._spec.rope.turns_alike
+        if self._cache is None or ids[:known] != self._ids or known >= len(ids) or not turns_alike(known, len(ids)):
             self._start()
         rows = self._forward(ids[len(self._ids) :], self._cache)
         self._ids = ids
@@ -80,6 +84,7 @@ class TransformersSession:
         ids = [int(token) for token in token_ids]
         if not ids or not all(0 <= token < self._spec.vocab_size for token in ids):
             raise BadOption(f"token ids must be one or more numbers below {self._spec.vocab_size}")
+        check_length(self._spec, len(ids) + (len(self._ids) if cache is not None else 0))
         try:
             with torch.no_grad():
                 given = {self._keyword: cache, "use_cache": cache is not None}
@@ -140,9 +145,9 @@ def _load(path: Path, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - the pack
 
     loading = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if must_dequantize(checkpoint) else {}
     try:
-        with _quiet():
+        with _quiet(), staged_folder(checkpoint) as folder:
             model, report = AutoModelForCausalLM.from_pretrained(
-                str(path),
+                str(folder),
                 trust_remote_code=False,
                 local_files_only=True,
                 use_safetensors=True,

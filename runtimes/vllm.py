@@ -11,6 +11,8 @@ switched off.
 A native MiniCPM needs the config class that quantkit writes beside config.json, because transformers has none. Only
 that very file is ever imported; a folder that brings any other code, or asks for it, is refused.
 
+It is handed a folder with a config of ours (`_staged_folder.py`): a stranger's may name code that it then looks for.
+
 LongRoPE: vLLM chooses the short or the long factors once, by the context it was started with. The session starts it
 on the right side of the original context, and starts it anew when a sequence crosses over.
 """
@@ -18,11 +20,12 @@ on the right side of the original context, and starts it anew when a sequence cr
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,16 +33,15 @@ from quantkit import registry
 from quantkit.errors import BadOption, EngineFailed, MissingDependency, QuantkitError
 from quantkit.files.member import open_member, read_member_json
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_length
 from quantkit.models.layouts.small_files import CONFIG_NAME, MAX_CONFIG_BYTES, file_names
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS, CONFIG_CLASS_FILE
 from quantkit.models.spec import ModelSpec
-from quantkit.runtimes._engine_process import EngineProcess
+from quantkit.runtimes._engine_process import Allowance, EngineProcess, EngineSession
 from quantkit.runtimes._kernels._rules import RENAMED
 from quantkit.runtimes._kernels.vllm import CPU
+from quantkit.runtimes._staged_folder import staged_folder
 from quantkit.tensors.views import QuantizedView
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 ENVIRONMENT = Path(__file__).resolve().parent.parent / ".venv-vllm"
 SERVER = Path(__file__).with_name("_vllm_server.py")
@@ -59,26 +61,36 @@ CONTEXT = 4096
 """Tokens of context that the engine starts with, where the model has so many."""
 LOAD_SECONDS = 1800.0
 ANSWER_SECONDS = 3600.0
+PROCESS = 8 << 30
+"""Bytes that the engine may hold beside weights and answers: torch, its buffers, keys and values."""
+WEIGHT_BYTES = 12
+"""Bytes that it may hold for each weight: float32, and copies of it while it loads."""
+LOG_PROB_BYTES = 200
+"""Bytes that it may hold for each log-prob of an answer, which are Python objects in lists."""
 
 
-class VLLMSession:
-    """A folder in vLLM. `spec` tells its vocabulary and when LongRoPE changes its factors."""
+class VLLMSession(EngineSession):
+    """A folder in vLLM. `spec` tells its vocabulary and when LongRoPE changes its factors.
 
-    def __init__(self, path: Path, spec: ModelSpec, *, command: Sequence[str], dtype: str) -> None:
+    staged: makes the folder that the engine is handed, whenever it starts.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        *,
+        command: Sequence[str],
+        dtype: str,
+        staged: Callable[[], AbstractContextManager[Path]],
+    ) -> None:
         self._path = path
+        self._staged = staged
         self._spec = spec
         self._command = command
         self._dtype = dtype
         self._max_length = self._context(1)
         self._start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._child.close()
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log-probs in float32 [T, V]; row t predicts token t + 1. vLLM hands them over as Python lists: seconds."""
@@ -92,8 +104,10 @@ class VLLMSession:
         ids, vocabulary = [int(token) for token in token_ids], self._spec.vocab_size
         if not ids or not all(0 <= token < vocabulary for token in ids):
             raise BadOption(f"token ids must be one or more numbers below {vocabulary}")
+        check_length(self._spec, len(ids), to_come=1)
         self._fit(len(ids))
-        _, data = self._child.ask(do=do, token_ids=ids, timeout=ANSWER_SECONDS)
+        allowance = self._allowance(f"evaluating {len(ids)} tokens", ANSWER_SECONDS, len(ids))
+        _, data = self._child.ask(allowance, do=do, token_ids=ids)
         values = np.frombuffer(data, np.float32)
         wanted = vocabulary * (len(ids) if do == "logits" else 1)
         if values.size != wanted:
@@ -108,17 +122,23 @@ class VLLMSession:
     def _start(self) -> None:
         self._child = EngineProcess(self._command, engine="vLLM", path=self._path)
         try:
-            self._child.ask(
-                do="load",
-                path=str(self._path.resolve()),
-                dtype=self._dtype,
-                max_model_len=self._max_length,
-                code=self._spec.architecture == "minicpm",
-                timeout=LOAD_SECONDS,
-            )
+            with self._staged() as folder:
+                self._child.ask(
+                    self._allowance("loading the model", LOAD_SECONDS, 0),
+                    do="load",
+                    path=str(folder),
+                    dtype=self._dtype,
+                    max_model_len=self._max_length,
+                    code=self._spec.architecture == "minicpm",
+                )
         except BaseException:
             self._child.close()
             raise
+
+    def _allowance(self, doing: str, seconds: float, tokens: int) -> Allowance:
+        weights = sum(math.prod(slot.shape) for slot in self._spec.slots())
+        memory = PROCESS + WEIGHT_BYTES * weights + LOG_PROB_BYTES * tokens * self._spec.vocab_size
+        return Allowance(doing, seconds, memory)
 
     def _context(self, length: int) -> int:
         """Context to start the engine with for sequences of `length` tokens: one more, for the token it samples."""
@@ -134,10 +154,10 @@ class VLLMSession:
     def _fit(self, length: int) -> None:
         """Start the engine anew if `length` tokens need more context, or other LongRoPE factors, than it has."""
         rope = self._spec.rope
-        if length < self._max_length and rope.factors(length) == rope.factors(self._max_length):
+        if length < self._max_length and rope.turns_alike(length, self._max_length):
             return
         wanted = self._context(length)
-        if wanted <= length or rope.factors(length) != rope.factors(wanted):
+        if wanted <= length or not rope.turns_alike(length, wanted):
             raise EngineFailed(f"{self._path}: vLLM cannot run {length} tokens with a context of {wanted}")
         self._child.close()
         self._max_length = wanted
@@ -185,7 +205,8 @@ class VLLMRuntime:
         command = ["env", *settings, str(python), "-I", str(SERVER)]
         quantized = any(isinstance(view, QuantizedView) for view in checkpoint.weights.values())
         suitable = "float16" if quantized else "float32"
-        return VLLMSession(path, checkpoint.spec, command=command, dtype=dtype or suitable)
+        staged = partial(staged_folder, checkpoint)
+        return VLLMSession(path, checkpoint.spec, command=command, dtype=dtype or suitable, staged=staged)
 
 
 def interpreter() -> Path | None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for room in ("quantkit", "exporters", "runtimes") for path in (ROOT / room).rglob("*.py"))
 FLOORS = (
     ("errors",),
-    ("discovery", "threads", "progress", "memory"),
+    ("discovery", "threads", "progress", "memory", "supervisor"),
     ("tensors",),
     ("files",),
     ("models", "artifacts"),

@@ -42,6 +42,7 @@ from quantkit.exporters.gguf.file import MAGIC, GGUFFile
 from quantkit.exporters.gguf.header import header_bytes
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
 from quantkit.exporters.gguf.reading import read_config, read_quantization
+from quantkit.exporters.gguf.sampling import generation_files, sampling_entries, sampling_notes
 from quantkit.exporters.gguf.split import read_model
 from quantkit.exporters.gguf.tensors import (
     LONG_FACTORS,
@@ -67,6 +68,7 @@ from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, P
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
+from quantkit.models.layouts.small_files import is_legal
 from quantkit.models.spec import ModelSpec, Role, config_notes
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
@@ -132,7 +134,7 @@ class GGUF:
             if isinstance(weight := model.weights[place.slot.name], QuantizedView) and block not in PLAIN
         }
         tokenizer = vocabulary_entries(vocabulary, model.spec.eos_token_ids)
-        entries = [*model_entries(model, main), *tokenizer, *quantization_entries(carried)]
+        entries = [*model_entries(model, main), *sampling_entries(model), *tokenizer, *quantization_entries(carried)]
         header = header_bytes(entries, infos)
         moved: dict[str, float] = {}
         units = [_unit(place, block, model.weights[place.slot.name], moved) for place, block in chosen.items()]
@@ -172,7 +174,7 @@ class GGUF:
             config=config,
             spec=spec,
             weights={place.slot.name: _view(gguf, place, recorded.get(place.name)) for place in places(spec)},
-            files=_files(tokenizer) if isinstance(tokenizer, Vocabulary) else {},
+            files={**_files(tokenizer), **generation_files(gguf, spec)},
             inputs=tuple(file.path for file in gguf.files),
             notes=(
                 *config_notes(config, where=str(path)),
@@ -281,12 +283,21 @@ def _notes(
     if odd:
         yield f"{len(odd)} tensors ({odd[0]} ...) stay f16: their rows are not whole blocks of {blocks.BLOCK}"
     rope = model.spec.rope
+    if rope.kind == "dynamic":
+        yield (
+            f"llama.cpp has no dynamic NTK: the file is right up to {rope.original_max_position_embeddings} tokens, "
+            "the context that it names; do not extend it"
+        )
     if rope.short_factor != rope.long_factor:
         yield (
             "llama.cpp chooses LongRoPE's long factors by the context that it allocates, not by the text's length: "
             f"above {rope.original_max_position_embeddings} tokens"
         )
     yield from tokenizer_notes(model, vocabulary)
+    yield from sampling_notes(model)
+    legal = sorted(name for name in model.files if is_legal(name))
+    if legal:
+        yield f"left behind, since a GGUF file holds no other files: {', '.join(legal)}"
 
 
 def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, Scheme]) -> None:
@@ -325,8 +336,10 @@ def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
     return quantized_view(gguf, place, carried_scheme(block, scheme))
 
 
-def _files(vocabulary: Vocabulary) -> dict[str, Callable[[], bytes]]:
-    """The tokenizer's files, made when the first one is asked for."""
+def _files(vocabulary: Vocabulary | str) -> dict[str, Callable[[], bytes]]:
+    """The tokenizer's files, made when the first one is asked for; none without a vocabulary."""
+    if isinstance(vocabulary, str):
+        return {}
 
     @cache
     def files() -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from quantkit.exporters.gguf.file import GGUFFile
 from quantkit.exporters.gguf.keys import Keys
 from quantkit.exporters.gguf.metadata import ARCHITECTURES, CONFIG_KEY, QUANTIZATION_KEY, SCALE_KEYS
 from quantkit.exporters.gguf.tensors import LONG_FACTORS, SHORT_FACTORS
-from quantkit.exporters.gguf.vocabulary import END_KEYS
+from quantkit.exporters.gguf.vocabulary import END_KEYS, END_TEXTS
 from quantkit.files.json_file import parse_json
+from quantkit.models.config import token_ids_value
 from quantkit.models.spec import ModelSpec, longrope_attention_factor, parse_config
 from quantkit.tensors.scheme import Scheme, scheme_from_json
 
@@ -103,6 +104,8 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
     embedding = gguf.tensors.get("token_embd.weight")
     tokenizer = Keys(gguf, "tokenizer.ggml.")
     eos = [index for key in END_KEYS if (index := tokenizer.optional_id(key)) is not None]
+    texts = gguf.metadata.get("tokenizer.ggml.tokens")
+    eos += [texts.index(text) for text in END_TEXTS if isinstance(texts, list) and text in texts]
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[arch]],
         "model_type": arch,
@@ -120,9 +123,11 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
         "rope_scaling": _rope_scaling(gguf, keys, head_dim, explicit=arch == "llama"),
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "bos_token_id": tokenizer.optional_id("bos_token_id"),
-        "eos_token_id": list(dict.fromkeys(eos)) or None,
+        "eos_token_id": token_ids_value(list(dict.fromkeys(eos))),
         "pad_token_id": tokenizer.optional_id("padding_token_id"),
     }
+    if tokenizer.text("model", "none") == "llama":  # the config's defaults are llama.cpp's for such a tokenizer
+        config = {k: v for k, v in config.items() if k not in ("bos_token_id", "eos_token_id") or v is not None}
     return config if arch == "llama" else {**config, **_scales(gguf, keys, layers, hidden)}
 
 
@@ -214,8 +219,12 @@ def _check_same(own: ModelSpec, standard: ModelSpec, where: str) -> None:
         one, other = getattr(own, name), getattr(standard, name)
         if not _close(one, other):
             raise InconsistentCheckpoint(f"{where}: {CONFIG_KEY} says {name} {one}, the other keys say {other}")
-    for name in (field.name for field in fields(own.rope)):
-        one, other = getattr(own.rope, name), getattr(standard.rope, name)
+    within = replace(own.rope, kind="default", factor=1.0, original_max_position_embeddings=0)
+    rope = (
+        within if own.rope.kind == "dynamic" else own.rope
+    )  # the other keys cannot say it; it is plain in the context
+    for name in (field.name for field in fields(rope)):
+        one, other = getattr(rope, name), getattr(standard.rope, name)
         if not _close(one, other):
             raise InconsistentCheckpoint(f"{where}: {CONFIG_KEY} says rope {name} {one}, the other keys say {other}")
 

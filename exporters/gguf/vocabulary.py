@@ -13,9 +13,7 @@ from quantkit.exporters.gguf.keys import Keys
 from quantkit.exporters.gguf.metadata import CONFIG_KEY
 from quantkit.exporters.gguf.types import ValueType
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.text.end_tokens import GENERATION_FILE
 from quantkit.text.sentencepiece_model import TokenKind
-from quantkit.text.tokenizer_files import read_object
 from quantkit.text.vocabulary import Vocabulary
 
 END_OF_TURN = "<|im_end|>"
@@ -23,9 +21,6 @@ END_TEXTS = (END_OF_TURN, "</s>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>"
 """Tokens at which llama.cpp stops whatever the keys say (`llama_vocab::impl::load`)."""
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """The three tokens at which it stops because the keys say so."""
-
-_GENERATION_IN_GGUF = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
-"""What generation_config.json says that a GGUF file says as well, or that says nothing about the model."""
 
 _KNOWN_KEYS = frozenset(
     {"model", "pre", "tokens", "scores", "token_type", "token_type_count"}
@@ -110,9 +105,6 @@ def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[in
 
 def tokenizer_notes(model: Checkpoint, vocabulary: Vocabulary | None) -> Iterator[str]:
     """What a GGUF file does not say of the files beside the weights, one line each."""
-    sampling = sorted(set(read_object(model.files, GENERATION_FILE)) - _GENERATION_IN_GGUF)
-    if sampling:
-        yield f"{GENERATION_FILE} does not travel in a GGUF file: {', '.join(sampling)[:80]} are up to the engine"
     if vocabulary is None:
         yield "the source has no tokenizer; llama.cpp loads such a file, but its server and chat need one"
         return
@@ -121,6 +113,8 @@ def tokenizer_notes(model: Checkpoint, vocabulary: Vocabulary | None) -> Iterato
     unheard = end_ids(vocabulary, model.spec.eos_token_ids)[1]
     if unheard:
         yield f"GGUF has no key for the end tokens {', '.join(map(str, unheard))}: llama.cpp does not stop at them"
+    if vocabulary.eos_token_id is None:
+        yield "the model names no end of text, which GGUF cannot say: llama.cpp takes a token of its own choice for it"
 
 
 def _key_name(name: str) -> str:
@@ -149,12 +143,13 @@ def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
         raise MalformedFile(f"{gguf.path}: token scores must be finite 32-bit floats")
     if kinds.dtype.kind not in "iu" or not np.isin(kinds, list(TokenKind)).all():
         raise MalformedFile(f"{gguf.path}: token types must be integers from 1 to 6")
+    ours = CONFIG_KEY in gguf.metadata  # where quantkit writes no first or last token, there is none
     return Vocabulary(
         tokens=tuple(tokens),
         scores=tuple(scores.tolist()),
         kinds=tuple(map(TokenKind, kinds.tolist())),
-        bos_token_id=_token_id(keys, "bos_token_id", vocab_size, default=1),
-        eos_token_id=_token_id(keys, "eos_token_id", vocab_size, default=2),
+        bos_token_id=_token_id(keys, "bos_token_id", vocab_size, default=None if ours else 1),
+        eos_token_id=_token_id(keys, "eos_token_id", vocab_size, default=None if ours else 2),
         unk_token_id=_token_id(keys, "unknown_token_id", vocab_size, default=0),
         pad_token_id=_token_id(keys, "padding_token_id", vocab_size, default=None),
         add_bos=keys.flag("add_bos_token", default=True),

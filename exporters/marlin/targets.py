@@ -16,7 +16,6 @@ from typing import Any
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.exporters._hf_config import native_config
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.config import rope_scaling
 from quantkit.models.spec import ModelSpec, Role
 from quantkit.tensors.scheme import PER_ROW
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -89,19 +88,8 @@ def chosen(name: str | None) -> Target:
 
 def written_config(model: Checkpoint, target: Target, group_size: int) -> dict[str, Any]:
     """config.json of `model`, without its dtype: for CPM.cu with every key spoken out that the engine reads."""
-    spec = model.spec
     config = {**native_config(model), "quantization_config": quantization_config(group_size)}
-    if target is not CPM_CU:
-        return config
-    config |= {
-        "head_dim": spec.head_dim,
-        "max_position_embeddings": spec.max_position_embeddings,
-        "num_key_value_heads": spec.num_key_value_heads,
-        "rms_norm_eps": spec.rms_norm_eps,
-        "rope_scaling": rope_scaling(spec),
-    }
-    config.pop("rope_parameters", None)  # the newer name; the engine reads the older one
-    if spec.architecture == "minicpm":
+    if target is CPM_CU and model.spec.architecture == "minicpm":
         config |= {key: 1.0 if config.get(key) is None else config[key] for key in SCALARS}
     return config
 
@@ -129,6 +117,12 @@ def check_rope(model: Checkpoint, target: Target) -> None:
     if model.spec.architecture not in FAMILIES:
         raise UnsupportedSpec(
             f"{model.path}: CPM.cu knows no {model.spec.architecture}", hint="fold it into a Llama: --arch llama"
+        )
+    if rope.kind == "dynamic":
+        raise UnsupportedSpec(
+            f"{model.path}: CPM.cu computes rotary frequencies once, and has no dynamic NTK",
+            hint="write another container, or remove rope_scaling from config.json and keep to its context of "
+            f"{rope.original_max_position_embeddings} tokens",
         )
     if rope.short_factor != rope.long_factor:
         raise UnsupportedSpec(

@@ -3,6 +3,9 @@
     .NAME.quantkit-work    a file per step: SHA-256 in hexadecimal, a newline, the step's bytes
     .NAME.quantkit-run     held while a process works on NAME
 
+Once the output is about to be published, `seal` writes into the folder which output that is: `forget` tells by it that
+a run was killed after publishing, and its steps are of no use any more.
+
 A digest covers a step's name and bytes and the digest of the step before it; the first follows from the run's key,
 which says all that the steps depend on. What another run left, what is damaged, and what follows from other bytes
 than now lie before it is therefore not recalled: that step is done again, and its file replaced. A step is durable
@@ -16,9 +19,11 @@ import os
 import shutil
 import stat
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from quantkit.artifacts.file_pair import MANIFEST_NAME
 from quantkit.artifacts.output_lock import Lock
 from quantkit.artifacts.output_paths import Destination
 from quantkit.artifacts.stage_writer import refusals, sync_folder
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 HEAD_BYTES = 65
+SEAL = "published"
 CONTINUE = "run the same command again to continue"
 PASSING = (NoSpace, OutputExists, ReadFailed, SourceChanged, WriteFailed)
 """Errors after which the same command may go through; any other comes from the input and would come again."""
@@ -64,6 +70,8 @@ class Journal:
                 state = self._folder.lstat()
             if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():
                 raise WriteFailed(f"{self._folder} is not a folder of yours", hint="remove it")
+            with refusals(f"{self._shown}: cannot keep finished work beside it"):
+                (self._folder / SEAL).unlink(missing_ok=True)  # of another run, which published
         except BaseException as error:
             self._lock.__exit__(type(error), error, None)
             raise
@@ -108,13 +116,42 @@ class Journal:
     ) -> None:
         kept = self._steps > 0 and error is not None and _is_passing(error)
         if not kept:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(OSError):
+                _remove(self._folder)
         with suppress(OSError):
             self._lock.__exit__(kind, error, trace)
         if kept and isinstance(error, KeyboardInterrupt):
             raise Interrupted("interrupted; nothing was published", hint=CONTINUE) from error
         if kept and isinstance(error, QuantkitError):
             error.hint = f"{error.hint}; then {CONTINUE}" if error.hint else CONTINUE
+
+
+def seal(destination: Destination, manifest: bytes) -> None:
+    """Note in the folder of the steps, if there is one, which manifest the output of this run has; raises OSError."""
+    if destination.work.is_dir():
+        (destination.work / SEAL).write_bytes(hashlib.sha256(manifest).digest())
+
+
+def forget(destination: Destination) -> None:
+    """Remove the steps of a run that has published what lies at the output now; raises OSError."""
+    manifest = destination.path / MANIFEST_NAME if destination.folder else destination.sidecar
+    with suppress(OSError):
+        destination.work.rmdir()  # where only the folder was left to be removed
+    try:
+        sealed = (destination.work / SEAL).read_bytes()
+        published = hashlib.sha256(manifest.read_bytes()).digest()
+    except OSError:
+        return
+    if sealed == published:
+        _remove(destination.work)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the steps, and the seal last, by which a killed removal is recognised; raises OSError."""
+    for path in folder.iterdir():
+        if path.name != SEAL:
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def _head(digest: bytes) -> bytes:

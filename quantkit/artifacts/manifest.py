@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from quantkit import __version__
+from quantkit.artifacts.file_pair import MANIFEST_NAME, pending_manifest
 from quantkit.errors import (
     IncompleteCheckpoint,
     MalformedFile,
@@ -30,7 +31,6 @@ from quantkit.files.member import open_member, read_member_json
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.files.source_file import SourceFile
 
-MANIFEST_NAME = "quantkit.json"
 SIDECAR_SUFFIX = ".quantkit.json"
 MANIFEST_VERSION = 1
 MAX_MANIFEST_BYTES = 64 << 20
@@ -39,8 +39,14 @@ READ_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".json", ".jinj
 
 
 def manifest_path(path: Path) -> Path:
-    """Where the manifest of the artifact `path` lies: inside a folder, beside a file."""
-    return path / MANIFEST_NAME if path.is_dir() else path.with_name(path.name + SIDECAR_SUFFIX)
+    """Where the manifest of the artifact `path` lies: inside a folder, beside a file.
+
+    A file whose publishing was cut short may have it in the stage: `quantkit.artifacts.file_pair`.
+    """
+    if path.is_dir():
+        return path / MANIFEST_NAME
+    sidecar = path.with_name(path.name + SIDECAR_SUFFIX)
+    return sidecar if os.path.lexists(sidecar) else pending_manifest(path) or sidecar
 
 
 def describe(planned: PlannedArtifact) -> dict[str, Any]:
@@ -121,8 +127,10 @@ def is_bare(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def check_files(path: Path) -> list[str]:
+def check_files(path: Path, manifest: Mapping[str, Any] | None = None) -> list[str]:
     """Hash every file of the artifact `path` again and compare with its manifest.
+
+    manifest: as `read_manifest` gave it; None = it is read.
 
     Returns:
         Notes that are no failure, one line each: there is no manifest; a file that the manifest does not list, and that
@@ -133,7 +141,7 @@ def check_files(path: Path) -> list[str]:
             read such files, all in one line.
         MalformedFile: the manifest itself is damaged.
     """
-    manifest = read_manifest(path)
+    manifest = manifest or read_manifest(path)
     if manifest is None:
         if not path.exists():
             raise VerificationFailed(f"{path}: is missing")

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit.artifacts.manifest import MANIFEST_NAME, SIDECAR_SUFFIX, describe, encoded, is_bare
+from quantkit.artifacts.file_pair import MANIFEST_NAME
+from quantkit.artifacts.hidden_names import LOCK, OLD, RUN, STAGE, WORK, beside
+from quantkit.artifacts.manifest import SIDECAR_SUFFIX, describe, encoded, is_bare
 from quantkit.artifacts.stage_writer import refusals
 from quantkit.errors import BadOption, NoSpace, OutputExists, UnsafePath, WriteFailed
 from quantkit.files.planned_files import PlannedArtifact
@@ -33,27 +35,27 @@ class Destination:
     @property
     def lock(self) -> Path:
         """Held while a process publishes this output."""
-        return self.path.with_name(f".{self.path.name}.quantkit-lock")
+        return beside(self.path, LOCK)
 
     @property
     def stage(self) -> Path:
         """A folder with the files on their way."""
-        return self.path.with_name(f".{self.path.name}.quantkit-part")
+        return beside(self.path, STAGE)
 
     @property
     def old(self) -> Path:
         """A replaced folder, set aside."""
-        return self.path.with_name(f".{self.path.name}.quantkit-old")
+        return beside(self.path, OLD)
 
     @property
     def run(self) -> Path:
         """Held while a process works on this output, from before publishing."""
-        return self.path.with_name(f".{self.path.name}.quantkit-run")
+        return beside(self.path, RUN)
 
     @property
     def work(self) -> Path:
         """A folder with finished steps of a run, see `quantkit.artifacts.journal`."""
-        return self.path.with_name(f".{self.path.name}.quantkit-work")
+        return beside(self.path, WORK)
 
     @property
     def sidecar(self) -> Path:
@@ -62,7 +64,11 @@ class Destination:
 
     def names(self) -> tuple[Path, ...]:
         """All that may be replaced or removed."""
-        return (self.path, self.sidecar, self.stage, self.old, self.lock, self.run, self.work)
+        return (self.path, self.sidecar, *self.hidden())
+
+    def hidden(self) -> tuple[Path, ...]:
+        """All that is there only while a run is at work on this output, or was killed."""
+        return (self.stage, self.old, self.lock, self.run, self.work)
 
     def has_leftovers(self) -> bool:
         """Whether another run is at work on this output, or was killed."""

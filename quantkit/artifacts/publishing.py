@@ -8,6 +8,9 @@ A failure removes the stage. A killed process leaves only dotted names, which th
     .NAME.quantkit-part   the stage: a folder with the final files, also when the artifact is a single file
     .NAME.quantkit-old    a replaced folder, where the file system cannot exchange two names in one step
 
+A single file and its manifest are two names, and still one commit: `quantkit.artifacts.file_pair`. What killed runs
+left for other names is told with its size, see `quantkit.artifacts.leftovers`.
+
 Files are written from start to end in planned order, unit by unit. The stage is not resumed: what takes long to
 compute is kept by `quantkit.artifacts.journal`, and written anew.
 """
@@ -26,7 +29,10 @@ from threading import Event
 from typing import Any
 
 from quantkit.artifacts.atomic_rename import exchange, move_new
-from quantkit.artifacts.manifest import MANIFEST_NAME, check_files, describe, encoded, read_manifest
+from quantkit.artifacts.file_pair import MANIFEST_NAME, commit, settle
+from quantkit.artifacts.journal import forget, seal
+from quantkit.artifacts.leftovers import leftovers
+from quantkit.artifacts.manifest import check_files, describe, encoded, read_manifest
 from quantkit.artifacts.output_lock import Lock
 from quantkit.artifacts.output_paths import Destination, check_apart, check_vacant, preflight, resolve, size_text
 from quantkit.artifacts.stage_writer import StageWriter, allocate, refusals, sync_folder
@@ -36,19 +42,24 @@ from quantkit.files.planned_files import PlannedArtifact, blob
 from quantkit.files.source_file import SourceFile, check_unchanged
 from quantkit.progress import Progress, unwatched
 
-__all__ = ["Published", "check_files", "preflight", "publish", "read_manifest", "source_digest"]
+__all__ = ["Published", "check_files", "clean_up", "preflight", "publish", "read_manifest", "source_digest"]
+
+
+CLEANING = "cannot clean up after a run that was killed"
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """A finished artifact.
 
-    path: where it lies. size: bytes of its files, the manifest aside. manifest: as written.
+    path: where it lies. size: bytes of its files, the manifest aside. manifest: as written. leftovers: a line for
+    each folder beside it that other runs left when they were killed.
     """
 
     path: Path
     size: int
     manifest: Mapping[str, Any]
+    leftovers: tuple[str, ...] = ()
 
 
 def publish(
@@ -86,13 +97,14 @@ def publish(
         preflight(planned, out, inputs=inputs, overwrite=overwrite)
     with Lock(destination.lock, out):
         try:
-            with refusals(f"{out}: cannot clean up after a run that was killed"):
+            with refusals(f"{out}: {CLEANING}"):
                 _recover(destination)
             # Again, or for the first time: leftovers took space, and before the lock another run may have finished.
             preflight(planned, out, inputs=inputs, overwrite=overwrite)
             manifest = _write_stage(planned, destination, sources=sources, progress=progress, report=report)
             check_vacant(destination, overwrite)
             with refusals(f"{out}: cannot be published"):
+                seal(destination, encoded(manifest))
                 _commit(destination, planned)
             with refusals(f"{out}: is complete, but may not survive a power failure yet"):
                 sync_folder(destination.path.parent)
@@ -102,7 +114,22 @@ def publish(
             with suppress(OSError):
                 _recover(destination)
             raise
-    return Published(out, planned.size, manifest)
+    return Published(out, planned.size, manifest, leftovers(destination.path.parent))
+
+
+def clean_up(planned: PlannedArtifact, out: Path) -> None:
+    """Remove what killed runs for this very name left, except finished work that the next run goes on with.
+
+    Raises:
+        OutputExists: a living process works on it.
+        NoSpace, WriteFailed: it cannot be removed, or `out` is not a usable name.
+    """
+    destination = resolve(planned, out)
+    if not any(map(os.path.lexists, destination.hidden())):
+        return
+    with Lock(destination.run, out), Lock(destination.lock, out), refusals(f"{out}: {CLEANING}"):
+        _recover(destination)
+        forget(destination)
 
 
 def _write_stage(
@@ -172,7 +199,7 @@ def _commit(destination: Destination, planned: PlannedArtifact) -> None:
     replacing = os.path.lexists(destination.path)
     try:
         if not destination.folder:
-            _commit_file(destination, destination.stage / planned.files[0].name, replacing)
+            commit(destination.stage / planned.files[0].name, destination.path, destination.sidecar)
         elif not replacing:
             move_new(destination.stage, destination.path)
         elif not exchange(destination.stage, destination.path):
@@ -184,42 +211,14 @@ def _commit(destination: Destination, planned: PlannedArtifact) -> None:
         ) from None
 
 
-def _commit_file(destination: Destination, file: Path, replacing: bool) -> None:
-    """Publish a single file and its manifest such that a manifest never lies beside a file that it does not describe.
-
-    A new file comes after its manifest: killed in between, there is no model yet and the same command can run again.
-    """
-    manifest, aside = destination.stage / MANIFEST_NAME, destination.stage / f"{MANIFEST_NAME}.replaced"
-    # An interrupt can come just after a rename, so what to undo is told by what still lies in the stage.
-    if not replacing:
-        try:
-            manifest.replace(destination.sidecar)
-            move_new(file, destination.path)
-        except BaseException:
-            if os.path.lexists(file):
-                destination.sidecar.unlink(missing_ok=True)
-            raise
-        return
-    try:
-        if os.path.lexists(destination.sidecar):
-            destination.sidecar.rename(aside)
-        file.replace(destination.path)
-    finally:
-        if not os.path.lexists(file):
-            with refusals(f"{destination.shown}: is complete, but its manifest cannot be put beside it"):
-                manifest.replace(destination.sidecar)
-        elif os.path.lexists(aside):
-            aside.rename(destination.sidecar)
-
-
 def _recover(destination: Destination) -> None:
-    """Bring back a folder that was set aside but not replaced, and remove what is unfinished; raises OSError."""
+    """Bring back what was set aside but not replaced, and remove what is unfinished; raises OSError."""
     if os.path.lexists(destination.old):
         if os.path.lexists(destination.path):
             _remove(destination.old)
         else:
             destination.old.rename(destination.path)
-    _remove(destination.stage)
+    settle(destination.stage, destination.path, destination.sidecar)
 
 
 def _remove(path: Path) -> None:

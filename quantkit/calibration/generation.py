@@ -19,6 +19,7 @@ import torch
 
 from quantkit.calibration.generation_work import BATCH, generation_work, step_work
 from quantkit.calibration.samples import CalibrationOptions, Samples, make_samples
+from quantkit.errors import MalformedFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_model
 from quantkit.models.spec import ModelSpec
@@ -39,9 +40,12 @@ def generated_samples(
     device: torch.device = CPU,
     progress: Progress | None = None,
 ) -> Samples:
-    """`options.sequences` sequences of `options.length` tokens; the whole float32 model is on `device` meanwhile."""
+    """`options.sequences` sequences of `options.length` tokens; the whole float32 model is on `device` meanwhile.
+
+    Where the chat template fails, all openings are plain text, and the coverage's note says so.
+    """
     text = resources.files("quantkit.calibration").joinpath(PROMPTS_FILE).read_text(encoding="utf-8")
-    prompts = _prompts(text, tokenizer)
+    prompts, note = _prompts(text, tokenizer)
     starts = [prompts[i % len(prompts)][: options.length] for i in range(options.sequences)]
     model = load_model(checkpoint).to(device)
     counter = _Counter(checkpoint.spec, generation_work(checkpoint.spec, options), progress)
@@ -53,19 +57,27 @@ def generated_samples(
 
     batches = torch_map(generate, range(0, options.sequences, BATCH), threads)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return make_samples(list(np.concatenate(batches)), source="generated", digest=digest, seed=options.seed)
+    return make_samples(list(np.concatenate(batches)), source="generated", digest=digest, seed=options.seed, note=note)
 
 
-def _prompts(text: str, tokenizer: Tokenizer) -> list[list[int]]:
-    """The bundled openings as token ids. A line is KIND, a tab, and the text with its newlines written as \\n."""
-    lines = [line.split("\t") for line in text.splitlines() if line]
+def _prompts(bundled: str, tokenizer: Tokenizer) -> tuple[list[list[int]], str | None]:
+    """The bundled openings as token ids, and why none is a chat although there is a chat template.
+
+    A line is KIND, a tab, and the text with its newlines written as \\n.
+    """
+    lines = [line.split("\t") for line in bundled.splitlines() if line]
     openings = [opening.replace("\\n", "\n") for _, opening in lines]
+    note = None
     if tokenizer.has_chat_template:
         chats = [i for i, (kind, _) in enumerate(lines) if kind == "chat"]
         turns = [[{"role": "user", "content": openings[i]}] for i in chats]
-        for i, rendered in zip(chats, tokenizer.chats(turns, add_generation_prompt=True), strict=True):
-            openings[i] = rendered
-    return [tokenizer.encode(opening) for opening in openings]
+        try:
+            rendered = tokenizer.chats(turns, add_generation_prompt=True)
+        except MalformedFile as failure:
+            note, rendered = f"{failure}; calibration text begins with plain text alone", []
+        for i, text in zip(chats, rendered, strict=False):
+            openings[i] = text or openings[i]
+    return [tokenizer.encode(opening) for opening in openings], note
 
 
 def _continued(

@@ -90,7 +90,8 @@ def check_context(options: CalibrationOptions, spec: ModelSpec) -> None:
 class Coverage:
     """What a model was calibrated on, as the manifest records it.
 
-    source: "text", "jsonl", "parquet" or "generated". digest: SHA-256 of the file, or of the prompts.
+    source: "text", "jsonl", "parquet" or "generated". digest: SHA-256 of the file, or of the prompts. note: a line
+    about what is not as it should be, None = nothing.
     """
 
     source: str
@@ -100,6 +101,7 @@ class Coverage:
     longest: int
     distinct_tokens: int
     seed: int | None = None
+    note: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -114,7 +116,9 @@ class Samples:
     coverage: Coverage
 
 
-def make_samples(sequences: Sequence[np.ndarray], *, source: str, digest: str, seed: int | None = None) -> Samples:
+def make_samples(
+    sequences: Sequence[np.ndarray], *, source: str, digest: str, seed: int | None = None, note: str | None = None
+) -> Samples:
     """Sequences with the coverage that they give."""
     coverage = Coverage(
         source=source,
@@ -124,6 +128,7 @@ def make_samples(sequences: Sequence[np.ndarray], *, source: str, digest: str, s
         longest=max(map(len, sequences)),
         distinct_tokens=len(np.unique(np.concatenate(sequences))),
         seed=seed,
+        note=note,
     )
     return Samples(tuple(sequences), coverage)
 

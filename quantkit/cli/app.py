@@ -1,6 +1,7 @@
 """The command line: one file per verb; each parses, calls one function and prints.
 
-`main` is the only place that turns errors into exit codes: 0 done and verified, 1 verification failed, 2 could not run.
+`main` is the only place that turns errors into exit codes: 0 done and verified, 1 verification failed, 2 could not run,
+130 interrupted.
 Nothing heavier than typer is imported before a verb runs, so `--help` answers at once.
 """
 
@@ -10,14 +11,19 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape as escape_markup
 
 from quantkit.cli import demo, export, formats, golden, inspect, plan, quantize, run, verify
-from quantkit.errors import QuantkitError, one_line
+from quantkit.errors import Interrupted, QuantkitError, one_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 app = typer.Typer(
     name="quantkit",
@@ -38,6 +44,9 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "demo": demo.demo,
     "formats": formats.formats,
 }
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+AGAIN_SECONDS = 0.05
+"""Until an interrupt that Python dropped comes again."""
 for _name, _function in VERBS.items():
     app.command(_name)(_function)
 
@@ -59,11 +68,62 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code and never lets a traceback through unless `--debug` is given."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    signal.signal(signal.SIGTERM, _terminate)
+    with _Interrupts() as interrupts:
+        return _run(arguments, interrupts)
+
+
+class _Interrupts:
+    """SIGINT and SIGTERM raise KeyboardInterrupt while they are `heeded`, and are counted otherwise.
+
+    Python drops an exception that is raised inside a finalizer, with a traceback on stderr; an interrupt that comes
+    there is repeated by an alarm instead.
+    """
+
+    def __init__(self) -> None:
+        self.heeded = False
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._see_dropped
+        self._handlers = {number: signal.signal(number, self._come) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = self._hook
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Heed them in the block, those that came before it, too."""
+        try:
+            self.heeded = True
+            if self.count:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.heeded = False
+
+    def _come(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        if self.heeded:
+            raise KeyboardInterrupt
+
+    def _see_dropped(self, dropped: sys.UnraisableHookArgs) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)  # when this hook has returned
+        else:
+            self._hook(dropped)
+
+
+def _run(arguments: list[str], interrupts: _Interrupts) -> int:
     try:
-        command = typer.main.get_command(app)
-        with command.make_context("quantkit", arguments) as context:
-            command.invoke(context)
+        with interrupts.raised():
+            command = typer.main.get_command(app)
+            with command.make_context("quantkit", arguments) as context:
+                command.invoke(context)
         code = 0
     except typer.Exit as done:
         code = done.exit_code
@@ -73,15 +133,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except QuantkitError as error:
         code = _fail(error, arguments, str(error), error.hint, error.exit_code)
     except (KeyboardInterrupt, typer.Abort) as error:
-        code = _fail(error, arguments, "interrupted; nothing was published", None)
+        code = _stopped(error, arguments)
     except MemoryError as error:
         code = _fail(error, arguments, "out of memory", "close other programs, or use fewer or shorter samples")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         code = _fail(error, arguments, f"{where}{error.strerror or error}", None)
     except Exception as error:
-        code = _fail(error, arguments, *_explained(error))
+        # What is interrupted while it is imported may fail in any way.
+        code = _stopped(error, arguments) if interrupts.count else _fail(error, arguments, *_explained(error))
     return code
+
+
+def _stopped(error: BaseException, arguments: Sequence[str]) -> int:
+    return _fail(error, arguments, "interrupted; nothing was published", None, Interrupted.exit_code)
 
 
 def _explained(error: Exception) -> tuple[str, str]:
@@ -91,10 +156,6 @@ def _explained(error: Exception) -> tuple[str, str]:
     if isinstance(error, usage_error) and format_message is not None:
         return format_message().rstrip("."), "quantkit --help lists the commands"
     return f"internal error ({type(error).__name__}: {error})", "run again with --debug"
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _fail(
@@ -108,8 +169,3 @@ def _fail(
 
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape_markup(line)}")
     return exit_code
-
-
-def entry() -> None:
-    """Console script."""
-    sys.exit(main())

@@ -34,6 +34,7 @@ def export(
     with output.progress(f"reading {source.name}") as progress:
         done = write(name, checkpoint, out, options, overwrite=overwrite, progress=progress)
     output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
+    output.notes(done.leftovers)
     moved = done.manifest["figures"].get("largest_move_in_steps", {})
     if moved:
         worst, steps = max(moved.items(), key=lambda item: float(item[1]))

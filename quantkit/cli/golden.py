@@ -32,6 +32,7 @@ def golden(
     with output.progress(f"reading {model.name}") as progress:
         done = record_golden(checkpoint, out, quantized=quantized, overwrite=overwrite, progress=progress)
     output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
+    output.notes(done.leftovers)
     prompts = {prompt["name"]: prompt["shape"][0] for prompt in done.manifest["tensors"]}
     rows = table("prompt", "tokens", right=("tokens",))
     for name, tokens in prompts.items():

@@ -17,7 +17,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a model is: family, shapes, types, quantization, bits per weight. Reads headers only."""
-    from quantkit import inspection, open_checkpoint
+    from quantkit import inspection, leftovers, open_checkpoint
 
     output = Output(as_json=as_json)
     checkpoint = open_checkpoint(path)
@@ -34,3 +34,4 @@ def inspect(
     shown = [summary, kinds, listing] if tensors else [summary, kinds]
     output.result({**found.to_json(), "notes": list(checkpoint.notes)}, *shown)
     output.notes(checkpoint.notes)
+    output.notes(leftovers(path.absolute().parent))

@@ -103,6 +103,7 @@ def quantize(
     with output.progress(f"reading {model.name}") as progress:
         done = make(checkpoint, out, options, compute=compute, arch=arch, overwrite=overwrite, progress=progress)
     output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
+    output.notes(done.leftovers)
     report, loading = done.manifest["report"], loads_in(done.path)
     rows = table("layer", "error", right=("error",))
     for name, tensor in report["tensors"].items():
@@ -112,6 +113,8 @@ def quantize(
         rows,
         lines=[f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}", loading],
     )
+    if report["calibration"] is not None and report["calibration"]["note"] is not None:
+        output.notes([report["calibration"]["note"]])
     for name, tensor in report["tensors"].items():
         if tensor["fallback"]:
             output.note(f"{name}: rounded to nearest: {tensor['fallback']}")

@@ -1,32 +1,32 @@
-"""The config that is made from a model: that of a folded Llama."""
+"""The config that quantkit makes: what dense decoders write of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantkit.models.spec import ModelSpec
 
 
-def llama_config(spec: ModelSpec, source_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a plain `LlamaForCausalLM` with the dimensions of `spec`, every default spoken out.
+def decoder_config(spec: ModelSpec, source: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a dense decoder without its class: every field of `spec`, every default spoken out.
 
-    No muP scalar and no `auto_map` remains. LongRoPE keeps its factors.
+    Of `source`, the config that it was read from, only `initializer_range` is taken: it tells of training alone.
     """
+    spread = source.get("initializer_range")
+    usual = isinstance(spread, float) and 0 < spread <= 1
     return {
-        "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": spec.bos_token_id,
-        "eos_token_id": list(spec.eos_token_ids) if len(spec.eos_token_ids) > 1 else spec.eos_token_ids[0],
+        "eos_token_id": token_ids_value(spec.eos_token_ids),
         "head_dim": spec.head_dim,
         "hidden_act": "silu",
         "hidden_size": spec.hidden_size,
-        "initializer_range": source_config.get("initializer_range", 0.02),
+        "initializer_range": spread if usual else 0.02,
         "intermediate_size": spec.intermediate_size,
         "max_position_embeddings": spec.max_position_embeddings,
         "mlp_bias": False,
-        "model_type": "llama",
         "num_attention_heads": spec.num_attention_heads,
         "num_hidden_layers": spec.num_hidden_layers,
         "num_key_value_heads": spec.num_key_value_heads,
@@ -40,11 +40,18 @@ def llama_config(spec: ModelSpec, source_config: Mapping[str, Any]) -> dict[str,
     }
 
 
-def rope_scaling(spec: ModelSpec) -> dict[str, Any] | None:
-    """The `rope_scaling` object that every loader of LongRoPE reads; None for plain RoPE.
+def token_ids_value(ids: Sequence[int]) -> int | list[int] | None:
+    """How configs say which tokens are meant: a list, one by itself, none as null."""
+    return list(ids) if len(ids) > 1 else ids[0] if ids else None
 
-    The attention factor is there only where it is not the one that loaders derive from the two contexts.
+
+def rope_scaling(spec: ModelSpec) -> dict[str, Any] | None:
+    """The `rope_scaling` object that loaders of LongRoPE or dynamic NTK read; None for plain RoPE.
+
+    LongRoPE's attention factor is there only where it is not the one that loaders derive from the two contexts.
     """
+    if spec.rope.kind == "dynamic":
+        return {"rope_type": "dynamic", "factor": spec.rope.factor}
     if spec.rope.kind != "longrope":
         return None
     scaling = {

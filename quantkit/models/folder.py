@@ -24,6 +24,7 @@ from quantkit.models.layouts.small_files import (
     config_notes,
     file_names,
     file_notes,
+    template_folder,
     travelling_files,
 )
 from quantkit.models.layouts.unreadable import refuse_adapter, refuse_adapter_tensors
@@ -76,7 +77,8 @@ def open_folder(path: Path) -> Folder:
         )
     tensors, shards, shard_notes = open_shards(path, names)
     refuse_adapter_tensors(path, tensors)
-    notes = [*config_notes(config), *file_notes(config, names, shards), *shard_notes]
+    beside = [name for name in template_folder(path, names) if not name.endswith(".jinja")]
+    notes = [*config_notes(config), *file_notes(config, names + beside, shards), *shard_notes]
     if is_multimodal(config):
         config = text_config(config, tensors, where=str(path / CONFIG_NAME))
     named = own_names(tensors, lambda: _slot_names(config, path), where=str(path))

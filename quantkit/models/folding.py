@@ -18,8 +18,7 @@ import numpy as np
 
 from quantkit.errors import BadOption, ValueOutOfRange
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.config import llama_config
-from quantkit.models.spec import EMBEDDING, TensorSlot
+from quantkit.models.spec import EMBEDDING, TensorSlot, architecture
 from quantkit.tensors.cast import check_range, converted
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
@@ -51,7 +50,7 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
     spec = checkpoint.spec.folded()
     return replace(
         checkpoint,
-        config=llama_config(spec, checkpoint.config),
+        config=architecture(spec.architecture).config(spec, checkpoint.config),
         spec=spec,
         weights={slot.name: _folded_weight(checkpoint, slot) for slot in spec.slots()},
         notes=(*checkpoint.notes, *_notes(checkpoint)),

@@ -9,6 +9,7 @@ from typing import Any
 from quantkit.files.planned_files import PlannedTensor
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.family.recognition import described
+from quantkit.models.spec import RopeSpec
 from quantkit.tensors.views import TensorView, Weight
 
 
@@ -41,9 +42,6 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
     tensors = tuple(_describe(name, weight) for name, weight in checkpoint.weights.items())
     weights = sum(weight.size for weight in checkpoint.weights.values())
     total = sum(tensor.nbytes for tensor in tensors)
-    rope = f"theta {spec.rope.theta:g}" + (
-        f", LongRoPE, attention factor {spec.rope.attention_factor:.7g}" if spec.rope.kind == "longrope" else ""
-    )
     facts = {
         "model": described(asdict(spec), spec.architecture),
         "format": checkpoint.format,
@@ -56,7 +54,7 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
         "attention heads": f"{spec.num_attention_heads} ({spec.num_key_value_heads} key-value), {spec.head_dim} wide",
         "vocabulary": spec.vocab_size,
         "context": spec.max_position_embeddings,
-        "rope": rope,
+        "rope": _rope(spec.rope),
         "tied embeddings": spec.tie_word_embeddings,
         "scale_emb": spec.scale_emb,
         "residual scale": round(spec.residual_scale, 7),
@@ -70,6 +68,15 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
         row[1] += weight.size
         row[2] += tensor.nbytes
     return Inspection(facts, tuple(KindCount(kind, *row) for kind, row in counts.items()), tensors)
+
+
+def _rope(rope: RopeSpec) -> str:
+    if rope.kind == "longrope":
+        return f"theta {rope.theta:g}, LongRoPE, attention factor {rope.attention_factor:.7g}"
+    if rope.kind == "dynamic":
+        beyond = rope.original_max_position_embeddings
+        return f"theta {rope.theta:g}, dynamic NTK by {rope.factor:g} beyond {beyond} tokens"
+    return f"theta {rope.theta:g}"
 
 
 def _describe(name: str, weight: Weight) -> PlannedTensor:

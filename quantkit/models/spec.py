@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from quantkit import discovery
 from quantkit.errors import BadConfig, UnsupportedModel, one_line
+from quantkit.models.config_reader import shown
 from quantkit.models.family.recognition import refused_member
 
 if TYPE_CHECKING:
@@ -89,22 +90,42 @@ class LayerGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeSpec:
-    """Rotary embedding: base frequency, and LongRoPE factors (one per pair of channels) where the model has them.
+    """Rotary embedding.
+
+    "longrope": a factor for each pair of channels, short ones up to the original context, long ones beyond. Types that
+    stretch every context alike (linear, llama3, yarn) are this one with two equal lists. "dynamic": plain RoPE within
+    the original context; beyond it `base` grows with the length.
 
     `attention_factor` multiplies cos and sin. Unless a config says otherwise it is `longrope_attention_factor` of the
-    context over the original one.
+    context over the original one. `factor` is that of "dynamic".
     """
 
     theta: float
-    kind: str  # "default" or "longrope"
+    kind: str  # "default", "longrope" or "dynamic"
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     original_max_position_embeddings: int = 0
     attention_factor: float = 1.0
+    factor: float = 1.0
 
     def factors(self, context_length: int) -> tuple[float, ...]:
-        """LongRoPE factors for a context of `context_length` tokens; empty for plain RoPE."""
+        """LongRoPE factors for a context of `context_length` tokens; empty for other kinds."""
         return self.long_factor if context_length > self.original_max_position_embeddings else self.short_factor
+
+    def base(self, context_length: int, head_dim: int) -> float:
+        """What frequencies are powers of: theta, but for dynamic NTK (`_compute_dynamic_ntk_parameters`)."""
+        original = self.original_max_position_embeddings
+        if self.kind != "dynamic" or context_length <= original:
+            return self.theta
+        stretch = self.factor * context_length / original - (self.factor - 1)
+        return self.theta * float(stretch ** (head_dim / (head_dim - 2)))
+
+    def turns_alike(self, one: int, other: int) -> bool:
+        """Whether a position is turned by the same angles in contexts of `one` and of `other` tokens."""
+        original = self.original_max_position_embeddings
+        if self.kind == "dynamic" and max(one, original) != max(other, original):
+            return False
+        return self.factors(one) == self.factors(other)
 
 
 def longrope_attention_factor(extension: float, original: int) -> float:
@@ -249,6 +270,14 @@ class Architecture(Protocol):
         """What a config that `spec` takes says and this family ignores, one line each."""
         ...
 
+    def config(self, spec: ModelSpec, source: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json of `spec`, made of it alone; `source` spells what a spec does not hold (`sparse_config`)."""
+        ...
+
+    def understood(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of a config that `spec` reads, in its own words: what an engine may be handed of a stranger's."""
+        ...
+
     def slots(self, spec: ModelSpec) -> tuple[TensorSlot, ...]:
         """See `ModelSpec.slots`."""
         ...
@@ -288,7 +317,7 @@ def recognized(config: Mapping[str, Any], *, where: str = "config.json") -> Arch
     """
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadConfig(f"{where}: architectures must be a list of strings, is {str(names)[:80]!r}")
+        raise BadConfig(f"{where}: architectures must be a list of strings, is {shown(names)}")
     known = [architecture(name) for name in discovery.names(ROOM)]
     found = [candidate for candidate in known if candidate.recognizes(config)]
     if len(found) > 1:
@@ -296,7 +325,7 @@ def recognized(config: Mapping[str, Any], *, where: str = "config.json") -> Arch
     if not found:
         unknown = names[0] if names else config.get("model_type")
         raise UnsupportedModel(
-            f"{where}: model {str(unknown)[:80]!r} is not supported",
+            f"{where}: model {shown(unknown)} is not supported",
             hint=f"supported: {'; '.join(candidate.summary for candidate in known)}",
         )
     return found[0]

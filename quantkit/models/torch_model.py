@@ -50,7 +50,7 @@ class RMSNorm(nn.Module):
 def rotary_tables(spec: ModelSpec, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin [stop - start, head_dim] in float32 for positions start..stop-1 of a context of `stop` tokens."""
     half = torch.arange(0, spec.head_dim, 2, dtype=torch.float32, device=device)
-    inv_freq = 1.0 / spec.rope.theta ** (half / spec.head_dim)
+    inv_freq = 1.0 / spec.rope.base(stop, spec.head_dim) ** (half / spec.head_dim)
     position = torch.arange(start, stop, dtype=torch.float32, device=device)[:, None]
     factors = spec.rope.factors(stop)
     if factors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantkit import registry
-from quantkit.artifacts.publishing import Published, preflight, publish
+from quantkit.artifacts.publishing import Published, clean_up, preflight, publish
 from quantkit.calibration.compute import Compute
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture, with_source_dtypes
@@ -54,6 +54,7 @@ def quantize(
     run = Quantization(with_architecture(source, arch), options, compute=compute, progress=progress)
     planned = registry.exporter(INTERMEDIATE).prepare(with_source_dtypes(run.checkpoint, source), AS_IT_IS)
     target = Path(out)
+    clean_up(planned, target)
     preflight(planned, target, inputs=source.inputs, overwrite=overwrite, journal_size=run.journal_size())
     with run.journal(planned, target):
         run.calibrate()

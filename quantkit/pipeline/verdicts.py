@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from quantkit import registry
+from quantkit.errors import UnsupportedModel
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
-from quantkit.protocols import Verdict
+from quantkit.protocols import Kernel, Verdict
 from quantkit.tensors.cast import FLOATS
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
@@ -33,10 +34,18 @@ def verdicts(model: Checkpoint, *, target: str | None = None) -> tuple[Verdict, 
     found = []
     for kernel in registry.kernels(model.format, target):
         verdict = kernel.verdict(model)
-        if verdict.refusal is not None and kernel.verdict(folded(model)).refusal is None:
+        if verdict.refusal is not None and _takes_folded(kernel, model):
             verdict = replace(verdict, mend=FOLD)
         found.append(verdict)
     return tuple(found)
+
+
+def _takes_folded(kernel: Kernel, model: Checkpoint) -> bool:
+    """Whether a kernel takes the plain Llama that `model` can be folded into; not every family can."""
+    try:
+        return kernel.verdict(folded(model)).refusal is None
+    except UnsupportedModel:
+        return False
 
 
 def loads_in(artifact: str | Path | Checkpoint, *, target: str | None = None) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from quantkit.errors import MalformedFile, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.config import token_ids_value
 from quantkit.text.added_tokens import AddedToken
 from quantkit.text.sentencepiece_model import parse_model
 from quantkit.text.templates import read_templates
@@ -44,12 +45,12 @@ def with_end_tokens(checkpoint: Checkpoint, added: Mapping[int, AddedToken]) -> 
     """
     found = end_tokens(checkpoint, added)
     ids = list(found.ids)
-    config, files, spec = checkpoint.config, checkpoint.files, checkpoint.spec
-    if found.ids != spec.eos_token_ids:
-        config, spec = {**config, "eos_token_id": ids}, replace(spec, eos_token_ids=found.ids)
+    config, files, spec = checkpoint.config, checkpoint.files, replace(checkpoint.spec, eos_token_ids=found.ids)
+    if ids != (_as_list(config["eos_token_id"]) if "eos_token_id" in config else list(checkpoint.spec.eos_token_ids)):
+        config = {**config, "eos_token_id": token_ids_value(ids)}
     generation = read_object(files, GENERATION_FILE)
     if GENERATION_FILE in files and set(_as_list(generation.get("eos_token_id"))) != set(ids):
-        text = json.dumps({**generation, "eos_token_id": ids if len(ids) > 1 else ids[0]}, indent=2, sort_keys=True)
+        text = json.dumps({**generation, "eos_token_id": token_ids_value(ids)}, indent=2, sort_keys=True)
         data = (text + "\n").encode()
         files = {**files, GENERATION_FILE: lambda: data}
     return replace(checkpoint, config=config, spec=spec, files=files, notes=(*checkpoint.notes, *found.notes))

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from quantkit.errors import BadOption, MalformedFile, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.text.added_tokens import WORD_BOUNDARY
-from quantkit.text.chat_template import render
+from quantkit.text.chat_template import PLAIN_CHAT, ChatOptions, Messages, chat_variables, chosen_template, render
 from quantkit.text.sentencepiece_model import TokenKind
 from quantkit.text.tokenizer_files import MODEL_FILE
 from quantkit.text.vocabulary import Vocabulary, read_vocabulary
 
-Messages = Sequence[Mapping[str, str]]
-"""A conversation: objects with `role` and `content`."""
-
+SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
+"""What a chat template may name."""
 _SPECIAL_KINDS = (TokenKind.CONTROL, TokenKind.USER_DEFINED, TokenKind.UNKNOWN)
 
 
@@ -104,34 +102,30 @@ class Tokenizer:
             return b""
         return (token.replace(WORD_BOUNDARY, " ") if kind is TokenKind.NORMAL else token).encode()
 
-    def chat(self, messages: Messages, add_generation_prompt: bool = True) -> str:
+    def chat(self, messages: Messages, add_generation_prompt: bool = True, options: ChatOptions = PLAIN_CHAT) -> str:
         """A conversation as the text that the model was trained on; see `chats`."""
-        return self.chats([messages], add_generation_prompt=add_generation_prompt)[0]
+        return self.chats([messages], add_generation_prompt=add_generation_prompt, options=options)[0]
 
-    def chats(self, conversations: Sequence[Messages], *, add_generation_prompt: bool) -> list[str]:
-        """Many conversations, rendered in one go; without the BOS that `encode` adds.
+    def chats(
+        self, conversations: Sequence[Messages], *, add_generation_prompt: bool, options: ChatOptions = PLAIN_CHAT
+    ) -> list[str]:
+        """Many conversations, rendered in one go as transformers does; without the BOS that `encode` adds.
 
         Raises:
-            BadOption: the model has no chat template.
+            BadOption: the model has no chat template, or none of that name.
             MalformedFile, MissingDependency: see `quantkit.text.chat_template.render`.
         """
-        if self.vocabulary.chat_template is None:
-            raise BadOption("this model has no chat template", hint="use plain text")
-        bos, eos = (self._text_of(index) for index in (self.vocabulary.bos_token_id, self.vocabulary.eos_token_id))
-        variables: list[dict[str, Any]] = [
-            {
-                "messages": [dict(message) for message in messages],
-                "add_generation_prompt": add_generation_prompt,
-                "bos_token": bos,
-                "eos_token": eos,
-            }
+        vocabulary = self.vocabulary
+        template = chosen_template(vocabulary.chat_template, dict(vocabulary.named_templates), options)
+        specials = {
+            name: vocabulary.tokens[i] for name in SPECIALS if (i := getattr(vocabulary, f"{name}_id")) is not None
+        }
+        variables = [
+            chat_variables(messages, options, specials=specials, add_generation_prompt=add_generation_prompt)
             for messages in conversations
         ]
-        texts = render(self.vocabulary.chat_template, variables)
-        return [text.removeprefix(bos) if self.beginning else text for text in texts]
-
-    def _text_of(self, token_id: int | None) -> str:
-        return self.vocabulary.tokens[token_id] if token_id is not None else ""
+        bos = "".join(vocabulary.tokens[index] for index in self.beginning)
+        return [text.removeprefix(bos) for text in render(template, variables, now=options.now)]
 
 
 class StreamDecoder:

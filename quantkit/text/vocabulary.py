@@ -98,18 +98,20 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
         check_same_text(tokenizer, model, added)
     ids = _ids(tokens)
     _check_specials(files, ids, kinds)
-    eos, templates = checkpoint.spec.eos_token_ids, read_templates(files)
+    ends, templates = checkpoint.spec.eos_token_ids, read_templates(files)
+    bos = _named_id(files, "bos_token", ids, default=checkpoint.spec.bos_token_id)
+    eos = _named_id(files, "eos_token", ids, default=ends[0] if ends else None)
     edges = added_edges(tokenizer) if tokenizer is not None else None
     return Vocabulary(
         tokens=tuple(tokens),
         scores=tuple(scores),
         kinds=tuple(kinds),
-        bos_token_id=_named_id(files, "bos_token", ids, default=checkpoint.spec.bos_token_id),
-        eos_token_id=_named_id(files, "eos_token", ids, default=eos[0] if eos else None),
+        bos_token_id=bos,
+        eos_token_id=eos,
         unk_token_id=_named_id(files, "unk_token", ids, default=model.unk_id),
         pad_token_id=_named_id(files, "pad_token", ids, default=checkpoint.spec.pad_token_id),
-        add_bos=flag(config, "add_bos_token", default=edges is None or edges[0] is not None),
-        add_eos=flag(config, "add_eos_token", default=edges is not None and edges[1] is not None),
+        add_bos=flag(config, "add_bos_token", default=edges is None or edges[0] is not None) and bos is not None,
+        add_eos=flag(config, "add_eos_token", default=edges is not None and edges[1] is not None) and eos is not None,
         add_space_prefix=model.add_dummy_prefix,
         chat_template=templates.default,
         named_templates=tuple(templates.named.items()),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 from quantkit import registry
-from quantkit.errors import BadOption
+from quantkit.errors import BadOption, MalformedFile
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_length
 from quantkit.protocols import Runtime
+from quantkit.text.chat_template import PLAIN_CHAT, ChatOptions
 from quantkit.text.tokenizer import StreamDecoder, Tokenizer, open_tokenizer
 from quantkit.verification.engines import choose_engine
 from quantkit.verification.generation import generated_tokens
@@ -51,12 +54,13 @@ class Continuation:
     """A text that is being continued; iterate over it for the pieces of what follows.
 
     engine: who computes. prompt: what is continued, in the words of the chat template if there was one. token_ids: of
-    the pieces so far.
+    the pieces so far. notes: what there is to say about it, in lines, once it has ended.
     """
 
     engine: str
     prompt: str
     token_ids: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _pieces: Iterator[str] = field(default_factory=lambda: iter(()))
 
     def __iter__(self) -> Iterator[str]:
@@ -64,7 +68,12 @@ class Continuation:
 
 
 def generate(
-    artifact: str | Path, prompt: str, sampling: Sampling = DEFAULTS, *, chat: bool = False, engine: str = "auto"
+    artifact: str | Path,
+    prompt: str,
+    sampling: Sampling = DEFAULTS,
+    *,
+    chat: bool | ChatOptions = False,
+    engine: str = "auto",
 ) -> Continuation:
     """Continue a text.
 
@@ -72,24 +81,41 @@ def generate(
         artifact: a model folder, a quantized folder, or a single-file artifact.
         prompt: what to continue.
         sampling: how many tokens, and how they are chosen.
-        chat: whether the prompt is a user's turn of the model's chat template.
+        chat: whether the prompt is a user's turn of the model's chat template, or what the template is given besides;
+            its clock shows the present unless told otherwise.
         engine: a runtime's name; "auto" = the first real engine here that runs the artifact, else the reference.
 
     Returns:
-        The continuation, which computes while it is iterated over. End-of-sequence tokens end it.
+        The continuation, which computes while it is iterated over. An end token or the end of the context ends it.
 
     Raises:
-        BadOption: no such engine, an option out of range, or a model without tokenizer or chat template.
+        BadOption: no such engine, an option out of range, a model without tokenizer or (such a) chat template, or a
+            prompt that leaves no room in the model's context.
+        MalformedFile: the chat template fails.
         What opening the artifact and loading it raise; all are `QuantkitError`s.
     """
     path = Path(artifact)
     checkpoint = registry.open_checkpoint(path)
     tokenizer = open_tokenizer(checkpoint)
-    text = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
+    options = PLAIN_CHAT if chat is True else chat
+    text = _user_turn(tokenizer, prompt, options) if options else prompt
+    token_ids = tokenizer.encode(text)
+    check_length(checkpoint.spec, len(token_ids), to_come=1, what="the prompt")
     runtime = choose_engine(engine, checkpoint)
     made = Continuation(runtime.name, text)
-    made._pieces = _pieces(made, path, checkpoint, tokenizer, runtime=runtime, sampling=sampling)
+    made._pieces = _pieces(made, path, checkpoint, tokenizer, token_ids, runtime=runtime, sampling=sampling)
     return made
+
+
+def _user_turn(tokenizer: Tokenizer, prompt: str, options: ChatOptions) -> str:
+    now = options.now or datetime.now()  # a template prints local time without a zone
+    try:
+        return tokenizer.chat([{"role": "user", "content": prompt}], options=replace(options, now=now))
+    except MalformedFile as error:
+        hint = (
+            "give what it asks for (`run` has --system, --tools, --template, --template-option), or continue plain text"
+        )
+        raise MalformedFile(str(error), hint=hint) from None
 
 
 def _pieces(
@@ -97,17 +123,19 @@ def _pieces(
     path: Path,
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
+    prompt: Sequence[int],
     *,
     runtime: Runtime,
     sampling: Sampling,
 ) -> Iterator[str]:
-    prompt = tokenizer.encode(made.prompt)
+    context = checkpoint.spec.max_position_embeddings
+    room = context - len(prompt)
     decoder = StreamDecoder(tokenizer, prompt)
     with runtime.open(path) as session:
         for token in generated_tokens(
             session,
             prompt,
-            max_tokens=sampling.max_tokens,
+            max_tokens=min(sampling.max_tokens, room),
             eos_token_ids=checkpoint.spec.eos_token_ids,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -116,3 +144,5 @@ def _pieces(
             made.token_ids.append(token)
             yield decoder.push(token)
     yield decoder.finish()
+    if len(made.token_ids) == room < sampling.max_tokens:
+        made.notes.append(f"the text ends where the model's context of {context} tokens does")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import cycle, islice
 
+from quantkit.errors import MalformedFile
 from quantkit.text.tokenizer import Tokenizer
 
 LONG_TOKENS = 512
@@ -87,13 +88,30 @@ def default_prompts(tokenizer: Tokenizer, *, max_tokens: int) -> list[Prompt]:
     """The bundled prompts as `tokenizer` reads them.
 
     Each stays one token below `max_tokens`, the model's context, because engines keep room for the token to come. The
-    chat turn is left out where the model has no chat template; the long one repeats until it is long enough.
+    chat turn is left out where the model has no chat template, and plain text where its template fails (`chat_note`);
+    a template that asks for the date is told a fixed one, see `ChatOptions`. The long prompt repeats until it is long
+    enough.
     """
     longest = max(1, max_tokens - 1)
     texts = {"code": CODE, "english": ENGLISH, "chinese": CHINESE}
     if tokenizer.has_chat_template:
-        texts["chat"] = tokenizer.chat([{"role": "user", "content": QUESTION}])
+        texts["chat"], _ = _chat_turn(tokenizer)
     prompts = [Prompt(name, text, tuple(tokenizer.encode(text)[:longest])) for name, text in texts.items()]
     prompts.append(Prompt("one token", CODE, tuple(tokenizer.encode(CODE)[:1])))
     long = tokenizer.beginning + list(islice(cycle(tokenizer.encode(LONG, add_bos=False)), LONG_TOKENS))
     return [*prompts, Prompt("long", LONG, tuple(long[: min(LONG_TOKENS, longest)]))]
+
+
+def chat_note(tokenizer: Tokenizer) -> str | None:
+    """One line that says why the chat prompt is plain text; None where it is a chat turn, or left out."""
+    failure = _chat_turn(tokenizer)[1] if tokenizer.has_chat_template else None
+    return None if failure is None else f"{failure}; the chat prompt is plain text"
+
+
+def _chat_turn(tokenizer: Tokenizer) -> tuple[str, str | None]:
+    """The question as a user's turn; as it is, and why, where the chat template fails."""
+    try:
+        text = tokenizer.chat([{"role": "user", "content": QUESTION}])
+    except MalformedFile as failure:
+        return QUESTION, str(failure)
+    return (text, None) if text else (QUESTION, "the chat template writes nothing")

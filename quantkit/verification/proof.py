@@ -13,14 +13,16 @@ docs/decisions/0010-what-verify-proves.md tells what each limit rests on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quantkit import registry
 from quantkit.artifacts.manifest import check_files, manifest_path, read_manifest
 from quantkit.errors import BadOption, QuantkitError, VerificationFailed
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_length
 from quantkit.models.folding import folded
 from quantkit.models.precision import precision_of
 from quantkit.models.spec import ModelSpec
@@ -32,7 +34,7 @@ from quantkit.verification.engines import NO_ENGINE, ORACLE, engine_of
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.original import Original, same_files
 from quantkit.verification.prompts import Prompt, default_prompts
-from quantkit.verification.recording import is_quantized
+from quantkit.verification.recording import is_quantized, was_quantized
 from quantkit.verification.report import FAILED, PASSED, SKIPPED, STEPS, Check, Divergence, Report, Step
 from quantkit.verification.steps import predictions
 from quantkit.verification.steps.identity import (
@@ -117,6 +119,8 @@ class Proof:
         self._notes: list[str] = []
         self._divergence: Divergence | None = None
         self._squared_error = 0.0
+        self._given_quantized = False
+        self._manifest: Mapping[str, Any] | None = None
 
     def report(self) -> Report:
         """Go through the steps."""
@@ -177,25 +181,26 @@ class Proof:
         problems: list[str] = []
         says = "as the manifest has them"
         try:
-            manifest = read_manifest(self._path)
-            if manifest is None and self._options.needs_manifest:
+            self._manifest = read_manifest(self._path)
+            if self._manifest is None and self._options.needs_manifest:
                 where = manifest_path(self._path).name
                 problems = [f"there is no manifest ({where}); --no-manifest verifies what has none"]
-            elif manifest is None:
+            elif self._manifest is None:
                 self._skip("files", "not checked: there is no manifest")
                 return
             else:
-                self._notes += check_files(self._path)
+                self._notes += check_files(self._path, self._manifest)
         except QuantkitError as error:
             problems = [str(error) if isinstance(error, VerificationFailed) else f"the manifest is damaged: {error}"]
         self._add("files", problems, says)
 
     def _original(self) -> Original | None:
         model = registry.open_checkpoint(self._against) if self._against is not None else None
+        self._given_quantized = model is not None and is_quantized(model)
         if self._golden is not None:
             return Original(self._golden.spec, self._golden.text, self._golden, model, parent=False)
         if model is not None:
-            return Original(model.spec, read_facts(model), None, model, parent=is_quantized(model))
+            return Original(model.spec, read_facts(model), None, model, parent=self._given_quantized)
         self._notes.append(
             "neither golden logits nor the original given; engine and reference only agree with each other"
         )
@@ -203,7 +208,10 @@ class Proof:
 
     def _prompts(self, checkpoint: Checkpoint, original: Original | None) -> Sequence[Prompt]:
         if self._golden is not None:
-            return self._golden.prompts[: self._options.prompts]
+            recorded = self._golden.prompts[: self._options.prompts]
+            for prompt in recorded:
+                check_length(self._golden.spec, len(prompt.token_ids), to_come=1, what=f"prompt {prompt.name!r}")
+            return recorded
         source = original.model if original is not None and original.model is not None else checkpoint
         if (self._options.engine == NO_ENGINE or self._failed) and not has_vocabulary(source):
             return ()
@@ -236,8 +244,8 @@ class Proof:
         if not same_files(checkpoint, original.model, source):
             return []
         same_place = original.model is not None and original.model.path.resolve() == checkpoint.path.resolve()
-        made = manifest_path(checkpoint.path).exists()  # of another model, so it is not the original itself
-        if made or is_quantized(checkpoint) or (same_place and source is None and runtime is None):
+        made = self._manifest is not None  # of another model, so it is not the original itself
+        if made or was_quantized(checkpoint, self._manifest) or (same_place and source is None and runtime is None):
             return [f"its weights are the very files that it is compared with: {NOTHING_PROVED}"]
         self._notes.append("its weights are the original's own files: this proves the engine, not a conversion")
         return []
@@ -246,10 +254,7 @@ class Proof:
         if original is not None and _shapes(expected_spec(original.spec, checkpoint.spec)) != _shapes(checkpoint.spec):
             self._skip("numbers", "its tensors have other names or shapes than the original's")
             return
-        try:
-            record = read_record(read_manifest(self._path), checkpoint.spec)
-        except QuantkitError:
-            record = read_record(None, checkpoint.spec)
+        record = read_record(self._manifest, checkpoint.spec)
         weights = original.weights(checkpoint.spec) if original is not None else None
         check = WeightCheck(checkpoint, record, weights, parent=original is not None and original.parent)
         part = self._part(*(0, PARTS) if self._options.engine == NO_ENGINE else (0, PARTS // 10))
@@ -270,7 +275,7 @@ class Proof:
 
     def _parent_problems(self, checkpoint: Checkpoint, original: Original | None) -> list[str]:
         model = original.model if original is not None else None
-        if model is None or not is_quantized(model):
+        if model is None or not self._given_quantized:
             return []
         parent = folded(model) if model.spec.architecture != checkpoint.spec.architecture else model
         return [problem for problem in parent_problems(checkpoint, parent) if problem is not None]

@@ -6,18 +6,19 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantkit import registry
 from quantkit.artifacts.manifest import read_manifest
 from quantkit.artifacts.publishing import Published, publish, source_digest
-from quantkit.errors import BadOption, GoldenMismatch, MissingDependency
+from quantkit.errors import BadOption, GoldenMismatch, MissingDependency, UnsupportedModel
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_length
 from quantkit.models.spec import LINEAR_ROLES
 from quantkit.progress import Progress
 from quantkit.tensors.views import QuantizedView
@@ -33,7 +34,7 @@ from quantkit.verification.golden import (
 )
 from quantkit.verification.metrics import kl_divergence
 from quantkit.verification.original import source_name
-from quantkit.verification.prompts import Prompt, default_prompts
+from quantkit.verification.prompts import Prompt, chat_note, default_prompts
 from quantkit.verification.steps.identity import spec_to_json, text_facts
 from quantkit.verification.steps.limits import RoundingCost
 from quantkit.verification.weight_facts import weight_facts
@@ -118,8 +119,11 @@ def record_golden(
             f"{checkpoint.path} is quantized: golden files are recorded from the original, dense model",
             hint="give the model that it was made from; --quantized records it all the same, and proves nothing",
         )
-    prompts = default_prompts(open_tokenizer(checkpoint), max_tokens=checkpoint.spec.max_position_embeddings)
+    tokenizer = open_tokenizer(checkpoint)
+    prompts = default_prompts(tokenizer, max_tokens=checkpoint.spec.max_position_embeddings)
+    note = chat_note(tokenizer)
     planned = record(checkpoint, prompts, progress=progress)
+    planned = replace(planned, notes=(*planned.notes, *([note] if note is not None else [])))
     return publish(planned, Path(out), inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
 
 
@@ -139,7 +143,7 @@ def recorded(
 
     Raises:
         MissingDependency: torch is not installed.
-        BadOption: no prompts, or one without tokens.
+        BadOption: no prompts, or one without tokens or with more than the model's context holds.
         GoldenMismatch: a prompt with tokens outside the vocabulary.
         NonFiniteValues: a weight holds NaN or infinity.
     """
@@ -166,9 +170,13 @@ def recorded(
 
 def is_quantized(checkpoint: Checkpoint) -> bool:
     """Whether the weights were quantized once: they are, or the manifest beside them says so of dense values."""
+    return was_quantized(checkpoint, read_manifest(checkpoint.path) if checkpoint.path.exists() else None)
+
+
+def was_quantized(checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> bool:
+    """`is_quantized` by a manifest that was read already; None = there is none."""
     if any(isinstance(view, QuantizedView) for view in checkpoint.weights.values()):
         return True
-    manifest = read_manifest(checkpoint.path) if checkpoint.path.exists() else None
     weights = (manifest or {}).get("weights")
     return isinstance(weights, Mapping) and bool(weights.get("tensors"))
 
@@ -182,14 +190,17 @@ def _check(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> None:
             raise BadOption(f"prompt {prompt.name!r} has no tokens")
         if not all(0 <= token < vocabulary for token in prompt.token_ids):
             raise GoldenMismatch(f"prompt {prompt.name!r} has tokens outside the vocabulary of {vocabulary}")
+        check_length(checkpoint.spec, len(prompt.token_ids), to_come=1, what=f"prompt {prompt.name!r}")
 
 
 def _folded_digests(checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:
-    """Digests of the tensors of the folded model that are not the original's own."""
-    if checkpoint.spec.architecture == "llama":
+    """Digests of the tensors of the folded model that are not the original's own; none where it cannot be folded."""
+    try:
+        slots = checkpoint.spec.folded().slots()
+    except UnsupportedModel:
         return {}
     digests = {}
-    for slot in checkpoint.spec.folded().slots():
+    for slot in slots:
         source, factor = source_name(checkpoint.weights, slot.name), checkpoint.spec.fold_factor(slot.role)
         if source != slot.name or factor != 1.0:
             digests[slot.name] = weight_facts(checkpoint.weights[source], name=source, factor=factor).digests

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantkit.errors import BadOption, EngineFailed
+from quantkit.models.context import check_length
 from quantkit.models.spec import ModelSpec
 
 GRANULE = 256
@@ -23,15 +24,12 @@ def context_size(path: Path, spec: ModelSpec, length: int, *, smallest: int, spa
     path: of the artifact, for messages. spare: room that the engine needs beyond the sequence.
 
     Raises:
-        BadOption: no tokens.
-        EngineFailed: more tokens than the model's context holds, or LongRoPE factors that no context gives.
+        BadOption: no tokens, or more than the model's context holds.
+        EngineFailed: LongRoPE factors that no context gives.
     """
     if length == 0:
         raise BadOption("no token ids to run")
-    if length + spare > spec.max_position_embeddings:
-        beside = f" and {spare} to come" if spare else ""
-        limit = spec.max_position_embeddings
-        raise EngineFailed(f"{path}: llama.cpp: {length} tokens{beside} exceed the model's context of {limit}")
+    check_length(spec, length, to_come=spare)
     size = smallest
     while size < length + spare:
         size *= 2

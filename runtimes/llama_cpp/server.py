@@ -34,6 +34,8 @@ class Engine:
         params.n_ctx = n_ctx
         params.n_parallel = 1
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        # The server would parse and run the file's own chat template, without limits, though nobody asks for a chat.
+        params.chat_template, params.use_jinja = "chatml", False
         params.verbosity = ERRORS_ONLY
         params.warmup = params.fit_params = params.ui = False
         params.cache_ram_mib = params.n_ctx_checkpoints = 0

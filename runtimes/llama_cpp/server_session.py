@@ -10,18 +10,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantkit.errors import EngineFailed
 from quantkit.models.spec import ModelSpec
+from quantkit.runtimes._engine_process import EngineSession
+from quantkit.runtimes.llama_cpp.allowances import evaluating, loading, tokenizing
 from quantkit.runtimes.llama_cpp.child import Child, threads_for
 from quantkit.runtimes.llama_cpp.context import context_size
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 SMALLEST_CONTEXT = 4096
 """Tokens of context that the engine starts with; it is started anew for every other size."""
@@ -35,11 +32,12 @@ SERVE = "from quantkit.runtimes.llama_cpp.server import main; main()"
 class ServerChild(Child):
     """A child with a folder of its own for the server's socket, loaded with a context of `n_ctx` tokens."""
 
-    def __init__(self, path: Path, n_ctx: int) -> None:
+    def __init__(self, path: Path, spec: ModelSpec, n_ctx: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="quantkit-")
         super().__init__(path, SERVE)
         try:
-            self.ask(do="load", path=str(path), n_ctx=n_ctx, threads=threads_for(path), folder=self._folder.name)
+            threads, folder = threads_for(path), self._folder.name
+            self.ask(loading(path, spec, n_ctx), do="load", path=str(path), n_ctx=n_ctx, threads=threads, folder=folder)
         except BaseException:
             self.close()
             raise
@@ -50,22 +48,14 @@ class ServerChild(Child):
         self._folder.cleanup()
 
 
-class ServerSession:
+class ServerSession(EngineSession):
     """A GGUF file in llama.cpp. `spec` tells its context length; the file should have been read strictly before."""
 
     def __init__(self, path: Path, spec: ModelSpec) -> None:
         self._path = path
         self._spec = spec
         self._n_ctx = self._context(1)
-        self._child = ServerChild(path, self._n_ctx)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._child.close()
+        self._child = ServerChild(path, spec, self._n_ctx)
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log-probs in float32 [T, V], one engine step per row; row t predicts token t + 1."""
@@ -84,14 +74,18 @@ class ServerSession:
         add_special: put the beginning-of-sequence token first, if the file says so.
         parse_special: read `<|im_start|>` and the like as the tokens they name, not as text.
         """
-        answer, _ = self._child.ask(do="tokenize", text=text, add_special=add_special, parse_special=parse_special)
+        allowance = tokenizing(self._path, self._spec, self._n_ctx, text)
+        answer, _ = self._child.ask(
+            allowance, do="tokenize", text=text, add_special=add_special, parse_special=parse_special
+        )
         tokens: list[int] = answer["token_ids"]
         return tokens
 
     def _row(self, token_ids: Sequence[int], count: int) -> np.ndarray:
         ids, size = [int(token) for token in token_ids], self._spec.vocab_size
         # One more than there should be, so that a larger vocabulary inside the file is noticed.
-        answer, data = self._child.ask(do="row", token_ids=ids, count=count + (count == size), size=size)
+        allowance = evaluating(self._path, self._spec, self._n_ctx, len(ids))
+        answer, data = self._child.ask(allowance, do="row", token_ids=ids, count=count + (count == size), size=size)
         row = np.frombuffer(data, np.float32)
         if answer["entries"] != count or np.isnan(row).any():
             raise EngineFailed(f"{self._path}: llama.cpp gave {answer['entries']} log-probs in place of {count}")
@@ -100,11 +94,11 @@ class ServerSession:
     def _fit(self, length: int) -> None:
         """Start the engine anew if `length` tokens need more context, or other LongRoPE factors, than it has."""
         needed, rope = self._context(length), self._spec.rope
-        if needed <= self._n_ctx and rope.factors(needed) == rope.factors(self._n_ctx):
+        if needed <= self._n_ctx and rope.turns_alike(needed, self._n_ctx):
             return
         self._child.close()
         self._n_ctx = needed
-        self._child = ServerChild(self._path, needed)
+        self._child = ServerChild(self._path, self._spec, needed)
 
     def _context(self, length: int) -> int:
         """Context for `length` tokens and the one that the server samples."""

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantkit.errors import EngineFailed
 from quantkit.models.spec import ModelSpec
+from quantkit.runtimes._engine_process import EngineSession
+from quantkit.runtimes.llama_cpp.allowances import evaluating, loading, tokenizing
 from quantkit.runtimes.llama_cpp.child import Child, threads_for
 from quantkit.runtimes.llama_cpp.context import context_size
 from quantkit.runtimes.llama_cpp.library import UnknownLayout
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 SMALLEST_CONTEXT = 1024
 SERVE = "from quantkit.runtimes.llama_cpp.engine import main; main()"
 """What the child runs."""
 
 
-class LlamaCppSession:
+class LlamaCppSession(EngineSession):
     """A GGUF file in llama.cpp. `spec` is the model's; the file should have been read strictly before.
 
     Raises:
@@ -41,20 +38,13 @@ class LlamaCppSession:
         self._child = Child(path, SERVE)
         try:
             size = spec.vocab_size
-            answer, _ = self._child.ask(do="load", path=str(path), size=size, threads=threads_for(path))
+            allowance = loading(path, spec, SMALLEST_CONTEXT)
+            answer, _ = self._child.ask(allowance, do="load", path=str(path), size=size, threads=threads_for(path))
             if "unknown_layout" in answer:
                 raise UnknownLayout(answer["unknown_layout"])
         except BaseException:
             self._child.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._child.close()
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits in float32 [T, V], one evaluation for all; row t predicts token t + 1."""
@@ -83,7 +73,10 @@ class LlamaCppSession:
         add_special: put the beginning-of-sequence token first, if the file says so.
         parse_special: read `<|im_start|>` and the like as the tokens they name, not as text.
         """
-        answer, _ = self._child.ask(do="tokenize", text=text, add_special=add_special, parse_special=parse_special)
+        allowance = tokenizing(self._path, self._spec, SMALLEST_CONTEXT, text)
+        answer, _ = self._child.ask(
+            allowance, do="tokenize", text=text, add_special=add_special, parse_special=parse_special
+        )
         tokens: list[int] = answer["token_ids"]
         return tokens
 
@@ -91,7 +84,8 @@ class LlamaCppSession:
         """Names of the stages, where it is a trace, and all values, flat."""
         ids = [int(token) for token in token_ids]
         n_ctx = context_size(self._path, self._spec, len(ids), smallest=SMALLEST_CONTEXT)
-        answer, data = self._child.ask(do=do, token_ids=ids, n_ctx=n_ctx)
+        allowance = evaluating(self._path, self._spec, n_ctx, len(ids))
+        answer, data = self._child.ask(allowance, do=do, token_ids=ids, n_ctx=n_ctx)
         return answer.get("stages", []), np.frombuffer(data, np.float32)
 
     def _numbers(self, do: str, token_ids: Sequence[int]) -> np.ndarray:

@@ -32,14 +32,15 @@ def silu(x: np.ndarray) -> np.ndarray:
 
 
 def rope_angles(positions: np.ndarray, rope: RopeSpec, head_dim: int, context_length: int) -> np.ndarray:
-    """Angle of each position and channel pair, (T, D/2): t / ext_i * theta^(-2i/D).
+    """Angle of each position and channel pair, (T, D/2): t / ext_i * base^(-2i/D).
 
-    ext_i are LongRoPE's factors for a context of `context_length` tokens, 1 without them. In float32 and in the
+    ext_i are LongRoPE's factors for a context of `context_length` tokens, 1 without them; base is theta, which dynamic
+    NTK makes larger in contexts beyond the original one. In float32 and in the
     order of operations of OpenBMB's code (t * (1/ext_i), then times the frequency): far positions turn by thousands
     of radians, where the rounding of that order is part of the model.
     """
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)  # (D/2,)
-    frequency = np.float32(1) / np.float32(rope.theta) ** exponent
+    frequency = np.float32(1) / np.float32(rope.base(context_length, head_dim)) ** exponent
     factors = rope.factors(context_length)
     ext = np.array(factors, np.float32) if factors else np.ones(head_dim // 2, np.float32)
     angles: np.ndarray = positions.astype(np.float32)[:, None] * (np.float32(1) / ext) * frequency

@@ -18,6 +18,7 @@ import numpy as np
 from quantkit import registry
 from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_length
 from quantkit.models.spec import ModelSpec
 from quantkit.protocols import Predictions
 from quantkit.runtimes.reference.forward import Batch, ForwardPass, Past, Progress, Work
@@ -34,7 +35,7 @@ class ReferenceSession:
     """A checkpoint ready to run. Weights are read at first use; `budget` bounds how many bytes of them stay.
 
     Raises:
-        BadOption: no token ids, or one that is not in the vocabulary.
+        BadOption: no token ids, one that is not in the vocabulary, or more than the model's context holds.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, budget: int = WEIGHT_BUDGET) -> None:
@@ -59,8 +60,8 @@ class ReferenceSession:
         """The last row of `logits`, [V]; keys and values of a prefix shared with the last call are not recomputed."""
         ids, past = self._checked(token_ids), self._past
         shared = _shared_prefix(past.ids, ids[:-1])
-        # Keys were rotated for the context they were computed in; LongRoPE turns them differently in a longer one.
-        if self.spec.rope.factors(len(past.ids)) != self.spec.rope.factors(len(ids)):
+        # Keys were rotated for the context they were computed in; some kinds of RoPE turn them differently in another.
+        if not self.spec.rope.turns_alike(len(past.ids), len(ids)):
             shared = 0
         past.cut(shared)
         model = ForwardPass(self.spec, self._weights, Work(0, None), keep=True)
@@ -130,6 +131,7 @@ class ReferenceSession:
         for token in ids:
             if not 0 <= token < self.spec.vocab_size:
                 raise BadOption(f"token id {token} is outside the vocabulary of {self.spec.vocab_size}")
+        check_length(self.spec, len(ids))
         return ids
 
 

@@ -137,13 +137,13 @@ def test_output_that_exists_or_is_the_input_is_refused(model, tmp_path, capsys):
     one_line(capsys, main(["export", "hf", str(model), "--out", str(model), "--overwrite"]), "model")
 
 
-def test_an_interrupt_in_the_middle_leaves_nothing_and_exits_with_2(tmp_path):
+def test_an_interrupt_in_the_middle_leaves_nothing_and_exits_with_130(tmp_path):
     model = write_tiny_checkpoint(tmp_path / "model", hidden=1024, intermediate=4096, layers=6, vocab=300)
     out = tmp_path / "out.gguf"
     command = [sys.executable, "-m", "quantkit", "export", "gguf", str(model), "--type", "f32", "--out", str(out)]
     for kind in (signal.SIGINT, signal.SIGTERM):
         code, stdout, stderr = signalled_in_the_middle(command, tmp_path, kind)
-        assert code == 2, stderr
+        assert code == 130, stderr
         assert stdout == ""
         assert [line for line in stderr.splitlines() if not line.startswith("note: ")] == [
             "error: interrupted; nothing was published"

@@ -18,7 +18,7 @@ COMMANDS = {
     "quantize": "quantize MODEL --method rtn --group-size 32 --out OUT --json",
     "golden": "golden MODEL --out OUT --json",
 }
-WORDS = ("legacy", "LICENSE", "'<|fim_suffix|>'", "are named by generation_config.json")
+WORDS = ("legacy", "README.md", "'<|fim_suffix|>'", "are named by generation_config.json")
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def model(tmp_path: Path) -> Path:
     folder = write_tiny_checkpoint(tmp_path / "m", hidden=64, intermediate=96, vocab=2048, context=512)
     token = {"content": "<|fim_suffix|>", "special": True, "lstrip": True}
     written(config_with(golden_files(), legacy=False, added_tokens_decoder={"2047": token}), folder)
-    (folder / "LICENSE").write_text("")
+    (folder / "README.md").write_text("")
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 2044]}')
     return folder
 

@@ -37,11 +37,11 @@ def model(more: dict[str, Any], *, quantized: bool = True, **changes: Any) -> Ch
     }
     llama = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "scale_emb": None, "scale_depth": None,
-        "dim_model_base": None, "tie_word_embeddings": False,
+        "dim_model_base": None, "tie_word_embeddings": False, "rope_scaling": scaling,
     }  # fmt: skip
     config = tiny_config(
         vocab_size=2048, hidden_size=128, intermediate_size=256, num_hidden_layers=2, eos_token_id=[2, 2040],
-        max_position_embeddings=4096, rope_scaling=scaling, **{**llama, **changes},
+        max_position_embeddings=4096, **{**llama, **changes},
     )  # fmt: skip
     golden = Path(__file__).resolve().parents[2] / "golden" / "model"
     files = {path.name: path.read_bytes() for path in golden.glob("*token*")}

@@ -16,8 +16,7 @@ from quantkit.errors import BadOption, IncompleteCheckpoint, NonFiniteValues, Un
 from quantkit.exporters._hf_config import native_config, with_dtype
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.config import llama_config
-from quantkit.models.spec import LINEAR_ROLES, parse_config
+from quantkit.models.spec import LINEAR_ROLES, architecture, parse_config
 from quantkit.models.torch_model import MiniCPM
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -100,7 +99,12 @@ def test_the_native_config_speaks_the_silent_defaults_out(tiny_checkpoint: Path,
     after = config_of(exported(HF.read(tiny_checkpoint), tmp_path / "out", "f16"))
     assert after == {
         **before,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
         "auto_map": {"AutoConfig": "configuration_minicpm.MiniCPMConfig"},
+        "head_dim": 64,
+        "mlp_bias": False,
+        "pad_token_id": None,
         "tie_word_embeddings": True,
         "rope_theta": 10000.0,
         "torch_dtype": "float16",
@@ -112,12 +116,13 @@ def test_what_describes_the_storage_of_the_source_is_left_out() -> None:
     checkpoint = memory_checkpoint({**tiny_config(), "quantization_config": {"quant_method": "x"}, "dtype": "float32"})
     config = with_dtype(native_config(checkpoint), np.dtype(ml_dtypes.bfloat16))
     assert "quantization_config" not in config
-    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
+    assert config["torch_dtype"] == "bfloat16"
+    assert "dtype" not in config
 
 
 def test_the_folded_config_describes_the_folded_model_and_nothing_of_the_family(tiny_checkpoint: Path) -> None:
     source = HF.read(tiny_checkpoint)
-    config = llama_config(source.spec.folded(), source.config)
+    config = architecture("llama").config(source.spec.folded(), source.config)
     assert parse_config(config) == source.spec.folded()
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["tie_word_embeddings"] is False
@@ -137,7 +142,7 @@ def test_folded_configs_keep_what_the_source_says(overrides: dict[str, Any], tmp
     scaling = {"type": "su", "short_factor": factors, "long_factor": factors, "original_max_position_embeddings": 512}
     folder = write_tiny_checkpoint(tmp_path / "in", config_overrides={"rope_scaling": scaling, **overrides})
     spec = HF.read(folder).spec.folded()
-    assert parse_config(llama_config(spec, {})) == spec
+    assert parse_config(architecture("llama").config(spec, {})) == spec
 
 
 def test_the_folded_weights_are_products_rounded_once(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_what_is_left_aside_is_noted(small: Path) -> None:
     notes = "\n".join(opened(small).notes)
     for words in ("auto_map", "trust_remote_code", "_attn_implementation_internal", "adapter.safetensors"):
         assert words in notes
-    assert "modeling_minicpm.py, pytorch_model.bin" in notes
+    assert "modeling_minicpm.py (code, never read), pytorch_model.bin (a pickle, never read)" in notes
     assert "total_size says 1 bytes" in notes
 
 

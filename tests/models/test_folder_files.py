@@ -27,24 +27,37 @@ def small(tmp_path: Path) -> Path:
     return write_small_checkpoint(tmp_path / "model")
 
 
+LEGAL = ["COPYING.rst", "LICENSE", "LICENSE-MiniCPM", "License.txt", "NOTICE.md", "licence"]
+
+
 def test_small_files_travel_and_code_does_not(small: Path) -> None:
     kept = ["added_tokens.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"]
     kept += ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
-    left = ["README.md", "LICENSE", "modeling_minicpm.py", "tokenizer.py", "tokenization_minicpm.py", "tokenizer.pkl"]
+    kept = [*LEGAL, *kept]
+    left = ["README.md", "modeling_minicpm.py", "tokenizer.py", "tokenization_minicpm.py", "tokenizer.pkl"]
     left += ["pytorch_model.bin", "training_args.bin"]
     for name in kept + left:
         (small / name).write_bytes(name.encode())
     folder = open_folder(small)
-    assert sorted(folder.files) == kept
+    assert sorted(folder.files) == sorted(kept)
     assert {name: read() for name, read in folder.files.items()} == {name: name.encode() for name in kept}
-    assert "left behind: LICENSE, README.md" in folder.notes
+    programs = ("modeling_minicpm.py", "tokenization_minicpm.py", "tokenizer.py")
+    pickles = ("pytorch_model.bin", "tokenizer.pkl", "training_args.bin")
+    unread = [(name, "code") for name in programs] + [(name, "a pickle") for name in pickles]
+    shown = ", ".join(f"{name} ({kind}, never read)" for name, kind in sorted(unread))
+    assert f"left behind: README.md, {shown}" in folder.notes
 
 
 LEFT_BEHIND = [
     "preprocessor_config.json",
     "processor_config.json",
     "quant_strategy.yaml",
-    "LICENSE.txt",
+    "licenses.json",
+    "LICENSE.pdf",
+    "NOTICE.html",
+    "configuration.json",
+    "README.md",
+    "MODEL_CARD",
     "vocab.json",
     "merges.txt",
     "consolidated.safetensors.index.json",
@@ -64,7 +77,15 @@ def test_a_folder_that_stays_behind_is_named_and_many_files_in_one_line(small: P
     for number in range(12):
         (small / f"a{number:02}.md").write_text("")
     note = next(note for note in opened(small).notes if note.startswith("left behind"))
-    assert note == "left behind: " + ", ".join(f"a{number:02}.md" for number in range(8)) + " and 5 more"
+    assert note == "left behind: " + ", ".join(f"a{number:02}.md" for number in range(12)) + ", onnx"
+
+
+def test_a_note_of_thousands_of_files_ends_somewhere(small: Path) -> None:
+    for number in range(999):
+        (small / f"{number:03}.md").write_text("")
+    note = next(note for note in opened(small).notes if note.startswith("left behind"))
+    assert note.endswith(" more")
+    assert 4000 < len(note) < 8000
 
 
 ADAPTERS = {
@@ -119,6 +140,7 @@ def test_templates_of_the_sub_folder_travel(small: Path) -> None:
     (small / "additional_chat_templates" / "notes.txt").write_text("")
     (small / "chat_template.jinja").write_text("{{ 'a' }}")
     assert "additional_chat_templates/tool_use.jinja" in open_folder(small).files
+    assert "left behind: additional_chat_templates/notes.txt" in open_folder(small).notes
     config = json.loads(opened(small).files["tokenizer_config.json"]())
     assert [entry["template"] for entry in config["chat_template"]] == ["{{ 'a' }}", "{{ 'b' }}"]
     assert "chat_template.jinja" not in opened(small).files

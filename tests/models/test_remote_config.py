@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from quantkit.artifacts.publishing import publish
-from quantkit.exporters._hf_config import config_files
+from quantkit.exporters._hf_config import config_files, native_config
 from quantkit.models.remote_config import CONFIG_CLASS
 from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.registry import exporter, open_checkpoint
+from tests.support.memory import memory_checkpoint
 from tests.support.tiny import tiny_config, write_tiny_checkpoint
 
 
@@ -70,7 +71,7 @@ def test_a_native_folder_names_the_class_and_a_llama_has_none(tmp_path: Path) ->
 
 def test_a_config_without_a_model_type_gets_one() -> None:
     config = {key: value for key, value in tiny_config().items() if key != "model_type"}
-    file, _ = config_files(parse_config(config), config)
+    file, _ = config_files(parse_config(config), native_config(memory_checkpoint(config)))
     assert json.loads(b"".join(map(bytes, file.units[0].produce())))["model_type"] == "minicpm"
 
 

@@ -233,7 +233,7 @@ def test_rope_parameters_of_transformers_5_say_the_same_as_the_old_keys() -> Non
         ({"hidden_act": "fatrelu"}, "hidden_act 'fatrelu'"),
         ({"num_experts": 8}, "num_experts 8"),
         ({"attention_bias": True}, "attention_bias"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope type 'dynamic'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
     ],
 )  # fmt: skip
 def test_a_model_that_is_not_ours_is_refused_by_name(changes: dict[str, Any], complaint: str) -> None:
@@ -259,7 +259,9 @@ def test_a_model_that_is_not_ours_is_refused_by_name(changes: dict[str, Any], co
         ({"dim_model_base": 0}, "dim_model_base must be a positive finite number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false"),
         ({"eos_token_id": [2, 73448]}, "eos_token_id must be a token id.* below vocab_size 73448"),
-        ({"eos_token_id": []}, "eos_token_id must be a token id"),
+        ({"eos_token_id": [2, -2]}, "eos_token_id must be a token id"),
+        ({"eos_token_id": [2, None]}, "eos_token_id must be a token id"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
         ({"bos_token_id": 1.5}, "bos_token_id must be a token id"),
         ({"rope_scaling": [1]}, "rope_scaling must be an object or null"),
         ({"rope_scaling": longrope(31, 32768)}, "short_factor must be a list of 32 positive numbers"),
@@ -271,6 +273,25 @@ def test_a_model_that_is_not_ours_is_refused_by_name(changes: dict[str, Any], co
 def test_a_config_value_out_of_its_range_is_refused_by_key(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(BadConfig, match=complaint):
         parse_config(MINICPM4_05B | changes)
+
+
+@pytest.mark.parametrize(
+    ("value", "eos", "bos"),
+    [
+        (None, (), None),
+        (-1, (), None),
+        ([], (), None),
+        ([-1], (), None),
+        (5, (5,), 5),
+        ([5], (5,), 5),
+        ([5, 7, 5], (5, 7), 5),
+        ([5, -1], (5,), 5),
+        (0, (0,), 0),
+    ],
+)
+def test_tokens_are_none_one_or_many(value: Any, eos: tuple[int, ...], bos: int | None) -> None:
+    spec = parse_config(MINICPM4_05B | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), value))
+    assert (spec.eos_token_ids, spec.bos_token_id, spec.pad_token_id) == (eos, bos, bos)
 
 
 def test_a_refusal_names_the_file_it_came_from_on_one_line() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.cli.app import main
+from quantkit.errors import UnsupportedModel
 from quantkit.models.folding import with_architecture
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.plan import parse_target, plan
@@ -44,6 +46,18 @@ def test_the_line_names_takers_settings_and_what_mends():
     taker = Verdict(kernel="llama.cpp", engine="llama-cpp")
     assert loading_line("gguf", [taker]) == "loads in: llama-cpp, reference"
     assert loading_line("marlin", [verdict("cpm.cu", refusal="is int3")]) == "loads in: reference (cpm.cu: refuses it)"
+
+
+def test_a_model_that_cannot_be_folded_is_refused_without_a_mend():
+    config = tiny_config(rms_norm_eps=0.1, scale_depth=0.75 * 3**0.5)
+    model = replace(memory_checkpoint(config), format="hf")
+    with pytest.raises(UnsupportedModel, match="folding makes rms_norm_eps"):
+        model.spec.folded()
+    found = {verdict.kernel: verdict for verdict in verdicts(model)}
+    assert "no class for a native MiniCPM" in (found["transformers"].refusal or "")
+    assert found["transformers"].mend is None
+    foldable = replace(memory_checkpoint(tiny_config()), format="hf")
+    assert {verdict.kernel: verdict for verdict in verdicts(foldable)}["transformers"].mend == "--arch llama"
 
 
 def test_a_head_that_the_container_keeps_dense_is_no_matter():

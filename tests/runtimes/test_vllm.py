@@ -7,7 +7,9 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Role
 from quantkit.protocols import ExportOptions
 from quantkit.runtimes import vllm
+from quantkit.runtimes._staged_folder import staged_folder
 from quantkit.runtimes._vllm_server import log_prob_rows
 from quantkit.runtimes.reference.runtime import ReferenceSession
 from quantkit.runtimes.vllm import RUNTIME, VLLMSession
@@ -53,7 +56,13 @@ def fake_session(tmp_path: Path, *, config: Mapping[str, Any], value: str = "-1"
     """A session whose engine answers `value` everywhere and notes how it was loaded in the file `loads`."""
     say = json.dumps({"log": str(tmp_path / "loads"), "value": float(value), "vocabulary": vocabulary})
     spec = quantized_model(config, linears(SPEC)).spec
-    return VLLMSession(tmp_path, spec, command=[sys.executable, "-I", "-c", FAKE, say], dtype="float16")
+    return VLLMSession(
+        tmp_path,
+        spec,
+        command=[sys.executable, "-I", "-c", FAKE, say],
+        dtype="float16",
+        staged=lambda: nullcontext(tmp_path),
+    )
 
 
 def loads(tmp_path: Path) -> list[dict[str, Any]]:
@@ -109,7 +118,7 @@ def test_a_sequence_that_crosses_longropes_border_starts_the_engine_anew(tmp_pat
 def test_a_sequence_longer_than_the_model_allows_is_refused(tmp_path):
     with fake_session(tmp_path, config=tiny_config(context=32)) as session:
         assert session.logits(TOKENS[:31]).shape == (31, VOCABULARY)
-        with pytest.raises(EngineFailed, match="32 tokens"):
+        with pytest.raises(BadOption, match="32 tokens"):
             session.logits(TOKENS[:32])
 
 
@@ -237,5 +246,11 @@ def test_what_the_real_engine_refuses_is_one_line(native):
     spec = replace(registry.open_checkpoint(native).spec, max_position_embeddings=2048)
     command = ["env", *(f"{name}={value}" for name, value in vllm.SETTINGS.items()), str(vllm.interpreter())]
     with pytest.raises(EngineFailed, match=r"native: vLLM: .*max_model_len") as caught:
-        VLLMSession(native, spec, command=[*command, "-I", str(vllm.SERVER)], dtype="float16")
+        VLLMSession(
+            native,
+            spec,
+            command=[*command, "-I", str(vllm.SERVER)],
+            dtype="float16",
+            staged=partial(staged_folder, registry.open_checkpoint(native)),
+        )
     assert "\n" not in str(caught.value)

@@ -6,6 +6,7 @@ Deaths are played in forks of a fresh process, because the test process has thre
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pathlib
@@ -25,13 +26,13 @@ from typing import Any
 
 from quantkit.artifacts import atomic_rename as renaming
 from quantkit.artifacts import stage_writer as staging
-from quantkit.artifacts.publishing import check_files, publish
+from quantkit.artifacts.publishing import check_files, clean_up, publish
 from quantkit.errors import OutputExists
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, Unit, blob
 
 CALLS = (
     *("open", "mkdir", "posix_fallocate", "pwrite", "fsync", "fdatasync", "preadv"),
-    *("rename", "replace", "unlink", "rmdir", "ftruncate"),
+    *("rename", "replace", "link", "unlink", "rmdir", "ftruncate"),
 )
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,11 +124,22 @@ SCENARIOS = {
     "folder-over-without-renameat2": (True, True, False),
     "file-new": (False, False, True),
     "file-over": (False, True, True),
+    "file-over-without-hard-links": (False, True, False),
 }
 
 
+def plain_disk(put: Callable[[Any, str, Any], None]) -> None:
+    """Pretend that the file system can neither exchange two names nor give a file a second one."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    put(renaming, "_renameat2", lambda *_: False)
+    put(os, "link", refused)
+
+
 class Stage:
-    """One scenario: an artifact published over an old one or not, with or without the kernel's atomic renames."""
+    """One scenario: an artifact published over an old one or not, on a file system with all its arts or not."""
 
     def __init__(self, base: Path, folder: bool, old: bool, atomic: bool) -> None:
         self.out, self.folder, self.old, self.atomic = base / "area" / "out", folder, old, atomic
@@ -150,20 +162,27 @@ class Stage:
         return {name: data for name, data in content(self.out).items() if not name.startswith(".out.")}
 
     def check_whole(self) -> None:
-        """What lies under the final name is the old artifact or the new one, and what lies beside is no lie."""
+        """What lies under the final name is the old artifact or the new one, and its manifest is found, if it has one.
+
+        Between two plain renames there may be a moment without a model, but never without the old one.
+        """
         visible = self.visible()
         if visible in (self.wanted, self.before):
             return
+        assert not (self.folder and self.atomic), visible
         model = {name: data for name, data in visible.items() if name != "out.quantkit.json"}
-        if self.folder:  # between two plain renames there is a moment without a model, but never without the old one
-            assert not self.atomic
-            aside = {k.replace(".out.quantkit-old", "out"): v for k, v in content(self.out).items() if "-old" in k}
-            assert (model, aside) == ({}, self.before)
-        elif model:  # a single file may have lost its manifest, but has none that is not its own
+        if model:
+            assert not self.folder
             assert model in ({"out": self.wanted["out"]}, {"out": self.before.get("out")})
-            assert model == visible
-        else:
-            assert not self.before
+            assert model == visible  # no manifest lies beside it, but it has one
+            assert check_files(self.out) == []
+            return
+        assert visible == {}
+        aside = {
+            f"out{name[len('.out.quantkit-old') :]}": data for name, data in content(self.out).items() if "-old" in name
+        }
+        beside = {".out.quantkit-part/model.replaced": self.before.get("out")}
+        assert (aside == self.before) if self.folder else (beside.items() <= content(self.out).items())
 
     def check_rerun(self) -> None:
         """The same command again ends with the same bytes, alone."""
@@ -214,7 +233,7 @@ def sweep_kills(base: Path, folder: bool, old: bool, atomic: bool) -> int:
 
     def run(k: int) -> None:
         if not atomic:
-            renaming._renameat2 = lambda *_: False
+            plain_disk(setattr)
         instrument(AtCall(k, die), setattr)
         stage.publish()
 
@@ -226,6 +245,41 @@ def sweep_kills(base: Path, folder: bool, old: bool, atomic: bool) -> int:
         assert status == signal.SIGKILL, status
         stage.check_whole()
         stage.check_rerun()
+    raise AssertionError("no run was ever left alone")
+
+
+def kills_upon_kills(base: Path, atomic: bool) -> int:
+    """Kill a run that replaces a file before each of its renames, and what cleans up after it before each of its own;
+    return the number of second deaths."""
+    shrink(setattr)
+    if not atomic:
+        plain_disk(setattr)
+    stage, deaths = Stage(base, False, True, atomic), 0
+    renames = ("_renameat2", "rename", "replace", "link", "unlink", "rmdir")
+
+    def dying(k: int, action: Callable[[], object]) -> bool:
+        def run() -> None:
+            at = AtCall(k, die)
+            instrument(lambda name: at(name) if name in renames else None, setattr)
+            action()
+
+        status = forked(run)
+        assert status in (0, signal.SIGKILL), status
+        return status != 0
+
+    for k in range(1, 50):
+        for second in range(1, 50):
+            stage.set(old=True)
+            if not dying(k, stage.publish):
+                return deaths
+            again = dying(second, lambda: clean_up(plan(False), stage.out))
+            deaths += again
+            stage.check_whole()
+            clean_up(plan(False), stage.out)
+            assert stage.visible() in (stage.before, stage.wanted)
+            assert content(stage.out) == stage.visible(), sorted(content(stage.out))
+            if not again:
+                break
     raise AssertionError("no run was ever left alone")
 
 
@@ -319,4 +373,5 @@ def alone(action: str, *arguments: object) -> int:
 
 if __name__ == "__main__":
     where, numbers = Path(sys.argv[2]), [int(text) for text in sys.argv[3:]]
-    print({"sweep": sweep_kills, "random": random_kills, "race": race, "watch": watch}[sys.argv[1]](where, *numbers))
+    actions = {"sweep": sweep_kills, "twice": kills_upon_kills, "random": random_kills, "race": race, "watch": watch}
+    print(actions[sys.argv[1]](where, *numbers))

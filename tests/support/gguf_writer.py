@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ GGUF_NAMES = {
 }
 
 
-def write_gguf(path: Path, checkpoint: Checkpoint) -> Path:
-    """A float32 GGUF of a MiniCPM with a byte vocabulary, by gguf-py."""
+def write_gguf(path: Path, checkpoint: Checkpoint, *, templates: Mapping[str | None, str] | None = None) -> Path:
+    """A float32 GGUF of a MiniCPM with a byte vocabulary, by gguf-py; chat templates by name, None = the default."""
     gguf = pytest.importorskip("gguf", reason="the files are written by the gguf package")
     spec = checkpoint.spec
     writer = gguf.GGUFWriter(path, "minicpm")
@@ -47,6 +48,8 @@ def write_gguf(path: Path, checkpoint: Checkpoint) -> Path:
     writer.add_residual_scale(spec.residual_scale)
     writer.add_logit_scale(spec.logit_divisor)
     add_vocabulary(writer, spec.vocab_size)
+    for name, template in (templates or {}).items():
+        writer.add_string("tokenizer.chat_template" + (f".{name}" if name else ""), template)
     if spec.rope.kind == "longrope":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
         writer.add_rope_scaling_orig_ctx_len(spec.rope.original_max_position_embeddings)

@@ -215,12 +215,6 @@ def test_llama_cpp_knows_by_their_text_the_tokens_that_get_no_key(tmp_path: Path
     assert [index for index, end in enumerate(ends) if end] == [2, 1500, *range(2041, 2041 + len(texts))]
 
 
-def test_sampling_defaults_that_gguf_does_not_hold_are_said() -> None:
-    for files, word in ((generation(TURN, 2), "top_p"), (TURN, "")):
-        notes = registry.exporter("gguf").prepare(opened(files), ExportOptions(type="f16")).notes
-        assert any("generation_config.json does not travel" in note and word in note for note in notes) is bool(word)
-
-
 def test_end_tokens_that_find_no_key_in_gguf_are_said() -> None:
     checkpoint = opened(generation(TURN, [2041, 2042, 2043, 2044]), eos_token_id=2)
     notes = registry.exporter("gguf").prepare(checkpoint, ExportOptions(type="f16")).notes

@@ -181,9 +181,8 @@ def test_formatting_reads_no_attributes():
     assert render("{{ '[{0.__class__}]'.format(1) }}", [{}]) == ["[]"]
 
 
-def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("quantkit.text.chat_template.MAX_SECONDS", 1)
-    with pytest.raises(MalformedFile, match="took more than 1 s"):
+def test_a_template_that_does_not_end_is_stopped():
+    with pytest.raises(MalformedFile, match=r"took more than 1\S* s of processor time"):
         render("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", [{}])
 
 

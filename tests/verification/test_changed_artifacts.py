@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from quantkit import registry
+from quantkit.artifacts import manifest as manifests
 from quantkit.artifacts.manifest import manifest_path
 from quantkit.artifacts.publishing import publish
 from quantkit.cli.app import main
@@ -206,3 +207,11 @@ def test_the_command_line_says_what_was_proved(golden_model, run, tmp_path, caps
     assert "is quantized" in capsys.readouterr().err
     with pytest.raises(BadOption, match="does not exist"):
         verify(tmp_path / "nothing")
+
+
+def test_the_manifest_of_an_artifact_and_of_its_parent_are_read_once(run, tmp_path, monkeypatch):
+    artifact = exported(run, tmp_path / "int4.gguf", "gguf")
+    read, paths = manifests.read_json, []
+    monkeypatch.setattr(manifests, "read_json", lambda path, **limits: (paths.append(path), read(path, **limits))[1])
+    assert verify(artifact, against=run, engine="none").passed
+    assert sorted(paths) == sorted([manifest_path(artifact), manifest_path(run)])

@@ -10,14 +10,15 @@ A family of this kind is one file with a `DenseDecoder`. Another kind (latent at
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import BadConfig, UnsupportedModel
-from quantkit.models.architectures._config_keys import Shape, check_keys, unknown_keys
-from quantkit.models.architectures._rope import ignored_factors, read_rope
-from quantkit.models.config_reader import ConfigReader
+from quantkit.models.architectures._config_keys import READ, Shape, check_keys, code_asked_for, unknown_keys
+from quantkit.models.architectures._rope import LLAMA_TYPES, read_rope, rope_notes
+from quantkit.models.config import decoder_config
+from quantkit.models.config_reader import ConfigReader, shown
 from quantkit.models.spec import (
     BLOCKS,
     EMBEDDING,
@@ -53,6 +54,12 @@ GROUPS = (
 )
 
 
+MAX_HEAD_DIM = 1 << 14
+"""Released models have up to 256 channels per head; RoPE's factors are made for as many as a config says."""
+EPSILON = (1e-12, 0.1)
+"""What rms_norm_eps may be: float32 adds less to no mean square of a working model, and more would drown it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scalars:
     """What a family multiplies by where Llama does not; see the module's docstring."""
@@ -73,7 +80,9 @@ class DenseDecoder:
 
     classes, model_types: values of `architectures` and `model_type` that mean this family.
     scalars: reads its scalars, given hidden_size and num_hidden_layers. scalar_keys: the config keys that it reads.
+    carried_keys: config keys that are written as they stand; nothing here is computed from them.
     ties_embeddings: what the family assumes where the config does not say.
+    rope_types: types of RoPE that the family's own code has.
     reads_attention_factor: whether `attention_factor` and `factor` of LongRoPE count, as in transformers.
     remarks: config keys that are kept and have no effect here, and what to say of them.
     """
@@ -84,7 +93,9 @@ class DenseDecoder:
     model_types: tuple[str, ...]
     scalars: Callable[[ConfigReader, int, int], Scalars] = no_scalars
     scalar_keys: tuple[str, ...] = ()
+    carried_keys: tuple[str, ...] = ()
     ties_embeddings: bool = False
+    rope_types: tuple[str, ...] = LLAMA_TYPES
     reads_attention_factor: bool = True
     remarks: Mapping[str, str] = field(default_factory=dict)
     layer_names: Mapping[Role, str] = field(default_factory=lambda: LAYER_NAMES)
@@ -107,6 +118,7 @@ class DenseDecoder:
         context = reader.integer("max_position_embeddings", 1, 1 << 31, default=2048)
         check_keys(config, where, Shape(head_dim=head_dim, context=context))
         scalars = self.scalars(reader, hidden, layers)
+        _check_carried(config, self.carried_keys, where)
         return ModelSpec(
             architecture=self.name,
             vocab_size=vocab,
@@ -116,9 +128,11 @@ class DenseDecoder:
             num_attention_heads=heads,
             num_key_value_heads=_key_value_heads(reader, heads),
             head_dim=head_dim,
-            rms_norm_eps=reader.number("rms_norm_eps", default=1e-6),
+            rms_norm_eps=reader.number("rms_norm_eps", *EPSILON, default=1e-6),
             max_position_embeddings=context,
-            rope=read_rope(config, where, head_dim, context, reads_factor=self.reads_attention_factor),
+            rope=read_rope(
+                config, where, head_dim, context, types=self.rope_types, reads_factor=self.reads_attention_factor
+            ),
             scale_emb=scalars.scale_emb,
             residual_scale=scalars.residual_scale,
             logit_divisor=scalars.logit_divisor,
@@ -130,13 +144,24 @@ class DenseDecoder:
 
     def notes(self, config: Mapping[str, Any], where: str) -> tuple[str, ...]:
         """See `Architecture.notes`."""
-        notes = [f"{where}: {key} {text}" for key, text in self.remarks.items() if config.get(key)]
-        if not self.reads_attention_factor:
-            notes += ignored_factors(config, where)
-        padding, vocab = config.get("pad_token_id"), config["vocab_size"]
-        if type(padding) is int and padding >= vocab:
-            notes.append(f"{where}: pad_token_id {padding} is not below vocab_size {vocab} and counts as none")
-        return (*notes, *unknown_keys(config, where, (*self.scalar_keys, *self.remarks)))
+        return (
+            *_padding_note(config, where),
+            *(f"{where}: {key} {text}" for key, text in self.remarks.items() if config.get(key)),
+            *code_asked_for(config, where),
+            *rope_notes(config, where, reads_factor=self.reads_attention_factor),
+            *unknown_keys(config, where, (*self.scalar_keys, *self.carried_keys)),
+        )
+
+    def config(self, spec: ModelSpec, source: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Architecture.config`."""
+        spelled = {key: source[key] for key in (*self.scalar_keys, *self.carried_keys) if source.get(key) is not None}
+        named = {"architectures": [self.classes[0]], "model_type": self.model_types[0]}
+        return {**decoder_config(spec, source), **spelled, **named}
+
+    def understood(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Architecture.understood`."""
+        words = {key: value for key, value in config.items() if key in READ or key in self.scalar_keys}
+        return {**words, "architectures": [self.classes[0]], "model_type": self.model_types[0]}
 
     def slots(self, spec: ModelSpec) -> tuple[TensorSlot, ...]:
         """See `ModelSpec.slots`."""
@@ -173,6 +198,13 @@ class DenseDecoder:
         The folded model's residual stream is this one's times `_stream_factor`, which RMSNorm does not notice when its
         epsilon grows by the square.
         """
+        epsilon = spec.rms_norm_eps * _stream_factor(spec) ** 2
+        if not EPSILON[0] <= epsilon <= EPSILON[1]:
+            raise UnsupportedModel(
+                f"folding makes rms_norm_eps {spec.rms_norm_eps:g} {epsilon:g}, and configs have {EPSILON[0]:g} to "
+                f"{EPSILON[1]:g}",
+                hint="write the model as it is: --arch native",
+            )
         tied = self.fold_factor(spec, Role.EMBED) == self.fold_factor(spec, Role.LM_HEAD)
         return replace(
             spec,
@@ -180,7 +212,7 @@ class DenseDecoder:
             scale_emb=1.0,
             residual_scale=1.0,
             logit_divisor=1.0,
-            rms_norm_eps=spec.rms_norm_eps * _stream_factor(spec) ** 2,
+            rms_norm_eps=epsilon,
             tie_word_embeddings=spec.tie_word_embeddings and tied,
         )
 
@@ -209,7 +241,7 @@ class DenseDecoder:
         kind = config.get("model_type")
         if kind is not None and kind not in self.model_types:
             raise UnsupportedModel(
-                f"{where}: model_type {str(kind)[:80]!r} contradicts architectures {config.get('architectures')}",
+                f"{where}: model_type {shown(kind)} contradicts architectures {shown(config.get('architectures'))}",
                 hint=f"a {self.classes[0]} has model_type {self.model_types[0]!r}",
             )
 
@@ -217,7 +249,7 @@ class DenseDecoder:
 def _head_dim(reader: ConfigReader, hidden: int, heads: int) -> int:
     if reader.config.get("head_dim") is None and hidden % heads:
         raise BadConfig(f"{reader.where}: num_attention_heads {heads} does not divide hidden_size {hidden}")
-    head_dim = reader.integer("head_dim", 2, MAX_DIMENSION, default=hidden // heads)
+    head_dim = reader.integer("head_dim", 2, MAX_HEAD_DIM, default=hidden // heads)
     if head_dim % 2:
         raise BadConfig(f"{reader.where}: head_dim {head_dim} is odd; rotary embedding needs pairs of channels")
     return head_dim
@@ -230,6 +262,15 @@ def _key_value_heads(reader: ConfigReader, heads: int) -> int:
     return found
 
 
+def _check_carried(config: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    """Refuse values that are written as they stand and are more than numbers: text may name code."""
+    for key in keys:
+        value = config.get(key)
+        numbers = value.values() if isinstance(value, Mapping) else () if value is None else (value,)
+        if not all(isinstance(number, (int, float)) and abs(number) < 1e15 for number in numbers):
+            raise BadConfig(f"{where}: {key} must be a number, or an object of numbers, is {shown(value)}")
+
+
 def _stream_factor(spec: ModelSpec) -> float:
     """The folded model's residual stream over this one's; its branches are scaled by a power of two."""
     return _nearest_power_of_two(spec.residual_scale) / spec.residual_scale
@@ -238,3 +279,9 @@ def _stream_factor(spec: ModelSpec) -> float:
 def _nearest_power_of_two(value: float) -> float:
     """The power of two nearest to a positive number by ratio."""
     return 2.0 ** round(math.log2(value))
+
+
+def _padding_note(config: Mapping[str, Any], where: str) -> Iterator[str]:
+    padding, vocab = config.get("pad_token_id"), config["vocab_size"]
+    if type(padding) is int and padding >= vocab:
+        yield f"{where}: pad_token_id {padding} is not below vocab_size {vocab} and counts as none"

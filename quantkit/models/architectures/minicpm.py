@@ -12,15 +12,21 @@ from __future__ import annotations
 import math
 
 from quantkit.models.architectures._dense_decoder import DenseDecoder, Scalars
+from quantkit.models.architectures._rope import MINICPM_TYPES
 from quantkit.models.config_reader import ConfigReader
+
+SCALE = (1e-4, 1e4)
+"""What scale_emb and scale_depth may be; released models have 12 and 1.4."""
+BASE = (0.1, 1e6)
+"""What dim_model_base may be; released models have 256."""
 
 
 def scalars(reader: ConfigReader, hidden: int, layers: int) -> Scalars:
     """The three scalars; where the config has none they are those of the remote code's defaults."""
     return Scalars(
-        scale_emb=reader.number("scale_emb", default=1.0),
-        residual_scale=reader.number("scale_depth", default=1.0) / math.sqrt(layers),
-        logit_divisor=hidden / reader.number("dim_model_base", default=1.0),
+        scale_emb=reader.number("scale_emb", *SCALE, default=1.0),
+        residual_scale=reader.number("scale_depth", *SCALE, default=1.0) / math.sqrt(layers),
+        logit_divisor=hidden / reader.number("dim_model_base", *BASE, default=1.0),
     )
 
 
@@ -31,7 +37,9 @@ ARCHITECTURE = DenseDecoder(
     model_types=("minicpm", "minicpm4"),
     scalars=scalars,
     scalar_keys=("scale_emb", "scale_depth", "dim_model_base"),
+    carried_keys=("sparse_config", "mup_denominator"),
     ties_embeddings=True,
+    rope_types=MINICPM_TYPES,
     reads_attention_factor=False,
     remarks={
         "sparse_config": "describes sparse attention, which is not computed here: everything is held to dense attention"

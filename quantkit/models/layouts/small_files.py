@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ _SMALL_FILES = ("added_tokens.json", "chat_template.json", "generation_config.js
 _TEMPLATE_FOLDER = "additional_chat_templates"
 _OWN_FILES = ("quantkit.json", CONFIG_NAME, "quantize_config.json")
 """Read by whoever knows the container, and written anew."""
+_LEGAL = ("license", "licence", "notice", "copying")
+_LEGAL_SUFFIXES = (".txt", ".md", ".rst")
+_MOST_NAMED = 4000
+"""Characters of names in the note of what is left behind; nobody reads more."""
 _TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
 _SMALL_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -43,7 +48,7 @@ def pickles(names: Collection[str]) -> list[str]:
 
 
 def travelling_files(path: Path, names: Collection[str]) -> dict[str, Callable[[], bytes]]:
-    """Tokenizer, templates and generation defaults of the folder `path`: name to a thunk that reads the bytes.
+    """Tokenizer, templates, generation defaults and licences of the folder `path`: name to a thunk that reads bytes.
 
     The name of a further template begins with its sub folder. The first bytes of each are read, and refused where
     they are those of something else.
@@ -51,7 +56,8 @@ def travelling_files(path: Path, names: Collection[str]) -> dict[str, Callable[[
     Raises:
         What `open_member` and `refuse_foreign` raise.
     """
-    travelling = [name for name in names if _travels(name)] + _further_templates(path, names)
+    travelling = [name for name in names if _travels(name) and not (is_legal(name) and (path / name).is_dir())]
+    travelling += [name for name in template_folder(path, names) if name.endswith(".jinja")]
     return {name: _reader(path, name) for name in travelling}
 
 
@@ -83,19 +89,25 @@ def file_notes(config: Mapping[str, Any], names: Sequence[str], shards: Collecti
     ]
     code = [name for name in names if name.endswith(".py") and not (ours and name == CONFIG_CLASS_FILE)]
     unread = sorted([*code, *pickles(names)])
-    if unread:
-        notes.append(f"{len(unread)} files that hold code or pickles are not read: {', '.join(unread)[:80]}")
     left = [name for name in names if not (_is_known(name) or name in shards or name in unread)]
+    left += [f"{name} ({'code' if name in code else 'a pickle'}, never read)" for name in unread]
     if left:
-        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
-        notes.append(f"left behind: {', '.join(left[:8])}{more}")
+        shown = [name for name, end in zip(left, accumulate(map(len, left)), strict=True) if end <= _MOST_NAMED]
+        more = f" and {len(left) - len(shown)} more" if len(shown) < len(left) else ""
+        notes.append(f"left behind: {', '.join(shown)}{more}")
     return notes
 
 
+def is_legal(name: str) -> bool:
+    """Whether a file is a licence or a notice: LICENSE, NOTICE.txt, COPYING.md, License-MiniCPM ..."""
+    lower = name.casefold()
+    return lower.startswith(_LEGAL) and (lower.endswith(_LEGAL_SUFFIXES) or "." not in lower)
+
+
 def _travels(name: str) -> bool:
-    """Whether a small file belongs to what is written: tokenizer, templates, generation defaults; never code."""
+    """Whether a small file goes with the model: tokenizer, templates, generation defaults, licences; never code."""
     tokenizer = name.startswith("tokenizer") and name.endswith(_TOKENIZER_SUFFIXES)
-    return tokenizer or name.endswith(".jinja") or name in _SMALL_FILES
+    return tokenizer or name.endswith(".jinja") or name in _SMALL_FILES or is_legal(name)
 
 
 def _is_known(name: str) -> bool:
@@ -104,19 +116,19 @@ def _is_known(name: str) -> bool:
     return known or _travels(name) or name.endswith(".safetensors") or name.startswith(".")
 
 
-def _further_templates(path: Path, names: Collection[str]) -> list[str]:
-    """The templates beside chat_template.jinja, each with its sub folder's name before its own."""
+def template_folder(path: Path, names: Collection[str]) -> list[str]:
+    """What lies with the templates beside chat_template.jinja, each with its sub folder's name before its own."""
     if _TEMPLATE_FOLDER not in names:
         return []
     folder = location_of(path, _TEMPLATE_FOLDER)
     if not folder.is_dir():
         return []
-    return [f"{_TEMPLATE_FOLDER}/{name}" for name in file_names(folder) if name.endswith(".jinja")]
+    return [f"{_TEMPLATE_FOLDER}/{name}" for name in file_names(folder)]
 
 
 def _reader(path: Path, name: str) -> Callable[[], bytes]:
     file = open_member(path, name)
-    if file.size or not name.endswith(".jinja"):  # a template may be empty
+    if not is_legal(name) and (file.size or not name.endswith(".jinja")):  # a template may be empty
         head = read_head(file)
         refuse_foreign(file, head)
         if name.endswith(".json"):

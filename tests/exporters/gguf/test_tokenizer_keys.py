@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from quantkit import registry
-from quantkit.exporters.gguf.header import entry
+from quantkit.exporters.gguf.header import entry, string_array
 from quantkit.exporters.gguf.types import ValueType
+from quantkit.exporters.gguf.vocabulary import END_TEXTS
 from quantkit.text.vocabulary import read_vocabulary
 from tests.exporters.gguf.test_reading import stranger, tokenizer_of
 
@@ -39,3 +40,17 @@ def test_named_templates_are_read(tmp_path: Path) -> None:
     extra = [entry("tokenizer.chat_template.rag", ValueType.STRING, "{{ 1 }}")]
     back = EXPORTER.read(stranger(tmp_path / "m.gguf", extra=[*tokenizer_of(), *extra]))
     assert dict(read_vocabulary(back).named_templates) == {"rag": "{{ 1 }}"}
+
+
+def test_tokens_at_which_llama_cpp_stops_by_their_text_end_a_text_here(tmp_path: Path) -> None:
+    """Files of others often name the end of text alone, and not that of a turn."""
+    texts = [f"t{i}" for i in range(40)]
+    for place, text in enumerate(END_TEXTS):
+        texts[10 + place] = text
+    entries = [
+        string_array("tokenizer.ggml.tokens", texts) if b"tokenizer.ggml.tokens" in item else item
+        for item in tokenizer_of()
+    ]
+    eos = entry("tokenizer.ggml.eos_token_id", ValueType.UINT32, 2)
+    back = EXPORTER.read(stranger(tmp_path / "m.gguf", extra=[*entries, eos]))
+    assert back.spec.eos_token_ids == (2, *range(10, 10 + len(END_TEXTS)))

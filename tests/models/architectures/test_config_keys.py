@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quantkit.errors import BadConfig, UnsupportedModel
-from quantkit.models.spec import config_notes, parse_config
+from quantkit.models.spec import architecture, config_notes, parse_config
 from tests.support.memory import tiny_config
 
 MINICPM = tiny_config()
@@ -40,7 +40,7 @@ CHANGING: dict[str, list[Any]] = {
     "layer_types": [["sliding_attention", "full_attention", "full_attention"], "full_attention", [["x"]]],
     "no_rope_layers": [[1, 1, 0], [0], 4],
     "no_rope_layer_interval": [4],
-    "partial_rotary_factor": [0.5],
+    "partial_rotary_factor": [0.5, True, "1.0"],
     "rotary_pct": [0.25],
     "rotary_dim": [8],
     "rope_interleaved": [True],
@@ -56,13 +56,37 @@ CHANGING: dict[str, list[Any]] = {
     "quantization": [{"bits": 4, "group_size": 64}],
     "is_encoder_decoder": [True],
     "attention_chunk_size": [8192],
+    "hidden_act_param": [0.03],
+    "moe_layers": [[1, 2]],
+    "num_experts_per_tok": [2],
+    "attn_logit_softcap": [30.0],
+    "logit_scale": [0.0625],
+    "attention_in_multiplier": [2.0],
+    "rope_local_base_freq": [10000.0],
+    "local_rope_theta": [10000.0],
+    "rotary_emb_base": [10000],
+    "mrope_section": [[16, 24, 24]],
+    "sliding_window_pattern": [6],
+    "use_nope": [True],
+    "use_output_gate": [True],
+    "scale_width": [10.0],
 }
 UNCHANGING: dict[str, list[Any]] = {
     "hidden_act": ["silu", None],
     "hidden_activation": ["silu", None],
     "attention_bias": [False, None, 0],
     "num_local_experts": [0, None],
-    "attn_logit_softcapping": [None],
+    "attn_logit_softcapping": [None, 0, 0.0],
+    "final_logit_softcapping": [None],
+    "clip_qkv": [None],
+    "qk_norm": [False],
+    "parallel_attn": [False],
+    "residual_multiplier": [1],
+    "mrope_section": [None],
+    "bias": [False],
+    "_attn_implementation": ["eager", "sdpa", "flash_attention_2", None],
+    "attn_implementation": ["flash_attention_2"],
+    "_experts_implementation": ["eager"],
     "attention_multiplier": [16**-0.5, 0.25],
     "embedding_multiplier": [1, 1.0],
     "logits_scaling": [1.0],
@@ -148,12 +172,55 @@ def test_the_scalars_of_a_minicpm_in_a_llama_are_told() -> None:
     assert "scale_emb 12, scale_depth 1.4" in note
 
 
+@FAMILIES
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("_attn_implementation", "kernels-community/flash-attn"), ("attn_implementation", "someone/else:function"),
+        ("_attn_implementation_internal", "paged|someone/else"), ("experts_implementation", "someone/else"),
+        ("kernel_config", {"RMSNorm": "someone/else:RMSNorm"}), ("_attn_implementation", {"text": "someone/else"}),
+        ("attn_implementation", 7), ("_attn_implementation", ["eager"]),
+    ],
+)  # fmt: skip
+def test_a_key_that_names_code_is_told_and_changes_nothing(config: dict[str, Any], key: str, value: Any) -> None:
+    (note,) = config_notes({**config, key: value}, where="there")
+    assert note == f"there: {key} {value!r} asks for code, which is neither loaded nor carried along"
+    assert parse_config({**config, key: value}) == parse_config(config)
+
+
+@FAMILIES
+def test_what_is_written_is_made_from_what_is_understood(config: dict[str, Any]) -> None:
+    strange = {"new_norm": 3, "_attn_implementation": "a/b", "auto_map": {"AutoConfig": "a/b--c.D"}, "dtype": "x"}
+    family = architecture(parse_config(config).architecture)
+    written = family.config(parse_config(config), {**config, **strange})
+    assert not strange.keys() & written.keys()
+    assert written == family.config(parse_config(config), config)
+    assert parse_config(written) == parse_config(config)
+    assert config_notes(written) == ()
+
+
+@FAMILIES
+def test_an_engine_is_handed_what_is_understood_in_the_configs_own_words(config: dict[str, Any]) -> None:
+    scaling = {"type": "su", "short_factor": [1.0] * 8, "long_factor": [1.0] * 8, "factor": 1.0}
+    given = {**config, "rope_scaling": scaling, "hidden_act": "silu", "attn_implementation": "a/b", "x": "y"}
+    handed = architecture(parse_config(config).architecture).understood(given)
+    assert handed["rope_scaling"] is scaling
+    assert handed == {key: value for key, value in given.items() if key in {*config, "rope_scaling"}}
+
+
+def test_a_null_bos_means_none_and_a_silent_config_the_familys() -> None:
+    assert parse_config({**LLAMA, "bos_token_id": None}).bos_token_id is None
+    assert parse_config(LLAMA).bos_token_id == 1
+
+
 def test_a_sparse_config_is_kept_and_told() -> None:
     sparse = {**MINICPM, "sparse_config": {"topk": 64, "kernel_size": 32}}
     assert parse_config(sparse) == parse_config(MINICPM)
     (note,) = config_notes(sparse)
     assert "sparse_config describes sparse attention" in note
     assert "dense attention" in note
+    written = architecture("minicpm").config(parse_config(sparse), sparse)
+    assert written["sparse_config"] == sparse["sparse_config"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +228,7 @@ def test_a_sparse_config_is_kept_and_told() -> None:
     [(LLAMA, "minicpm"), (LLAMA, "mistral"), (MINICPM, "llama"), (MINICPM, "minicpm_sala"), (LLAMA, 7)],
 )
 def test_a_model_type_of_another_family_is_refused(config: dict[str, Any], kind: object) -> None:
-    with pytest.raises(UnsupportedModel, match=f"model_type '{kind}' contradicts architectures"):
+    with pytest.raises(UnsupportedModel, match=f"model_type {kind!r} contradicts architectures"):
         parse_config({**config, "model_type": kind})
 
 

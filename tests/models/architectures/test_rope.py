@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from quantkit.errors import BadConfig, UnsupportedModel
-from quantkit.models.config import llama_config
-from quantkit.models.spec import config_notes, parse_config
+from quantkit.models.spec import architecture, config_notes, parse_config
 from tests.support.memory import tiny_config
 
 ORIGINAL = "original_max_position_embeddings"
@@ -63,7 +62,7 @@ def test_only_a_factor_that_engines_do_not_derive_is_explicit() -> None:
         spec = parse_config({**LLAMA, "rope_scaling": {**LONGROPE, **more}})
         usual = math.isclose(spec.rope.attention_factor, DERIVED, rel_tol=1e-6)
         assert spec.explicit_attention_factor == (None if usual else spec.rope.attention_factor)
-        assert parse_config(llama_config(spec, {})) == spec, "a config that is written says the same"
+        assert parse_config(architecture("llama").config(spec, {})) == spec, "a config that is written says the same"
     assert parse_config(LLAMA).explicit_attention_factor is None
 
 
@@ -125,10 +124,18 @@ def test_values_that_stand_twice_and_agree_are_taken(config: dict[str, Any]) -> 
         ({"rope_type": "default", "mrope_section": [16, 24, 24]}, "mrope_section"),
         ({"rope_type": "default", "factor": 8.0}, "factor 8.0"),
         ({"rope_type": "default", "partial_rotary_factor": 0.25}, "partial_rotary_factor 0.25"),
-        ({"rope_type": "yarn", "factor": 4.0}, "rope type 'yarn'"),
-        ({"rope_type": "llama3", "factor": 8.0}, "rope type 'llama3'"),
-        ({"type": "linear", "factor": 2.0}, "rope type 'linear'"),
-        ({"full_attention": {"rope_type": "default"}}, "full_attention .* is not understood"),
+        (
+            {"type": "mrope", "mrope_section": [16, 24, 24]},
+            "rope type 'mrope' is not supported; only default, longrope",
+        ),
+        ({"rope_type": "proportional", "partial_rotary_factor": 1.0}, "rope type 'proportional'"),
+        ({"rope_type": "ntk", "factor": 2.0}, "rope type 'ntk'"),
+        ({"rope_type": 3}, "rope type 3"),
+        ({"type": "linear", "factor": 2.0, "attention_factor": 1.5}, "attention_factor 1.5 is not understood"),
+        ({"type": "dynamic", "factor": 2.0, "alpha": 1000.0}, "alpha 1000.0 is not understood"),
+        ({"type": "dynamic", "factor": 2.0, "max_trained_positions": 8}, "max_trained_positions 8"),
+        ({"full_attention": {"rope_type": "default"}}, "full_attention is not understood: an object for some"),
+        ({"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_theta": 1e4}}, "full_attention is"),
     ],
 )
 def test_a_rope_that_is_not_understood_is_refused_by_name(
