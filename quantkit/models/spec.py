@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from quantkit import discovery
 from quantkit.errors import BadConfig, UnsupportedModel, one_line
 from quantkit.models.config_reader import shown
-from quantkit.models.family.recognition import refused_member
+from quantkit.models.family.recognition import naming_member
 
 if TYPE_CHECKING:
     from torch import nn
@@ -339,17 +339,11 @@ def parse_config(config: Mapping[str, Any], *, where: str = "config.json") -> Mo
         where: name used in error messages.
 
     Raises:
-        UnsupportedModel: another family, or something that changes the function and is not understood, by name; a
-            member of this family that is not taken is called by its own.
+        UnsupportedModel: another family, or something that is not understood, by name; a refused member by its own.
         BadConfig: a value of the wrong type or outside its range, or two that contradict each other.
     """
-    try:
+    with naming_member(config):
         return recognized(config, where=where).spec(config, where)
-    except UnsupportedModel as error:
-        member = refused_member(config)
-        if member is None:
-            raise
-        raise UnsupportedModel(f"{error} (this is {member.name}: {member.refused})", hint=error.hint) from None
 
 
 def config_notes(config: Mapping[str, Any], *, where: str = "config.json") -> tuple[str, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from quantkit.errors import UnsupportedModel
 from quantkit.models.family.members import MEMBERS, Member, Shape
 
 UNKNOWN = "no published member of the family has this shape"
@@ -32,6 +34,18 @@ def refused_member(config: Mapping[str, Any]) -> Member | None:
         if member.refused is not None and by_class and marked:
             return member
     return None
+
+
+@contextmanager
+def naming_member(config: Mapping[str, Any]) -> Iterator[None]:
+    """Add to an `UnsupportedModel` that is raised within which member of the family the config describes."""
+    try:
+        yield
+    except UnsupportedModel as error:
+        member = refused_member(config)
+        if member is None:
+            raise
+        raise UnsupportedModel(f"{error} (this is {member.name}: {member.refused})", hint=error.hint) from None
 
 
 def described(facts: Mapping[str, Any], architecture: str) -> str:
