@@ -334,9 +334,7 @@ def recognized(config: Mapping[str, Any], *, where: str = "config.json") -> Arch
 def parse_config(config: Mapping[str, Any], *, where: str = "config.json") -> ModelSpec:
     """Read a Hugging Face config of one of the families.
 
-    Args:
-        config: the parsed JSON object.
-        where: name used in error messages.
+    `where` begins every message.
 
     Raises:
         UnsupportedModel: another family, or something that is not understood, by name; a refused member by its own.
