@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs conformance clean
+.PHONY: demo test lint docs conformance models clean
 
 demo: $(VENV)/.demo
 	$(BIN)/quantkit demo --out demo-output --overwrite
@@ -25,6 +25,10 @@ docs: $(VENV)/.dev
 # Every container in every engine, on the golden model; most of the time is vLLM starting, once per artifact.
 conformance: $(VENV)/.dev .venv-vllm/.done
 	$(BIN)/python -m benchmarks.conformance --out docs/conformance.md
+
+# Every member of the family in every container and engine, from tiny models; vLLM starts four times for each.
+models: $(VENV)/.dev .venv-vllm/.done
+	$(BIN)/python -m benchmarks.models --out docs/models.md
 
 clean:
 	rm -rf $(VENV) .venv-vllm demo-output build *.egg-info

@@ -66,7 +66,7 @@ def stamps_of(model: Checkpoint) -> dict[tuple[str, Key], Stamp]:
             written, read = written_digest(path), values_digest(checkpoint)
             for engine, cell in cells(artifact, checkpoint):
                 found[engine, cell.key] = Stamp(written, read, driver_digest(engine, ROOT))
-            _remove(path)
+            remove(path)
     return found
 
 
@@ -88,7 +88,8 @@ def _stand_ins(paths: Mapping[str, Path], scratch: Path) -> Iterator[tuple[Artif
             yield artifact, publish(plan, scratch / "artifact-gptq-marlin").path
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete an artifact and its manifest, if it is there."""
     if not path.exists():
         return
     for file in path.iterdir() if path.is_dir() else [path, path.with_name(f"{path.name}.quantkit.json")]:
@@ -195,11 +196,11 @@ def stamps_by(tree: Path, model: Checkpoint) -> dict[tuple[str, Key], Stamp]:
             written, read = _export_by(tree, paths[artifact.weights], artifact, theirs), ""
             if theirs.exists():
                 read = _values_read_by(tree, theirs)
-                _remove(theirs)
+                remove(theirs)
             if artifact.weights.removesuffix(NEGATIVE) in alike:
                 for engine, cell in cells(artifact, registry.open_checkpoint(ours)):
                     found[engine, cell.key] = Stamp(written, read, driver_digest(engine, tree))
-            _remove(ours)
+            remove(ours)
     return found
 
 
@@ -219,10 +220,10 @@ def _codes_alike(tree: Path, model: Checkpoint, scratch: Path) -> set[str]:
         run(tree, sys.executable, "quantize", str(model.path), "--method", METHOD, "--out", str(theirs), *options)
         if written_digest(theirs) == written_digest(ours[name]):
             alike.add(name)
-        _remove(theirs)
+        remove(theirs)
     for path in ours.values():
         if path != model.path:
-            _remove(path)
+            remove(path)
     return alike
 
 

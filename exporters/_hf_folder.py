@@ -114,6 +114,7 @@ def read_checkpoint(
         weights=select_weights(tensors, spec, str(folder.path)),
         files=folder.files,
         inputs=folder.inputs,
+        renamed=folder.renamed,
         notes=(*folder.notes, *config_notes(folder.config, where=str(folder.path / CONFIG_NAME)), *notes),
     )
     return with_companions(checkpoint)

@@ -27,6 +27,7 @@ from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_length
 from quantkit.models.spec import ModelSpec
+from quantkit.runtimes._kernels._rules import RENAMED
 from quantkit.runtimes._kernels.transformers import DENSE, must_dequantize
 from quantkit.runtimes._staged_folder import staged_folder
 from quantkit.tensors.views import QuantizedView
@@ -116,7 +117,7 @@ class TransformersRuntime:
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why transformers cannot load this folder, or None."""
-        refusal = DENSE.verdict(checkpoint).refusal
+        refusal = RENAMED if checkpoint.renamed else DENSE.verdict(checkpoint).refusal
         if refusal is not None or checkpoint.format != "compressed-tensors":
             return refusal
         installed = importlib.util.find_spec("compressed_tensors")

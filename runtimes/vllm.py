@@ -38,6 +38,7 @@ from quantkit.models.layouts.small_files import CONFIG_NAME, MAX_CONFIG_BYTES, f
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS, CONFIG_CLASS_FILE
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._engine_process import Allowance, EngineProcess, EngineSession
+from quantkit.runtimes._kernels._rules import RENAMED
 from quantkit.runtimes._kernels.vllm import CPU
 from quantkit.runtimes._staged_folder import staged_folder
 from quantkit.tensors.views import QuantizedView
@@ -184,7 +185,8 @@ class VLLMRuntime:
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why vLLM's kernels for the CPU, or its loader, cannot take this artifact; None when they can."""
-        return _refused_code(checkpoint) or CPU.verdict(checkpoint).refusal
+        renamed = RENAMED if checkpoint.renamed else None
+        return renamed or _refused_code(checkpoint) or CPU.verdict(checkpoint).refusal
 
     def open(self, path: Path) -> VLLMSession:
         """Read the folder strictly, then start vLLM on it; raises `EngineFailed` for what it cannot take."""

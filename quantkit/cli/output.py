@@ -88,8 +88,8 @@ class PlainTable(Table):
 def table(*columns: str, right: Sequence[str] = ()) -> PlainTable:
     """A plain table; columns named in `right` are right-aligned."""
     made = PlainTable(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", no_wrap=column == columns[0])
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="right" if column in right else "left", no_wrap=number == 0)
     return made
 
 

@@ -27,6 +27,8 @@ class Checkpoint:
     weights: every tensor of `spec.slots()`, by Hugging Face name, in that order.
     files: tokenizer, template and other small files to carry along; bare name to a thunk that reads the bytes.
     inputs: the files that hold the weights (for digests, and to refuse writing over them).
+    renamed: whether its files call tensors otherwise than the model does (`family/tensor_names.py`); engines that read
+        the folder by themselves look for them under the model's own names.
     notes: what reading found worth telling, one line each: files and tensors left aside, sums that do not add up;
         each is made `one_line`, because names and values in it come from strangers' files.
     """
@@ -38,6 +40,7 @@ class Checkpoint:
     weights: Mapping[str, Weight]
     files: Mapping[str, Callable[[], bytes]]
     inputs: tuple[Path, ...]
+    renamed: bool = False
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

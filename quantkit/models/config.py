@@ -1,15 +1,11 @@
-"""Configs that quantkit makes: what dense decoders write of a model, and the text model inside a multimodal one."""
+"""The config that quantkit makes: what dense decoders write of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quantkit.errors import UnsupportedModel
 from quantkit.models.spec import ModelSpec
-
-TEXT_MODEL_KEYS = ("hidden_size", "num_hidden_layers", "scale_emb", "scale_depth", "dim_model_base")
-"""What the config of a multimodal model must say about the MiniCPM inside it."""
 
 
 def decoder_config(spec: ModelSpec, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,19 +62,3 @@ def rope_scaling(spec: ModelSpec) -> dict[str, Any] | None:
     }
     factor = spec.explicit_attention_factor
     return scaling if factor is None else {**scaling, "attention_factor": factor}
-
-
-def text_config(config: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """The config of the MiniCPM inside a multimodal model whose text weights lie under `llm.`.
-
-    Raises:
-        UnsupportedModel: the config does not describe a MiniCPM (some of these models carry another family's).
-    """
-    missing = [key for key in TEXT_MODEL_KEYS if key not in config]
-    if missing:
-        raise UnsupportedModel(
-            f"{where}: the text model under 'llm.' is not a MiniCPM that this config describes: no {missing[0]}",
-            hint="extract the text model to a folder of its own, with its own config.json",
-        )
-    text = {key: value for key, value in config.items() if key not in ("auto_map", "vision_config", "slice_config")}
-    return {**text, "architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm"}

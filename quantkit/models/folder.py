@@ -14,7 +14,8 @@ from typing import Any
 
 from quantkit.errors import UnsupportedModel, one_line
 from quantkit.files.member import read_member_json
-from quantkit.models.config import text_config
+from quantkit.models.family.multimodal import is_multimodal, text_config
+from quantkit.models.family.tensor_names import own_names
 from quantkit.models.layouts.shards import open_shards
 from quantkit.models.layouts.small_files import (
     CONFIG_NAME,
@@ -27,10 +28,9 @@ from quantkit.models.layouts.small_files import (
     travelling_files,
 )
 from quantkit.models.layouts.unreadable import refuse_adapter, refuse_adapter_tensors
-from quantkit.models.spec import EMBEDDING
+from quantkit.models.spec import parse_config
 from quantkit.tensors.views import TensorView
 
-_TEXT_PREFIX = "llm."
 _SHADOW = "._"
 """First characters of files that macOS writes beside others on foreign disks; they hold nothing of a model."""
 
@@ -40,10 +40,11 @@ class Folder:
     """A model folder whose files agree with each other; not yet checked against a `ModelSpec`.
 
     config: config.json; of a multimodal model, the part that describes its text model.
-    tensors: every tensor of the weight files, by name (`llm.` stripped), in the order of files and data.
+    tensors: every tensor of the weight files, by the name that the model gives it, in the order of files and data.
     files: tokenizer, templates, generation_config.json: name to a thunk that reads the bytes; the name of a further
         template begins with its sub folder, `additional_chat_templates/`.
     inputs: config.json's weights: the .safetensors files that were opened.
+    renamed: whether the files call tensors otherwise than the model does.
     notes: what was left aside or does not add up, one line each.
     """
 
@@ -52,6 +53,7 @@ class Folder:
     tensors: Mapping[str, TensorView]
     files: Mapping[str, Callable[[], bytes]]
     inputs: tuple[Path, ...]
+    renamed: bool
     notes: tuple[str, ...]
 
 
@@ -77,15 +79,12 @@ def open_folder(path: Path) -> Folder:
     refuse_adapter_tensors(path, tensors)
     beside = [name for name in template_folder(path, names) if not name.endswith(".jinja")]
     notes = [*config_notes(config), *file_notes(config, names + beside, shards), *shard_notes]
-    if _is_text_model_of_another(tensors):
-        others = sum(not name.startswith(_TEXT_PREFIX) for name in tensors)
-        notes.append(f"only the text model under '{_TEXT_PREFIX}' is read; {others} other tensors are left aside")
-        config = text_config(config, where=str(path / CONFIG_NAME))
-        tensors = {
-            name.removeprefix(_TEXT_PREFIX): view for name, view in tensors.items() if name.startswith(_TEXT_PREFIX)
-        }
+    if is_multimodal(config):
+        config = text_config(config, tensors, where=str(path / CONFIG_NAME))
+    named = own_names(tensors, lambda: _slot_names(config, path), where=str(path))
     files = travelling_files(path, names)
-    return Folder(path, config, tensors, files, tuple(path / shard for shard in shards), tuple(map(one_line, notes)))
+    inputs, told = tuple(path / shard for shard in shards), tuple(map(one_line, (*notes, *named.notes)))
+    return Folder(path, config, named.tensors, files, inputs, bool(named.notes), told)
 
 
 def read_folder_config(path: Path) -> dict[str, Any]:
@@ -93,5 +92,5 @@ def read_folder_config(path: Path) -> dict[str, Any]:
     return read_member_json(path, CONFIG_NAME, limit=MAX_CONFIG_BYTES)
 
 
-def _is_text_model_of_another(tensors: Mapping[str, TensorView]) -> bool:
-    return _TEXT_PREFIX + EMBEDDING in tensors and not any(name.startswith("model.") for name in tensors)
+def _slot_names(config: Mapping[str, Any], path: Path) -> list[str]:
+    return [slot.name for slot in parse_config(config, where=str(path / CONFIG_NAME)).slots()]

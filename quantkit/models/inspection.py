@@ -8,6 +8,7 @@ from typing import Any
 
 from quantkit.files.planned_files import PlannedTensor
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.family.recognition import described
 from quantkit.models.spec import RopeSpec
 from quantkit.tensors.views import TensorView, Weight
 
@@ -42,6 +43,7 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
     weights = sum(weight.size for weight in checkpoint.weights.values())
     total = sum(tensor.nbytes for tensor in tensors)
     facts = {
+        "model": described(asdict(spec), spec.architecture),
         "format": checkpoint.format,
         "architecture": spec.architecture,
         "parameters": weights,

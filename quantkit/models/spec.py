@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from quantkit import discovery
 from quantkit.errors import BadConfig, UnsupportedModel, one_line
 from quantkit.models.config_reader import shown
+from quantkit.models.family.recognition import naming_member
 
 if TYPE_CHECKING:
     from torch import nn
@@ -324,7 +325,7 @@ def recognized(config: Mapping[str, Any], *, where: str = "config.json") -> Arch
     if not found:
         unknown = names[0] if names else config.get("model_type")
         raise UnsupportedModel(
-            f"{where}: model {shown(unknown)} is not of this family",
+            f"{where}: model {shown(unknown)} is not supported",
             hint=f"supported: {'; '.join(candidate.summary for candidate in known)}",
         )
     return found[0]
@@ -333,15 +334,14 @@ def recognized(config: Mapping[str, Any], *, where: str = "config.json") -> Arch
 def parse_config(config: Mapping[str, Any], *, where: str = "config.json") -> ModelSpec:
     """Read a Hugging Face config of one of the families.
 
-    Args:
-        config: the parsed JSON object.
-        where: name used in error messages.
+    `where` begins every message.
 
     Raises:
-        UnsupportedModel: another family, or something that changes the function and is not understood, by name.
+        UnsupportedModel: another family, or something that is not understood, by name; a refused member by its own.
         BadConfig: a value of the wrong type or outside its range, or two that contradict each other.
     """
-    return recognized(config, where=where).spec(config, where)
+    with naming_member(config):
+        return recognized(config, where=where).spec(config, where)
 
 
 def config_notes(config: Mapping[str, Any], *, where: str = "config.json") -> tuple[str, ...]:

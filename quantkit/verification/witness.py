@@ -38,8 +38,11 @@ def agreement(checkpoint: Checkpoint, prompts: Sequence[Prompt], logits: Sequenc
     """
     runtime = registry.runtime(WITNESS)
     known = checkpoint.format in runtime.formats and checkpoint.spec.architecture in runtime.architectures
-    if not known or runtime.missing() is not None or runtime.refuses(checkpoint) is not None:
+    if not known or runtime.missing() is not None:
         return None
+    refusal = runtime.refuses(checkpoint)
+    if refusal is not None:
+        return f"no second witness for the logits: {WITNESS}: {refusal}"
     try:
         session = runtime.open(checkpoint.path)
     except EngineFailed as error:

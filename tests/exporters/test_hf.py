@@ -16,7 +16,6 @@ from quantkit.errors import BadOption, IncompleteCheckpoint, NonFiniteValues, Un
 from quantkit.exporters._hf_config import native_config, with_dtype
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.config import text_config
 from quantkit.models.spec import LINEAR_ROLES, architecture, parse_config
 from quantkit.models.torch_model import MiniCPM
 from quantkit.protocols import ExportOptions
@@ -296,12 +295,3 @@ def test_a_folder_with_a_bad_config_or_only_pickles_is_recognized_so_that_its_fa
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02.")
     with pytest.raises(IncompleteCheckpoint, match=r"no \.safetensors file; its 1 pickle files"):
         registry.open_checkpoint(folder)
-
-
-def test_the_text_part_of_a_multimodal_config_must_describe_a_minicpm() -> None:
-    config = {**tiny_config(), "architectures": ["MiniCPMV"], "model_type": "minicpmv", "vision_config": {"a": 1}}
-    spec = parse_config(text_config(config, where="x"))
-    assert spec == parse_config(tiny_config())
-    del config["dim_model_base"]
-    with pytest.raises(UnsupportedModel, match="no dim_model_base"):
-        text_config(config, where="x")

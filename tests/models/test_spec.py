@@ -226,10 +226,10 @@ def test_rope_parameters_of_transformers_5_say_the_same_as_the_old_keys() -> Non
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"architectures": ["MiniCPM3ForCausalLM"]}, "MiniCPM3ForCausalLM' is not of this family"),
-        ({"architectures": ["MiniCPMSALAForCausalLM"]}, "not of this family"),
-        ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "not of this family"),
-        ({"architectures": None, "model_type": None}, "not of this family"),
+        ({"architectures": ["MiniCPM3ForCausalLM"]}, "MiniCPM3ForCausalLM' is not supported"),
+        ({"architectures": ["MiniCPMSALAForCausalLM"]}, "not supported"),
+        ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "not supported"),
+        ({"architectures": None, "model_type": None}, "not supported"),
         ({"hidden_act": "fatrelu"}, "hidden_act 'fatrelu'"),
         ({"num_experts": 8}, "num_experts 8"),
         ({"attention_bias": True}, "attention_bias"),

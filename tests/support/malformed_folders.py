@@ -136,6 +136,7 @@ def _multimodal_of_another_family(folder: Path) -> None:
         tensors.update(renamed)
 
     _rewrite(prefix)(folder)
+    edit_json(folder / CONFIG, lambda config: config.update(architectures=["MiniCPMV"], model_type="minicpmv"))
     _without("scale_emb")(folder)
 
 

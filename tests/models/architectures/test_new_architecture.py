@@ -97,7 +97,7 @@ def close(found: np.ndarray, wanted: np.ndarray) -> bool:
 
 
 def test_without_its_file_the_family_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModel, match="'ToyForCausalLM' is not of this family") as refusal:
+    with pytest.raises(UnsupportedModel, match="'ToyForCausalLM' is not supported") as refusal:
         parse_config(CONFIG)
     assert "LlamaForCausalLM" in (refusal.value.hint or "")
 
