@@ -44,7 +44,7 @@ def compared(trusted: np.ndarray, *tested: np.ndarray) -> tuple[Agreement, ...]:
     The log-softmax of each is computed once, a few positions at a time.
     """
     rows = [_Rows(len(trusted)) for _ in tested]
-    for part in _chunks(trusted):
+    for part in row_chunks(trusted):
         p, best_p = log_softmax(trusted[part]), trusted[part].argmax(axis=-1)
         floored = np.maximum(p, LOG_PROB_FLOOR)
         shares = np.exp(floored)
@@ -79,7 +79,8 @@ class _Rows:
         )
 
 
-def _chunks(logits: np.ndarray) -> Iterator[slice]:
+def row_chunks(logits: np.ndarray) -> Iterator[slice]:
+    """Runs of positions of logits [T, V] that are taken at a time."""
     positions, vocabulary = logits.shape
     step = max(1, CHUNK_ELEMENTS // vocabulary)
     return (slice(start, start + step) for start in range(0, positions, step))

@@ -24,6 +24,7 @@ import numpy as np
 
 from quantkit.errors import MalformedFile
 from quantkit.models.spec import ModelSpec
+from quantkit.verification.steps.logit_facts import LogitFacts
 
 FACTOR = 6.0
 """How many times the cost of round-to-nearest an honest artifact may show on one prompt; 1.6 was measured."""
@@ -43,21 +44,27 @@ ROUNDINGS = 16
 SUMS = 8
 """Two passes, each with twice the root mean square that independent roundings would have."""
 
+CHANCE = 4.75
+"""Standard deviations that chance goes beyond once in a million times."""
+
 
 def noise(arithmetic: str, spec: ModelSpec) -> float:
     """Mean squared relative error of each product in an engine's arithmetic (`quantkit.protocols.Runtime`).
 
-    A sum of n float32 products has up to n roundings in a row, in the engine and in the reference, and they need not be
-    independent: `SUMS` times as much is taken.
+    Each product has `ROUNDINGS` of its own, and finds in the stream those of the blocks before it: each block rounds
+    the whole stream twice, and on average half of the blocks lie before. A sum of n float32 products has up to n
+    roundings in a row, in the engine and in the reference, and they need not be independent: `SUMS` times as much is
+    taken. What rounding the logits themselves costs is not in it (`float16_cost`).
     """
-    sums = SUMS * (ROUNDINGS + max(spec.hidden_size, spec.intermediate_size)) * FLOAT32_NOISE
+    roundings = ROUNDINGS + spec.num_hidden_layers
+    sums = SUMS * (roundings + max(spec.hidden_size, spec.intermediate_size)) * FLOAT32_NOISE
     return (
         sums
         + {
             "float32": 0.0,
             "float16 inputs": FLOAT16_NOISE,
             "bfloat16 inputs": FLOAT16_NOISE * 64,
-            "float16": FLOAT16_NOISE * ROUNDINGS,
+            "float16": FLOAT16_NOISE * roundings,
             "int8 inputs": INT8_NOISE,
         }[arithmetic]
     )
@@ -87,45 +94,76 @@ class RoundingCost:
 
 
 def mixed(kl: Sequence[float], positions: Sequence[int]) -> tuple[float, ...]:
-    """Each prompt's KL with the mean of all positions, which counts for `PRIOR_POSITIONS` of its own."""
+    """Each prompt's KL with the mean of all positions, which counts for `PRIOR_POSITIONS` of its own; but never less
+    than its own, which was really measured."""
     mean = sum(k * n for k, n in zip(kl, positions, strict=True)) / sum(positions)
-    return tuple((k * n + mean * PRIOR_POSITIONS) / (n + PRIOR_POSITIONS) for k, n in zip(kl, positions, strict=True))
+    return tuple(
+        max(k, (k * n + mean * PRIOR_POSITIONS) / (n + PRIOR_POSITIONS)) for k, n in zip(kl, positions, strict=True)
+    )
+
+
+def chance(freedom: float) -> float:
+    """How many times its mean a sum of `freedom` squares of normal numbers does not exceed, but once in a million
+    times (Wilson and Hilferty 1931, "The distribution of chi-square")."""
+    variance = 2 / (9 * freedom)
+    return (1 - variance + CHANCE * math.sqrt(variance)) ** 3
 
 
 def noise_limits(
-    rounded: Sequence[float], positions: Sequence[int], squared_error: float, largest: Sequence[float], factor: float
+    rounded: Sequence[float],
+    facts: Sequence[LogitFacts],
+    squared_error: float,
+    factor: float,
+    stored: Sequence[float] | None = None,
 ) -> tuple[float, ...]:
-    """`factor` times the KL on each prompt that errors of this size cost, weights' or inputs'.
+    """The KL on each prompt that independent errors of this size cost, weights' or inputs', at most.
 
     Args:
         rounded: KL of the trusted predictions with inputs rounded to int8 from themselves.
-        positions: tokens of each prompt.
+        facts: of the trusted logits of each prompt. They come as float32, which rounds them once more.
         squared_error: relative, of every product.
-        largest: largest magnitude among the logits of each prompt: they come as float32, which rounds them once more.
-        factor: how many times that may be shown.
+        factor: how many times what they cost on average may be shown; more where chance may do more (`chance`).
+        stored: KL on each prompt that rounding the logits to a smaller dtype costs; None = they are not.
     """
     share = squared_error / INT8_NOISE
     return tuple(
-        factor * (kl * share + (size * 2.0**-24) ** 2)
-        for kl, size in zip(mixed(rounded, positions), largest, strict=True)
+        max(factor, chance(fact.freedom)) * (kl * share + (fact.largest * 2.0**-24) ** 2 + extra)
+        for kl, fact, extra in zip(
+            mixed(rounded, [fact.positions for fact in facts]), facts, stored or [0.0] * len(facts), strict=True
+        )
     )
 
 
 def prediction_limits(
-    costs: Sequence[RoundingCost], error: float, positions: Sequence[int], largest: Sequence[float], spec: ModelSpec
+    costs: Sequence[RoundingCost], error: float, facts: Sequence[LogitFacts], spec: ModelSpec
 ) -> tuple[float, ...]:
     """Largest KL from the original on each prompt, of an artifact whose weights have this squared relative error.
 
     Between the recorded errors KL is interpolated on logarithmic scales, beyond them it is proportional. The two
     float32 forward passes count as an error of the weights, and logits are rounded to float32 (`noise_limits`).
+
+    facts: of the original's logits on each prompt.
     """
+    positions = [fact.positions for fact in facts]
     shown = [(cost.error, mixed(cost.kl[: len(positions)], positions)) for cost in costs]
     shown.sort(key=lambda point: point[0])
     whole = error + noise("float32", spec)
-    return tuple(
-        FACTOR * (_interpolated([(e, kl[prompt]) for e, kl in shown], whole) + (largest[prompt] * 2.0**-24) ** 2)
-        for prompt in range(len(positions))
-    )
+    measured = [
+        FACTOR * (_interpolated([(e, kl[prompt]) for e, kl in shown], whole) + (fact.largest * 2.0**-24) ** 2)
+        for prompt, fact in enumerate(facts)
+    ]
+    return at_least_scaled(measured, facts, whole)
+
+
+def at_least_scaled(limits: Sequence[float], facts: Sequence[LogitFacts], error: float) -> tuple[float, ...]:
+    """`limits`, but on no prompt less than what weights cost that have all the error in common: scaled by 1 - s, with
+    s^2 = `error`, they scale logits, which costs s^2 * spread / 2.
+
+    Independent errors of a sharp prediction hardly reach its likely tokens, and those of a grid that holds the original
+    all but exactly may cost next to nothing. What one grid costs is then no measure of another, which may shrink every
+    weight of a sign by the same share.
+    """
+    return tuple(max(limit, error * fact.spread / 2) for limit, fact in zip(limits, facts, strict=True))
 
 
 def _interpolated(points: Sequence[tuple[float, float]], error: float) -> float:

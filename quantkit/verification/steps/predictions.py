@@ -23,8 +23,19 @@ from quantkit.verification.golden import Golden
 from quantkit.verification.metrics import compared
 from quantkit.verification.prompts import Prompt
 from quantkit.verification.report import Check, Comparison, Divergence
-from quantkit.verification.steps.limits import ENGINE_FACTOR, FACTOR, noise, noise_limits, prediction_limits
+from quantkit.verification.steps.limits import (
+    ENGINE_FACTOR,
+    FACTOR,
+    at_least_scaled,
+    noise,
+    noise_limits,
+    prediction_limits,
+)
+from quantkit.verification.steps.logit_facts import LogitFacts, facts_of, float16_cost
 from quantkit.verification.steps.tracing import engine_divergence, first_position
+
+FLOAT16 = "float16"
+"""The arithmetic (`quantkit.protocols.Runtime`) whose logits are float16, too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,10 +48,8 @@ class Trusted:
 
 def recorded(golden: Golden, squared_error: float, count: int) -> Trusted:
     """From a golden file's first `count` prompts, for an artifact whose weights have this squared relative error."""
-    positions = [len(prompt.token_ids) for prompt in golden.prompts[:count]]
-    largest = [float(np.abs(golden.logits[index]).max()) for index in range(len(positions))]
-    limits = prediction_limits(golden.rounding, squared_error, positions, largest, golden.spec)
-    return Trusted(golden.logits, limits)
+    facts = [LogitFacts.of(golden.logits[index]) for index in range(min(count, len(golden.prompts)))]
+    return Trusted(golden.logits, prediction_limits(golden.rounding, squared_error, facts, golden.spec))
 
 
 def computed(model: Checkpoint, prompts: Sequence[Prompt], squared_error: float, progress: Progress | None) -> Trusted:
@@ -50,15 +59,8 @@ def computed(model: Checkpoint, prompts: Sequence[Prompt], squared_error: float,
         assert answer.rounded is not None
         logits.append(answer.exact)
         rounded.append(compared(answer.exact, answer.rounded)[0].kl)
-    return Trusted(logits, limits_from(rounded, logits, squared_error + noise("float32", model.spec), FACTOR))
-
-
-def limits_from(
-    rounded: Sequence[float], logits: Sequence[np.ndarray], squared_error: float, factor: float
-) -> tuple[float, ...]:
-    """`noise_limits` of these logits."""
-    largest = [float(np.abs(rows).max()) for rows in logits]
-    return noise_limits(rounded, [len(rows) for rows in logits], squared_error, largest, factor)
+    facts, whole = facts_of(logits), squared_error + noise("float32", model.spec)
+    return Trusted(logits, at_least_scaled(noise_limits(rounded, facts, whole, FACTOR), facts, whole))
 
 
 def predicted(
@@ -130,7 +132,9 @@ def ask_engine(
         MissingDependency: the engine is not installed.
     """
     arithmetic = runtime.arithmetic(checkpoint)
-    limits = limits_from(answers.rounded, answers.exact, noise(arithmetic, checkpoint.spec), ENGINE_FACTOR)
+    stored = [float16_cost(logits) for logits in answers.exact] if arithmetic == FLOAT16 else None
+    error = noise(arithmetic, checkpoint.spec)
+    limits = noise_limits(answers.rounded, facts_of(answers.exact), error, ENGINE_FACTOR, stored)
     near, far = [], []
     problems: list[str] = []
     divergence = None
