@@ -43,6 +43,10 @@ def compared(trusted: np.ndarray, *tested: np.ndarray) -> tuple[Agreement, ...]:
 
     The log-softmax of each is computed once, a few positions at a time.
     """
+    return tuple(row.agreement() for row in _compared(trusted, tested))
+
+
+def _compared(trusted: np.ndarray, tested: Sequence[np.ndarray]) -> list[_Rows]:
     rows = [_Rows(len(trusted)) for _ in tested]
     for part in row_chunks(trusted):
         p, best_p = log_softmax(trusted[part]), trusted[part].argmax(axis=-1)
@@ -57,7 +61,7 @@ def compared(trusted: np.ndarray, *tested: np.ndarray) -> tuple[Agreement, ...]:
             row.largest[part] = np.abs(difference, out=difference).max(axis=-1)
             row.lost[part] = np.where(undefined, np.nan, p[position, best_p] - p[position, best_q])
             row.same[part] = (best_p == best_q) & ~undefined
-    return tuple(row.agreement() for row in rows)
+    return rows
 
 
 class _Rows:
@@ -96,6 +100,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def kl_divergence(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
     """`Agreement.kl` of two models alone."""
     return compared(p_logits, q_logits)[0].kl
+
+
+def kl_by_position(p_logits: np.ndarray, q_logits: np.ndarray) -> np.ndarray:
+    """KL of two models at each position, float64 [T], none below 0."""
+    (rows,) = _compared(p_logits, [q_logits])
+    return np.maximum(rows.kl, 0.0)
 
 
 def max_abs_log_prob_difference(p_logits: np.ndarray, q_logits: np.ndarray) -> float:

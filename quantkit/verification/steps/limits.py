@@ -6,10 +6,13 @@ cost tells all others of its kind:
     an artifact from the original   the KL that round-to-nearest of the original costs (`RoundingCost`), at as large an
                                     error of the weights as the artifact has
     an engine from the reference    the KL that rounding every product's inputs to int8 costs the reference, times the
-                                    squared error of the engine's own arithmetic over that of int8
+                                    squared error of the engine's own arithmetic over that of int8; what storing the
+                                    logits in the engine's dtype costs is added
 
 Both are measured on the same prompt. One prompt may be lucky, above all one of a single token, so its cost is mixed
-with that of all positions (`mixed`). What the factors rest on:
+with that of others (`mixed`, `mixed_alike`), and where few likely tokens decide, chance is given more room (`chance`).
+What round-to-nearest costs may be luck as a whole, so weights may always move predictions as far as if all of them
+were scaled by their error (`at_least_scaled`). What the factors rest on:
 `docs/decisions/0010-what-verify-proves.md`.
 """
 
@@ -31,7 +34,7 @@ FACTOR = 6.0
 ENGINE_FACTOR = 4.0
 """How many times what its arithmetic costs an engine may lie from the reference on one prompt."""
 PRIOR_POSITIONS = 16
-"""Positions that all prompts' mean counts for beside a prompt's own."""
+"""Positions that the mean of others counts for beside a prompt's own."""
 
 FLOAT16_NOISE = 2.0**-20 / 12 / 2.2
 """Mean squared error of rounding to float16 over mean square: ulp^2 / 12, and a mantissa's mean square is 2.2."""
@@ -94,23 +97,36 @@ class RoundingCost:
 
 
 def mixed(kl: Sequence[float], positions: Sequence[int]) -> tuple[float, ...]:
-    """Each prompt's KL with the mean of all positions, which counts for `PRIOR_POSITIONS` of its own; but never less
-    than its own, which was really measured."""
+    """Each prompt's KL with the mean of all positions (`_with_prior`)."""
     mean = sum(k * n for k, n in zip(kl, positions, strict=True)) / sum(positions)
+    return tuple(_with_prior(k, n, mean) for k, n in zip(kl, positions, strict=True))
+
+
+def mixed_alike(kl: Sequence[np.ndarray]) -> tuple[float, ...]:
+    """The same, where the KL of each position is known, with the mean of the same positions of all prompts: the first
+    ones, which attend to little else, are moved more than others."""
     return tuple(
-        max(k, (k * n + mean * PRIOR_POSITIONS) / (n + PRIOR_POSITIONS)) for k, n in zip(kl, positions, strict=True)
+        _with_prior(float(own.mean()), len(own), float(np.concatenate([other[: len(own)] for other in kl]).mean()))
+        for own in kl
     )
 
 
+def _with_prior(own: float, positions: int, prior: float) -> float:
+    """`prior` counts for `PRIOR_POSITIONS` beside a prompt's own; but what was measured on it is not taken back."""
+    return max(own, (own * positions + prior * PRIOR_POSITIONS) / (positions + PRIOR_POSITIONS))
+
+
 def chance(freedom: float) -> float:
-    """How many times its mean a sum of `freedom` squares of normal numbers does not exceed, but once in a million
-    times (Wilson and Hilferty 1931, "The distribution of chi-square")."""
-    variance = 2 / (9 * freedom)
+    """How many times their measured cost random errors may cost by chance: what a sum of `freedom` / 2 squares of
+    normal numbers exceeds once in a million times, over its mean (Wilson and Hilferty 1931, "The distribution of
+    chi-square"). The cost is a sum of `freedom` squares; half of them, because the measured one is a draw as well, and
+    variances add."""
+    variance = 2 / (9 * freedom / 2)
     return (1 - variance + CHANCE * math.sqrt(variance)) ** 3
 
 
 def noise_limits(
-    rounded: Sequence[float],
+    rounded: Sequence[np.ndarray],
     facts: Sequence[LogitFacts],
     squared_error: float,
     factor: float,
@@ -119,7 +135,7 @@ def noise_limits(
     """The KL on each prompt that independent errors of this size cost, weights' or inputs', at most.
 
     Args:
-        rounded: KL of the trusted predictions with inputs rounded to int8 from themselves.
+        rounded: KL at each position of the trusted predictions with inputs rounded to int8 from themselves.
         facts: of the trusted logits of each prompt. They come as float32, which rounds them once more.
         squared_error: relative, of every product.
         factor: how many times what they cost on average may be shown; more where chance may do more (`chance`).
@@ -128,9 +144,7 @@ def noise_limits(
     share = squared_error / INT8_NOISE
     return tuple(
         max(factor, chance(fact.freedom)) * (kl * share + (fact.largest * 2.0**-24) ** 2 + extra)
-        for kl, fact, extra in zip(
-            mixed(rounded, [fact.positions for fact in facts]), facts, stored or [0.0] * len(facts), strict=True
-        )
+        for kl, fact, extra in zip(mixed_alike(rounded), facts, stored or [0.0] * len(facts), strict=True)
     )
 
 

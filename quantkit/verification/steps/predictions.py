@@ -20,7 +20,7 @@ from quantkit.progress import Progress
 from quantkit.protocols import OracleSession, Predictions, Runtime, Session
 from quantkit.verification.engines import ORACLE
 from quantkit.verification.golden import Golden
-from quantkit.verification.metrics import compared
+from quantkit.verification.metrics import kl_by_position
 from quantkit.verification.prompts import Prompt
 from quantkit.verification.report import Check, Comparison, Divergence
 from quantkit.verification.steps.limits import (
@@ -58,7 +58,7 @@ def computed(model: Checkpoint, prompts: Sequence[Prompt], squared_error: float,
     for answer in predicted(model.path, prompts, rounded=True, progress=progress):
         assert answer.rounded is not None
         logits.append(answer.exact)
-        rounded.append(compared(answer.exact, answer.rounded)[0].kl)
+        rounded.append(kl_by_position(answer.exact, answer.rounded))
     facts, whole = facts_of(logits), squared_error + noise("float32", model.spec)
     return Trusted(logits, at_least_scaled(noise_limits(rounded, facts, whole, FACTOR), facts, whole))
 
@@ -74,10 +74,10 @@ def predicted(
 
 @dataclass(slots=True, eq=False)
 class Answers:
-    """What the reference said: logits where an engine is to be held to them, and KL of int8 inputs per prompt."""
+    """What the reference said: logits where an engine is to be held to them, and KL of int8 inputs by position."""
 
     exact: list[np.ndarray] = field(default_factory=list)
-    rounded: list[float] = field(default_factory=list)
+    rounded: list[np.ndarray] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     divergence: tuple[int, int] | None = None
     """Prompt and position at which it first leaves the original."""
@@ -96,7 +96,7 @@ def ask_reference(
     for index, answer in enumerate(predicted(path, prompts, rounded=for_engine, progress=progress)):
         if answer.rounded is not None:
             answers.exact.append(answer.exact)
-            answers.rounded.append(compared(answer.exact, answer.rounded)[0].kl)
+            answers.rounded.append(kl_by_position(answer.exact, answer.rounded))
         if trusted is not None:
             wanted, limit = trusted.logits[index], trusted.limits[index]
             found = Comparison.of(prompts[index].name, wanted, answer.exact, limit)
