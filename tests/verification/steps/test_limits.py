@@ -60,7 +60,7 @@ def exported(model: Checkpoint, out: Path, container: str, type_: str, arch: str
 
 
 @pytest.mark.parametrize(
-    ("container", "type_", "arch"),
+    "kind",
     [
         ("gguf", "q5_0", "native"),
         ("gguf", "q4_0", "native"),
@@ -70,10 +70,8 @@ def exported(model: Checkpoint, out: Path, container: str, type_: str, arch: str
         ("hf", "bf16", "llama"),
     ],
 )
-def test_right_artifacts_of_sharp_models_pass_on_prompts_of_every_length(
-    member, golden, tmp_path, container, type_, arch
-):
-    artifact = exported(member, tmp_path / "artifact.gguf", container, type_, arch)
+def test_right_artifacts_of_sharp_models_pass_on_prompts_of_every_length(member, golden, tmp_path, kind):
+    artifact = exported(member, tmp_path / "artifact.gguf", *kind)
     report = verify(artifact, golden=golden, engine="reference")
     assert report.passed, report.lines()
     assert verify(artifact, against=member.path, engine="none").passed
