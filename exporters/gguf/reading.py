@@ -14,7 +14,7 @@ import numpy as np
 
 from quantkit.errors import BadConfig, InconsistentCheckpoint, MalformedFile, UnsupportedModel, UnsupportedSpec
 from quantkit.exporters.gguf.blocks import F32
-from quantkit.exporters.gguf.file import GGUFFile
+from quantkit.exporters.gguf.container.file import GGUFFile
 from quantkit.exporters.gguf.keys import Keys
 from quantkit.exporters.gguf.metadata import ARCHITECTURES, CONFIG_KEY, QUANTIZATION_KEY, SCALE_KEYS
 from quantkit.exporters.gguf.tensors import LONG_FACTORS, SHORT_FACTORS

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from quantkit.errors import BadOption, NonFiniteValues, ValueOutOfRange
-from quantkit.exporters.gguf.file import read_gguf
+from quantkit.exporters.gguf.container.file import read_gguf
 from quantkit.models.folding import folded
 from quantkit.models.spec import Role, parse_config
 from quantkit.protocols import ExportOptions
