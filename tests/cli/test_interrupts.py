@@ -5,6 +5,7 @@ Before it the interpreter starts, and says in its own words that it was interrup
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -77,6 +78,32 @@ def test_a_request_to_end_is_an_interrupt() -> None:
         code, _, stderr = interrupted(delay, "inspect", "golden/model", number=signal.SIGTERM)
         assert code in (0, 130, -signal.SIGTERM)  # before the first line of quantkit, it just ends
         assert "Traceback" not in stderr
+
+
+CAUGHT = """
+from quantkit.__main__ import entry
+from quantkit.cli import app
+
+def main():
+    try:
+        exec(TEXT)
+    except KeyboardInterrupt:
+        return 130
+
+app.main = main
+entry()
+"""
+
+
+@pytest.mark.parametrize("text", ["raise KeyboardInterrupt", "import signal; signal.raise_signal(signal.SIGINT)"])
+def test_an_interrupt_inside_generated_code_ends_with_the_same_code(text: str, tmp_path: Path) -> None:
+    """Standard library and packages `exec` text while they are imported (`dataclass`, `namedtuple`)."""
+    program = CAUGHT.replace("TEXT", repr(f"import signal; signal.signal(2, signal.default_int_handler); {text}"))
+    (tmp_path / "caught.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    command = [sys.executable, "-m", "caught"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
 
 
 def test_an_import_that_hides_the_interrupt_is_one(
