@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,33 @@ def test_an_interrupt_inside_generated_code_ends_with_the_same_code(text: str, t
     command = [sys.executable, "-m", "caught"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (130, b"")
+
+
+PRINTING = """
+import sys, traceback, signal
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    traceback.print_exc()
+    raise ImportError("numpy._core.multiarray failed to import")
+"""
+
+
+def test_an_interrupt_during_an_import_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """C extensions print it, and raise another error."""
+    (tmp_path / "module_that_prints.py").write_text(PRINTING)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work(*_: object, **__: object) -> None:
+        import_module("module_that_prints")
+        time.sleep(5)
+        pytest.fail("the interrupt was lost")
+
+    monkeypatch.setattr("quantkit.registry.containers", work)
+    assert main(["formats"]) == 130
+    assert capfd.readouterr().err == "error: interrupted; nothing was published\n"
 
 
 def test_an_import_that_hides_the_interrupt_is_one(
