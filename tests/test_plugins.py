@@ -59,7 +59,7 @@ from quantkit.files.member import read_member_json
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit, blob
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.tensors.views import QuantizedView, TensorView
 
 import numpy as np

@@ -68,7 +68,8 @@ from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
 from quantkit.models.layouts.small_files import is_legal
-from quantkit.models.spec import ModelSpec, config_notes
+from quantkit.models.recognition import config_notes
+from quantkit.models.spec import ModelSpec
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups

@@ -25,7 +25,7 @@ _OWN_FILES = ("quantkit.json", CONFIG_NAME, "quantize_config.json")
 _LEGAL = ("license", "licence", "notice", "copying")
 _LEGAL_SUFFIXES = (".txt", ".md", ".rst")
 _MOST_NAMED = 440
-"""Characters of names in the note of what is left behind; nobody reads more."""
+"""Characters of names in the note of what is left behind, so that it is shown whole (`MAX_MESSAGE`)."""
 _TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
 _SMALL_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
