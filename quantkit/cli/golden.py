@@ -16,7 +16,7 @@ def golden(
     out: Out,
     quantized: Annotated[
         bool,
-        typer.Option("--quantized", help="Record a quantized model all the same; no artifact is verified by it."),
+        typer.Option("--quantized", help="Take a quantized model for the original, where nobody has another."),
     ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,

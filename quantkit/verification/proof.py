@@ -33,7 +33,7 @@ from quantkit.verification.engines import NO_ENGINE, ORACLE, engine_of
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.original import Original, same_files
 from quantkit.verification.prompts import DRAWN, Prompt, prompts_for
-from quantkit.verification.recording import is_quantized, was_quantized
+from quantkit.verification.recording import has_original, is_quantized
 from quantkit.verification.report import FAILED, PASSED, SKIPPED, STEPS, Check, Divergence, Report, Step
 from quantkit.verification.steps import predictions
 from quantkit.verification.steps.identity import (
@@ -251,7 +251,7 @@ class Proof:
             return []
         same_place = original.model is not None and original.model.path.resolve() == checkpoint.path.resolve()
         made = self._manifest is not None  # of another model, so it is not the original itself
-        if made or was_quantized(checkpoint, self._manifest) or (same_place and source is None and runtime is None):
+        if made or has_original(checkpoint, self._manifest) or (same_place and source is None and runtime is None):
             return [f"its weights are the very files that it is compared with: {NOTHING_PROVED}"]
         self._notes.append("its weights are the original's own files: this proves the engine, not a conversion")
         return []

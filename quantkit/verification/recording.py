@@ -46,6 +46,7 @@ BITS = (8, 4, 3, 2)
 """Whose cost is recorded."""
 GROUPS = (128, 64, 32)
 """Columns per scale, the first that divides a layer's width; else the row."""
+LOST_BEFORE = "these weights were quantized before and are taken for the original: what that lost is not measured"
 
 
 def record(checkpoint: Checkpoint, prompts: Sequence[Prompt], *, progress: Progress | None = None) -> PlannedArtifact:
@@ -100,7 +101,7 @@ def record_golden(
     Args:
         model: the original: a folder, a single-file artifact, or an open checkpoint.
         out: the file to make.
-        quantized: record a quantized model all the same; no artifact is verified by it.
+        quantized: record a quantized model all the same. Where its original is known, no artifact is verified by it.
         overwrite: replace what lies at `out`, at the very end.
         progress: told how far it is.
 
@@ -116,11 +117,12 @@ def record_golden(
     if is_quantized(checkpoint) and not quantized:
         raise BadOption(
             f"{checkpoint.path} is quantized: golden files are recorded from the original, dense model",
-            hint="give the model that it was made from; --quantized records it all the same, and proves nothing",
+            hint="give the model that it was made from; where nobody has that, --quantized takes this for the original",
         )
     prompts, note = prompts_for(checkpoint, checkpoint.spec)
     planned = record(checkpoint, prompts, progress=progress)
-    planned = replace(planned, notes=(*planned.notes, *([note] if note is not None else [])))
+    notes = [*([note] if note is not None else []), *([LOST_BEFORE] if was_made_of_quantized(checkpoint) else [])]
+    planned = replace(planned, notes=(*planned.notes, *notes))
     return publish(planned, Path(out), inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
 
 
@@ -154,7 +156,7 @@ def recorded(
     logits, rounding = _computed(checkpoint, prompts, steps)
     return Golden(
         spec=checkpoint.spec,
-        quantized=is_quantized(checkpoint),
+        quantized=has_original(checkpoint, manifest_of(checkpoint)),
         text=text_facts(checkpoint),
         source=source,
         tensors=tensors,
@@ -166,16 +168,37 @@ def recorded(
 
 
 def is_quantized(checkpoint: Checkpoint) -> bool:
-    """Whether the weights were quantized once: they are, or the manifest beside them says so of dense values."""
-    return was_quantized(checkpoint, read_manifest(checkpoint.path) if checkpoint.path.exists() else None)
+    """Whether the weights were quantized once: they are, or the manifest beside them tells of the run."""
+    return holds_quantized(checkpoint) or has_original(checkpoint, manifest_of(checkpoint))
 
 
-def was_quantized(checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> bool:
-    """`is_quantized` by a manifest that was read already; None = there is none."""
-    if any(isinstance(view, QuantizedView) for view in checkpoint.weights.values()):
-        return True
+def holds_quantized(checkpoint: Checkpoint) -> bool:
+    """Whether any weight is codes and scales."""
+    return any(isinstance(view, QuantizedView) for view in checkpoint.weights.values())
+
+
+def has_original(checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> bool:
+    """Whether the weights came out of a quantization whose dense original is known: by their manifest, None = none.
+
+    What others quantized, and what was exported from that, has no original but itself.
+    """
     weights = (manifest or {}).get("weights")
-    return isinstance(weights, Mapping) and bool(weights.get("tensors"))
+    entries = weights.get("tensors") if isinstance(weights, Mapping) else None
+    told = entries.values() if isinstance(entries, Mapping) else ()
+    if any(isinstance(entry, Mapping) and {"origin", "error"} & set(entry) for entry in told):
+        return True
+    return manifest is not None and holds_quantized(checkpoint)
+
+
+def was_made_of_quantized(checkpoint: Checkpoint) -> bool:
+    """Whether the weights are, or stand for, what somebody quantized before."""
+    weights = (manifest_of(checkpoint) or {}).get("weights")
+    return holds_quantized(checkpoint) or (isinstance(weights, Mapping) and bool(weights.get("tensors")))
+
+
+def manifest_of(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """The manifest beside a checkpoint that lies on a disk; None where there is none."""
+    return read_manifest(checkpoint.path) if checkpoint.path.exists() else None
 
 
 def _check(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> None:

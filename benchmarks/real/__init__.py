@@ -1,0 +1,1 @@
+"""The one real language model that a package index holds, for benchmarks and for tests that are run on request."""
