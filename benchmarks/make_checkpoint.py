@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 
 PIECES = 73440
 SPECIALS = (

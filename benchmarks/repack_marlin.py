@@ -32,7 +32,8 @@ from safetensors import safe_open
 from benchmarks.child import Cost, measured
 from benchmarks.export_speed import sha256_seconds
 from benchmarks.make_checkpoint import config, write_json, write_tokenizer
-from quantkit.models.spec import LINEAR_ROLES, TensorSlot, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import LINEAR_ROLES, TensorSlot
 
 GROUP, BITS_PER_WORD, CODES_PER_WORD = 128, 32, 8
 MAX_PEAK_MIB = 450

@@ -24,7 +24,8 @@ from quantkit.models.folder import Folder
 from quantkit.models.folding import with_architecture, with_source_dtypes
 from quantkit.models.layouts.selection import AnyWeight, select_weights
 from quantkit.models.layouts.small_files import CONFIG_NAME
-from quantkit.models.spec import BLOCKS, EMBEDDING, FINAL_NORM, HEAD, NORM_ROLES, ModelSpec, Role, config_notes
+from quantkit.models.recognition import config_notes
+from quantkit.models.spec import BLOCKS, EMBEDDING, FINAL_NORM, HEAD, NORM_ROLES, ModelSpec, Role
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT32, check_range
 from quantkit.tensors.quantized_tensor import QuantizedTensor

@@ -49,7 +49,8 @@ from quantkit.files.planned_files import Buffer, PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import open_folder, read_folder_config
 from quantkit.models.layouts.small_files import CONFIG_NAME, MAX_CONFIG_BYTES
-from quantkit.models.spec import BLOCKS, Role, TensorSlot, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import BLOCKS, Role, TensorSlot
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_bitstream, unpack_bitstream
 from quantkit.tensors.quantized_tensor import QuantizedTensor

@@ -29,7 +29,8 @@ from quantkit.models.folder import open_folder, read_folder_config
 from quantkit.models.folding import with_architecture, with_source_dtypes
 from quantkit.models.layouts.quantizers import refuse_quantized
 from quantkit.models.layouts.small_files import CONFIG_NAME, file_names
-from quantkit.models.spec import EMBEDDING, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import EMBEDDING
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
 from quantkit.tensors.views import QuantizedView, TensorView, Weight

@@ -38,7 +38,7 @@ from golden.corpus import Document, read_corpus, read_text, split_corpus
 from golden.recipes import BOS, CALM, EOS, GENERATION_CONFIG, UNTUNED, Phase
 from golden.tokenizer import VOCAB_SIZE, GoldenTokenizer, train_sentencepiece, write_json, write_tokenizer
 from golden.trigram import trigram_perplexity
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.models.torch_model import MiniCPM
 
 Tokens = NDArray[np.int64]

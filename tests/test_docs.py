@@ -93,8 +93,9 @@ FOREIGN = {
     *("auto_awq.py", "marlin.py", "sampling_params.py"),  # vLLM's
     *("quant_scheme.py", "quant_args.py"),  # compressed-tensors'
     "convert_hf_to_gguf.py",  # llama.cpp's
-    *("convert_slow_tokenizer.py", "modeling_llama.py"),  # transformers'
-    *("quantkit.json", "quantkit.config", "quantkit.quantization"),  # the manifest, and keys inside GGUF files
+    *("convert_slow_tokenizer.py", "modeling_llama.py", "modeling_rope_utils.py"),  # transformers'
+    "quantkit.json",  # the manifest
+    *("quantkit.config", "quantkit.quantization", "quantkit.generation_config"),  # keys inside GGUF files
 }
 """What prose names that is no file or module of ours."""
 

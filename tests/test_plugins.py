@@ -55,11 +55,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantkit.exporters._hf_config import config_files, native_config
-from quantkit.files.json_file import read_json
+from quantkit.files.member import read_member_json
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit, blob
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.tensors.views import QuantizedView, TensorView
 
 import numpy as np
@@ -96,7 +96,7 @@ class Toy:
         )
 
     def read(self, path: Path) -> Checkpoint:
-        config = read_json(path / "config.json", limit=1 << 20)
+        config = read_member_json(path, "config.json", limit=1 << 20)
         spec = parse_config(config)
         weights, start = {}, 0
         for slot in spec.slots():

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.faults.fault import IDENTITY, NUMBERS, Fault, Level, NotApplicable, Proof, Trial, Way
 from benchmarks.faults.gguf_bytes import RawGGUF, edit, read_raw
-from quantkit.exporters.gguf.types import ValueType
+from quantkit.exporters.gguf.container.types import ValueType
 
 CONFIG_KEY = "quantkit.config"
 QUANTIZATION_KEY = "quantkit.quantization"

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit.exporters.gguf.header import entry
-from quantkit.exporters.gguf.types import ValueType
+from quantkit.exporters.gguf.container.header import entry
+from quantkit.exporters.gguf.container.types import ValueType
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY, _ALIGNMENT = 8, 9, 32

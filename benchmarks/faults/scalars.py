@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.faults.fault import SPEC_TRIALS, Fault, Level, NotApplicable
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.tensors.views import TensorView
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

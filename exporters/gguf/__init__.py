@@ -1,1 +1,3 @@
-"""GGUF: single files for llama.cpp. `exporter.py` holds the plug-in; blocks, types, header and reader are its parts."""
+"""GGUF: single files for llama.cpp. `exporter.py` holds the plug-in; blocks, choice of types, tensors, metadata and
+vocabulary are its parts. `container/` knows the bytes of the file and nothing of models.
+"""

@@ -1,6 +1,6 @@
 """GGUF: the single file that llama.cpp and everything built on it loads.
 
-    header         metadata and tensor infos, see `quantkit.exporters.gguf.file`
+    header         metadata and tensor infos, see `quantkit.exporters.gguf.container.file`
     tensors        token_embd, rope factors, blk.0 ..., output_norm, output (absent when tied); each padded to 32 bytes
 
 The numbers of `--arch native` are those of llama.cpp's architecture `minicpm`: embedding_scale = scale_emb,
@@ -20,14 +20,12 @@ Sources: llama.cpp `conversion/minicpm.py`, `conversion/llama.py`, `src/models/{
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from quantkit.errors import (
-    BadOption,
     IncompleteCheckpoint,
     InconsistentCheckpoint,
     QuantkitError,
@@ -37,12 +35,14 @@ from quantkit.errors import (
 from quantkit.exporters._recorded import measured
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
-from quantkit.exporters.gguf.file import MAGIC, GGUFFile
-from quantkit.exporters.gguf.header import header_bytes
+from quantkit.exporters.gguf.choice import TYPES, chosen_types, main_type, wanted_type
+from quantkit.exporters.gguf.container.file import MAGIC, GGUFFile
+from quantkit.exporters.gguf.container.header import header_bytes
+from quantkit.exporters.gguf.container.split import read_model
+from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
 from quantkit.exporters.gguf.reading import read_config, read_quantization
 from quantkit.exporters.gguf.sampling import generation_files, sampling_entries, sampling_notes
-from quantkit.exporters.gguf.split import read_model
 from quantkit.exporters.gguf.tensors import (
     LONG_FACTORS,
     PLAIN,
@@ -55,7 +55,6 @@ from quantkit.exporters.gguf.tensors import (
     places,
     quantized_view,
 )
-from quantkit.exporters.gguf.types import padding, tensor_bytes
 from quantkit.exporters.gguf.vocabulary import (
     check_ends,
     files_of,
@@ -69,25 +68,16 @@ from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
 from quantkit.models.layouts.small_files import is_legal
-from quantkit.models.spec import ModelSpec, Role, config_notes
+from quantkit.models.recognition import config_notes
+from quantkit.models.spec import ModelSpec
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from quantkit.text.vocabulary import Vocabulary, has_vocabulary, read_vocabulary
 
-TYPES: Mapping[str, BlockType] = {
-    block.name.lower(): block
-    for block in (blocks.F32, blocks.F16, blocks.BF16, blocks.Q8_0, blocks.Q4_0, blocks.Q4_1, blocks.Q5_0, blocks.Q5_1)
-}
-SYMMETRIC_CARRIERS = (blocks.Q4_0, blocks.Q5_0, blocks.Q8_0)
-OFFSET_CARRIERS = (blocks.Q4_1, blocks.Q5_1, blocks.Q8_0)
-"""Types that carry codes when none is asked for, smallest first. Only types with a minimum hold offsets."""
-
 MOVED = "largest_move_in_steps"
 """The figure that tells, by weight, how far rounded minimums moved its values at most, in steps of its scale."""
-DENSE_DEFAULT = blocks.F16
-OUTER_ROLES = (Role.EMBED, Role.LM_HEAD)
 
 
 class GGUF:
@@ -122,9 +112,9 @@ class GGUF:
             UnsupportedModel, MalformedFile, InconsistentCheckpoint: from the tokenizer, see `read_vocabulary`.
         """
         model = with_architecture(checkpoint, options.arch)
-        chosen = _choose(model, _wanted(options))
+        chosen = chosen_types(model, wanted_type(options))
         vocabulary = read_vocabulary(model) if has_vocabulary(model) else None
-        main = _main_type(chosen)
+        main = main_type(chosen)
         factors = _factors(model.spec)
         infos = [(place.name, block, place.slot.shape) for place, block in chosen.items()]
         infos[1:1] = [(name, blocks.F32, values.shape) for name, values in factors.items()]
@@ -181,69 +171,6 @@ class GGUF:
                 *((tokenizer,) if isinstance(tokenizer, str) else unfollowed_keys(gguf)),
             ),
         )
-
-
-def _wanted(options: ExportOptions) -> BlockType | None:
-    if options.type is None:
-        return None
-    if options.type not in TYPES:
-        raise BadOption(f"gguf has no type {options.type!r}", hint=f"choose one of: {', '.join(TYPES)}")
-    return TYPES[options.type]
-
-
-def _choose(model: Checkpoint, wanted: BlockType | None) -> dict[Place, BlockType]:
-    """The type of every tensor, in file order."""
-    carrying = any(isinstance(weight, QuantizedView) for weight in model.weights.values()) and wanted not in PLAIN
-    dense = blocks.Q8_0 if carrying else wanted or DENSE_DEFAULT
-    chosen = {}
-    for place in places(model.spec):
-        weight, slot = model.weights[place.slot.name], place.slot
-        outer = slot.role in OUTER_ROLES
-        if len(slot.shape) == 1:
-            chosen[place] = blocks.F32
-        elif carrying and isinstance(weight, QuantizedView):
-            chosen[place] = _carrier(slot.name, weight.scheme, weight.shape[1], wanted, outer=outer)
-        elif dense in PLAIN:
-            chosen[place] = dense
-        elif slot.shape[1] % blocks.BLOCK:
-            chosen[place] = blocks.F16
-        else:
-            chosen[place] = blocks.Q8_0 if outer else dense
-    return chosen
-
-
-def _carrier(name: str, scheme: Scheme, cols: int, wanted: BlockType | None, *, outer: bool = False) -> BlockType:
-    """The type that carries codes of `scheme`: the wanted one, or the smallest; q8_0 will do for embedding and head."""
-    symmetric = isinstance(scheme, AffineGroups) and scheme.symmetric
-    fitting = [block for block in (SYMMETRIC_CARRIERS if symmetric else OFFSET_CARRIERS) if holds(block, scheme, cols)]
-    if wanted is None and fitting:
-        return fitting[0]
-    if wanted is not None and holds(wanted, scheme, cols):
-        return wanted
-    if outer and blocks.Q8_0 in fitting:
-        return blocks.Q8_0
-    every = [block.name.lower() for block in blocks.QUANTIZED.values() if holds(block, scheme, cols)]
-    target = wanted.name.lower() if wanted is not None else "any block type"
-    raise UnsupportedSpec(
-        f"{name}: gguf cannot carry {scheme} as {target}",
-        hint=f"choose type {' or '.join(every)}" if every else f"{_reason(scheme, cols)}; choose type f16, bf16 or f32",
-    )
-
-
-def _reason(scheme: Scheme, cols: int) -> str:
-    width = scheme.group_width(cols)
-    if width % blocks.BLOCK:
-        return f"groups of {width} are not whole blocks of {blocks.BLOCK}"
-    return "no block holds these codes"
-
-
-def _main_type(chosen: Mapping[Place, BlockType]) -> BlockType:
-    """The type of most weights within the blocks of the model."""
-    counts: Counter[BlockType] = Counter()
-    for place, block in chosen.items():
-        if place.slot.layer is not None and len(place.slot.shape) == 2:
-            counts[block] += place.slot.shape[0] * place.slot.shape[1]
-    return counts.most_common(1)[0][0]
 
 
 def _factors(spec: ModelSpec) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import MalformedFile
-from quantkit.exporters.gguf.file import GGUFFile
+from quantkit.exporters.gguf.container.file import GGUFFile
 
 
 class Keys:

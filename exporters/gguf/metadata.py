@@ -14,8 +14,8 @@ from typing import Any
 from quantkit.errors import UnsupportedModel
 from quantkit.exporters._hf_config import native_config
 from quantkit.exporters.gguf.blocks import BlockType
-from quantkit.exporters.gguf.header import entry
-from quantkit.exporters.gguf.types import ValueType
+from quantkit.exporters.gguf.container.header import entry
+from quantkit.exporters.gguf.container.types import ValueType
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.tensors.scheme import Scheme
 

@@ -14,14 +14,15 @@ import numpy as np
 
 from quantkit.errors import BadConfig, InconsistentCheckpoint, MalformedFile, UnsupportedModel, UnsupportedSpec
 from quantkit.exporters.gguf.blocks import F32
-from quantkit.exporters.gguf.file import GGUFFile
+from quantkit.exporters.gguf.container.file import GGUFFile
 from quantkit.exporters.gguf.keys import Keys
 from quantkit.exporters.gguf.metadata import ARCHITECTURES, CONFIG_KEY, QUANTIZATION_KEY, SCALE_KEYS
 from quantkit.exporters.gguf.tensors import LONG_FACTORS, SHORT_FACTORS
 from quantkit.exporters.gguf.vocabulary import END_KEYS, END_TEXTS
 from quantkit.files.json_file import parse_json
 from quantkit.models.config import token_ids_value
-from quantkit.models.spec import ModelSpec, longrope_attention_factor, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import ModelSpec, longrope_attention_factor
 from quantkit.tensors.scheme import Scheme, scheme_from_json
 
 _KNOWN_KEYS = frozenset(

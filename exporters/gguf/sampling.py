@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import MalformedFile
-from quantkit.exporters.gguf.file import GGUFFile
-from quantkit.exporters.gguf.header import entry
+from quantkit.exporters.gguf.container.file import GGUFFile
+from quantkit.exporters.gguf.container.header import entry
+from quantkit.exporters.gguf.container.types import ValueType
 from quantkit.exporters.gguf.keys import Keys
-from quantkit.exporters.gguf.types import ValueType
 from quantkit.files.json_file import parse_json
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.config import token_ids_value

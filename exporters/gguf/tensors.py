@@ -10,7 +10,7 @@ import numpy as np
 from quantkit.errors import InconsistentCheckpoint, NonFiniteValues, UnsupportedSpec, ValueOutOfRange
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BLOCK, BlockType
-from quantkit.exporters.gguf.file import GGUFFile
+from quantkit.exporters.gguf.container.file import GGUFFile
 from quantkit.models.spec import ModelSpec, Role, TensorSlot
 from quantkit.tensors.cast import FLOATS, converted
 from quantkit.tensors.quantized_tensor import QuantizedTensor

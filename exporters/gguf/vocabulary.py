@@ -9,11 +9,11 @@ from functools import cache
 import numpy as np
 
 from quantkit.errors import InconsistentCheckpoint, MalformedFile, UnsupportedSpec
-from quantkit.exporters.gguf.file import GGUFFile
-from quantkit.exporters.gguf.header import entry, number_array, string_array
+from quantkit.exporters.gguf.container.file import GGUFFile
+from quantkit.exporters.gguf.container.header import entry, number_array, string_array
+from quantkit.exporters.gguf.container.types import ValueType
 from quantkit.exporters.gguf.keys import Keys
 from quantkit.exporters.gguf.metadata import CONFIG_KEY
-from quantkit.exporters.gguf.types import ValueType
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.text.sentencepiece_model import TokenKind
 from quantkit.text.tokenizers.splitting import splitting_named

@@ -48,7 +48,7 @@ from quantkit.files.planned_files import Buffer, PlannedArtifact, blob
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import open_folder
 from quantkit.models.layouts.small_files import CONFIG_NAME
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.packing import pack_bitstream
 from quantkit.tensors.quantized_tensor import QuantizedTensor

@@ -65,7 +65,8 @@ from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import open_folder, read_folder_config
 from quantkit.models.layouts.small_files import CONFIG_NAME
-from quantkit.models.spec import BLOCKS, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import BLOCKS
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOAT16, FLOAT32, converted
 from quantkit.tensors.schemes.affine_groups import AffineGroups

@@ -46,7 +46,9 @@ VERBS: Mapping[str, Callable[..., None]] = {
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 AGAIN_SECONDS = 0.05
-"""Until an interrupt that Python dropped comes again."""
+"""Until an interrupt that Python dropped, or that came during an import, comes again."""
+IMPORTER = "<frozen importlib._bootstrap>"
+"""The file of the frames that an import stands in."""
 for _name, _function in VERBS.items():
     app.command(_name)(_function)
 
@@ -76,7 +78,8 @@ class _Interrupts:
     """SIGINT and SIGTERM raise KeyboardInterrupt while they are `heeded`, and are counted otherwise.
 
     Python drops an exception that is raised inside a finalizer, with a traceback on stderr; an interrupt that comes
-    there is repeated by an alarm instead.
+    there is repeated by an alarm instead. So is one that comes during an import, where C extensions print it, and turn
+    it into another error (`ml_dtypes`, when it imports numpy).
     """
 
     def __init__(self) -> None:
@@ -91,6 +94,7 @@ class _Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         sys.unraisablehook = self._hook
@@ -106,9 +110,11 @@ class _Interrupts:
         finally:
             self.heeded = False
 
-    def _come(self, _number: int, _frame: FrameType | None) -> None:
+    def _come(self, _number: int, frame: FrameType | None) -> None:
         self.count += 1
-        if self.heeded:
+        if self.heeded and _is_importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        elif self.heeded:
             raise KeyboardInterrupt
 
     def _see_dropped(self, dropped: sys.UnraisableHookArgs) -> None:
@@ -116,6 +122,12 @@ class _Interrupts:
             signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)  # when this hook has returned
         else:
             self._hook(dropped)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != IMPORTER:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _run(arguments: list[str], interrupts: _Interrupts) -> int:

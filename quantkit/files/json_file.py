@@ -13,13 +13,11 @@ import json
 import math
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quantkit.errors import MalformedFile
-from quantkit.files.source_file import SourceFile
 
 MAX_DEPTH = 16
 MAX_DIGITS = 40
@@ -38,21 +36,6 @@ _COSTS = {b"{": 96, b"[": 64, b":": 140, b",": 32, b'"': 24}
 """Bytes of memory that an object, an array, a pair, a further item and each end of a string take at most, or nearly."""
 _WINDOW = 1 << 20
 _QUOTE = ord('"')
-
-
-def read_json(path: Path, *, limit: int, depth: int = MAX_DEPTH) -> dict[str, Any]:
-    """Read the JSON object in `path`.
-
-    Args:
-        path: a regular file, links are followed.
-        limit: most bytes that the file may hold; a larger one is refused unread.
-        depth: most objects and arrays inside each other.
-
-    Raises:
-        MalformedFile: anything but one strict JSON object.
-        IncompleteCheckpoint, UnsafePath, ReadFailed, SourceChanged: see `SourceFile`.
-    """
-    return parse_json(SourceFile.open(path).read_all(limit), str(path), depth=depth)
 
 
 def parse_json(data: bytes, where: str, *, depth: int = MAX_DEPTH) -> dict[str, Any]:

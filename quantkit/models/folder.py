@@ -28,7 +28,7 @@ from quantkit.models.layouts.small_files import (
     travelling_files,
 )
 from quantkit.models.layouts.unreadable import refuse_adapter, refuse_adapter_tensors
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.tensors.views import TensorView
 
 _SHADOW = "._"

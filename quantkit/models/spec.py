@@ -1,10 +1,9 @@
 """What a model is: `ModelSpec`, completely specified data, and the seam to the family that it belongs to.
 
-`parse_config` reads a config.json. It asks the files of `quantkit/models/architectures/` which of them knows the
-model; that one materialises every default (MiniCPM4-0.5B's config omits `tie_word_embeddings` and `rope_theta`, and
-loaders differ in what they then assume) and refuses by name what it does not understand.
-
-A `ModelSpec` names its architecture, and asks it for what is not a number: tensors, groups of layers, folding.
+`quantkit.models.recognition` asks the files of `quantkit/models/architectures/` which of them knows a config.json; that
+one materialises every default (MiniCPM4-0.5B's config omits `tie_word_embeddings` and `rope_theta`, and loaders differ
+in what they then assume) and refuses by name what it does not understand. A `ModelSpec` names its architecture, and
+asks it for what is not a number: tensors, groups of layers, folding.
 """
 
 from __future__ import annotations
@@ -17,16 +16,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from quantkit import discovery
-from quantkit.errors import BadConfig, UnsupportedModel, one_line
-from quantkit.models.config_reader import shown
-from quantkit.models.family.recognition import naming_member
 
 if TYPE_CHECKING:
     from torch import nn
 
 ROOM = "quantkit.models.architectures"
-MAX_DIMENSION = 1 << 24
-MAX_LAYERS = 1024
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 """Hugging Face's names of what stands outside the blocks."""
@@ -306,44 +300,3 @@ class Architecture(Protocol):
 def architecture(name: str) -> Architecture:
     """The architecture `name`; raises `BadOption` for an unknown one."""
     return cast(Architecture, discovery.load(ROOM, name, "architecture"))
-
-
-def recognized(config: Mapping[str, Any], *, where: str = "config.json") -> Architecture:
-    """The architecture of a config.
-
-    Raises:
-        UnsupportedModel: no architecture knows it.
-        BadConfig: `architectures` is no list of names, or names several that are known.
-    """
-    names = config.get("architectures") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadConfig(f"{where}: architectures must be a list of strings, is {shown(names)}")
-    known = [architecture(name) for name in discovery.names(ROOM)]
-    found = [candidate for candidate in known if candidate.recognizes(config)]
-    if len(found) > 1:
-        raise BadConfig(f"{where}: architectures {', '.join(names)[:80]} names models of {len(found)} families")
-    if not found:
-        unknown = names[0] if names else config.get("model_type")
-        raise UnsupportedModel(
-            f"{where}: model {shown(unknown)} is not supported",
-            hint=f"supported: {'; '.join(candidate.summary for candidate in known)}",
-        )
-    return found[0]
-
-
-def parse_config(config: Mapping[str, Any], *, where: str = "config.json") -> ModelSpec:
-    """Read a Hugging Face config of one of the families.
-
-    `where` begins every message.
-
-    Raises:
-        UnsupportedModel: another family, or something that is not understood, by name; a refused member by its own.
-        BadConfig: a value of the wrong type or outside its range, or two that contradict each other.
-    """
-    with naming_member(config):
-        return recognized(config, where=where).spec(config, where)
-
-
-def config_notes(config: Mapping[str, Any], *, where: str = "config.json") -> tuple[str, ...]:
-    """What a config that `parse_config` takes says and nobody here understands, or is ignored; one line each."""
-    return tuple(map(one_line, recognized(config, where=where).notes(config, where)))

@@ -2,7 +2,7 @@
 
 A template is a program that comes with a model. Jinja2's immutable sandbox keeps it from Python's internals, but
 not from looping for ever or filling the memory, so it runs in a child process that the operating system limits
-(`template_renderer.py`). It sees what it would see in transformers.
+(`template_renderer.py`) and that ends with this one (`quantkit.supervisor`). It sees what it would see in transformers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Any
 
 from quantkit.errors import BadOption, MalformedFile, MissingDependency
+from quantkit.supervisor import supervised
 from quantkit.text.templates import DEFAULT, MAX_TEMPLATE_BYTES
 
 Messages = Sequence[Mapping[str, Any]]
@@ -154,19 +155,18 @@ def render(template: str, conversations: Sequence[Mapping[str, Any]], *, now: da
 
 
 def _answer(job: bytes, seconds: float) -> dict[str, Any]:
-    timed = hasattr(signal, "setitimer")
     try:
         # -I: nothing from the environment, and never the current folder, decides what the child imports.
         child = subprocess.run(
-            [sys.executable, "-I", "-c", _CHILD],
+            supervised([sys.executable, "-I", "-c", _CHILD]),
             input=job,
             capture_output=True,
-            timeout=seconds + (WAIT_SECONDS if timed else 1.0),
+            timeout=seconds + WAIT_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise MalformedFile("the chat template does not come to an end") from None
-    if timed and child.returncode == -signal.SIGPROF:
+    if child.returncode == -signal.SIGPROF:
         raise MalformedFile(f"the chat template took more than {seconds:.3g} s of processor time")
     try:
         answer: dict[str, Any] = json.loads(child.stdout)

@@ -8,6 +8,7 @@ Python's own. Only the clock is another: it stands still at the moment that the 
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import sys
 from collections.abc import Mapping
@@ -139,10 +140,6 @@ def _limit(seconds: float, memory: int) -> None:
 
     Processor time, unlike the clock's, does not depend on how busy the machine is.
     """
-    try:
-        import resource  # noqa: PLC0415 - not on Windows, where the parent's time limit remains
-    except ImportError:
-        return
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.setitimer(signal.ITIMER_PROF, seconds)

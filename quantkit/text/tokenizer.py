@@ -25,6 +25,8 @@ from quantkit.text.vocabulary import Vocabulary, has_vocabulary, read_vocabulary
 
 SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
 """What a chat template may name."""
+LOG_ERRORS = 2
+"""Of SentencePiece's levels: its warnings, which it writes to stderr itself, are left out."""
 _SPECIAL_KINDS = (TokenKind.CONTROL, TokenKind.USER_DEFINED, TokenKind.UNKNOWN)
 _HIDDEN_KINDS = (TokenKind.CONTROL, TokenKind.UNKNOWN)
 """Left out of what a model says."""
@@ -65,11 +67,12 @@ def find_tokenizer(checkpoint: Checkpoint) -> Tokenizer | str:
 def _sentencepiece(vocabulary: Vocabulary, model: bytes) -> Callable[[str], list[int]]:
     """What splits a text by a SentencePiece model, special tokens first."""
     try:
-        from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - part of an extra
+        import sentencepiece  # noqa: PLC0415 - part of an extra
     except ImportError:
         raise MissingDependency("tokenizing needs sentencepiece", hint="pip install 'quantkit[text]'") from None
+    sentencepiece.set_min_log_level(LOG_ERRORS)
     try:
-        pieces = SentencePieceProcessor(model_proto=model)
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
         raise MalformedFile(f"{MODEL_FILE}: SentencePiece refuses it: {str(error).splitlines()[0]}") from None
     pairs = zip(vocabulary.tokens, vocabulary.kinds, strict=True)

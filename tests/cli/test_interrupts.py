@@ -5,10 +5,12 @@ Before it the interpreter starts, and says in its own words that it was interrup
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,59 @@ def test_a_request_to_end_is_an_interrupt() -> None:
         code, _, stderr = interrupted(delay, "inspect", "golden/model", number=signal.SIGTERM)
         assert code in (0, 130, -signal.SIGTERM)  # before the first line of quantkit, it just ends
         assert "Traceback" not in stderr
+
+
+CAUGHT = """
+from quantkit.__main__ import entry
+from quantkit.cli import app
+
+def main():
+    try:
+        exec(TEXT)
+    except KeyboardInterrupt:
+        return 130
+
+app.main = main
+entry()
+"""
+
+
+@pytest.mark.parametrize("text", ["raise KeyboardInterrupt", "import signal; signal.raise_signal(signal.SIGINT)"])
+def test_an_interrupt_inside_generated_code_ends_with_the_same_code(text: str, tmp_path: Path) -> None:
+    """Standard library and packages `exec` text while they are imported (`dataclass`, `namedtuple`)."""
+    program = CAUGHT.replace("TEXT", repr(f"import signal; signal.signal(2, signal.default_int_handler); {text}"))
+    (tmp_path / "caught.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    command = [sys.executable, "-m", "caught"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
+PRINTING = """
+import sys, traceback, signal
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    traceback.print_exc()
+    raise ImportError("numpy._core.multiarray failed to import")
+"""
+
+
+def test_an_interrupt_during_an_import_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """C extensions print it, and raise another error."""
+    (tmp_path / "module_that_prints.py").write_text(PRINTING)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work(*_: object, **__: object) -> None:
+        import_module("module_that_prints")
+        time.sleep(5)
+        pytest.fail("the interrupt was lost")
+
+    monkeypatch.setattr("quantkit.registry.containers", work)
+    assert main(["formats"]) == 130
+    assert capfd.readouterr().err == "error: interrupted; nothing was published\n"
 
 
 def test_an_import_that_hides_the_interrupt_is_one(

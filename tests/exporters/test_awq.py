@@ -24,7 +24,8 @@ from quantkit.errors import (
 )
 from quantkit.exporters.awq import EXPORTER
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LINEAR_ROLES, Role, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import LINEAR_ROLES, Role
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups

@@ -16,7 +16,8 @@ from quantkit.errors import BadOption, IncompleteCheckpoint, NonFiniteValues, Un
 from quantkit.exporters._hf_config import native_config, with_dtype
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LINEAR_ROLES, architecture, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import LINEAR_ROLES, architecture
 from quantkit.models.torch_model import MiniCPM
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor

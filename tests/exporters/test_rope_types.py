@@ -11,7 +11,7 @@ import pytest
 
 from quantkit import registry
 from quantkit.errors import InconsistentCheckpoint, UnsupportedSpec
-from quantkit.exporters.gguf.file import read_gguf
+from quantkit.exporters.gguf.container.file import read_gguf
 from quantkit.models.inspection import inspection
 from quantkit.protocols import ExportOptions
 from tests.exporters.test_attention_factor import CONTAINERS, log_probs, model, written

@@ -15,7 +15,8 @@ import pytest
 from quantkit.errors import QuantkitError
 from quantkit.files.json_file import parse_json
 from quantkit.models.architectures._config_keys import CODE, HARMLESS, LOOKED_AT, NEUTRAL, READ
-from quantkit.models.spec import ModelSpec, architecture, config_notes, parse_config
+from quantkit.models.recognition import config_notes, parse_config
+from quantkit.models.spec import ModelSpec, architecture
 from quantkit.runtimes.reference.formulas import rope_angles
 from tests.models.architectures.test_rope_types import LLAMA, MINICPM, TYPES
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from quantkit import registry
-from quantkit.errors import UnsafePath, UnsupportedModel
+from quantkit.errors import MAX_MESSAGE, UnsafePath, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import open_folder
 from tests.support.malformed_folders import FIRST, INDEX, SECOND, replace_tensors, write_small_checkpoint
@@ -84,8 +84,10 @@ def test_a_note_of_thousands_of_files_ends_somewhere(small: Path) -> None:
     for number in range(999):
         (small / f"{number:03}.md").write_text("")
     note = next(note for note in opened(small).notes if note.startswith("left behind"))
-    assert note.endswith(" more")
-    assert 4000 < len(note) < 8000
+    named = note.removeprefix("left behind: ").partition(" and ")[0].split(", ")
+    assert named == [f"{number:03}.md" for number in range(len(named))]
+    assert note.endswith(f" and {999 - len(named)} more")
+    assert MAX_MESSAGE - 100 < len(note) <= MAX_MESSAGE
 
 
 ADAPTERS = {

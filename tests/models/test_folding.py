@@ -10,7 +10,7 @@ import pytest
 from quantkit.errors import BadOption, NonFiniteValues, ValueOutOfRange
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded, with_architecture, with_source_dtypes
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config

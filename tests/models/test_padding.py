@@ -9,7 +9,7 @@ import pytest
 
 from quantkit import registry
 from quantkit.errors import BadConfig
-from quantkit.models.spec import config_notes, parse_config
+from quantkit.models.recognition import config_notes, parse_config
 from quantkit.protocols import ExportOptions
 from tests.support.malformed_folders import edit_json, write_small_checkpoint
 from tests.support.tiny import tiny_config

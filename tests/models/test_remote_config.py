@@ -11,8 +11,8 @@ import pytest
 
 from quantkit.artifacts.publishing import publish
 from quantkit.exporters._hf_config import config_files, native_config
+from quantkit.models.recognition import parse_config
 from quantkit.models.remote_config import CONFIG_CLASS
-from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.registry import exporter, open_checkpoint
 from tests.support.memory import memory_checkpoint

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from quantkit.errors import BadConfig, QuantkitError, UnsupportedModel
-from quantkit.models.spec import LINEAR_ROLES, NORM_ROLES, Role, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import LINEAR_ROLES, NORM_ROLES, Role
 
 MUP = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
 

@@ -15,7 +15,8 @@ from quantkit.calibration.samples import Samples, make_samples
 from quantkit.cli.app import main
 from quantkit.errors import BadOption, MalformedFile, QuantkitError, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LINEAR_ROLES, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import LINEAR_ROLES
 from quantkit.pipeline.recipe import Assignment, Recipe
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor

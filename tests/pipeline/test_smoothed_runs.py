@@ -16,7 +16,8 @@ from quantkit.artifacts.publishing import publish
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.models.loading import load_model
-from quantkit.models.spec import Role, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import Role
 from quantkit.pipeline.recipe import Recipe
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
+from quantkit.models.recognition import parse_config
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS
-from quantkit.models.spec import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.runtimes._staged_folder import staged_folder
 from quantkit.runtimes.reference.runtime import ReferenceSession

@@ -11,7 +11,8 @@ import torch
 from quantkit.calibration.activations import HiddenStates
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import load_block
-from quantkit.models.spec import NORM_ROLES, Role, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import NORM_ROLES, Role
 from quantkit.protocols import InputScales, Layer, Readers
 from quantkit.solver.smoothing_search import chosen_scales
 from quantkit.tensors.schemes.affine_groups import AffineGroups

@@ -13,7 +13,8 @@ import numpy as np
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LINEAR_ROLES, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import LINEAR_ROLES
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import SCALE_DTYPES

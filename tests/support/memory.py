@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import NORM_ROLES, ModelSpec, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import NORM_ROLES, ModelSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 

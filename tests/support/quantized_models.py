@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LINEAR_ROLES, TensorSlot, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import LINEAR_ROLES, TensorSlot
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import SCALE_DTYPES
 from quantkit.tensors.schemes.affine_groups import AffineGroups

@@ -13,7 +13,7 @@ import numpy as np
 
 from quantkit.artifacts.manifest import manifest_path
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.tensors.views import TensorView
 
 Change = Callable[[np.ndarray], np.ndarray]

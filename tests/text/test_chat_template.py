@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import random
 import resource
+import signal
+import subprocess
+import sys
+import time
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +20,10 @@ from quantkit.text import chat_template
 from quantkit.text.chat_template import FIXED_NOW, ChatOptions, chat_variables, chosen_template, render
 from quantkit.text.tokenizer import open_tokenizer
 from tests.support.chat_templates import CHATML, CONVERSATIONS, LAST, SYSTEM, TEMPLATES, TOOLS, USER
+from tests.support.processes import descendants, eventually_gone, processor_seconds
 from tests.support.tokenizer_folders import config_with, golden_files, opened
 
+ROOT = Path(__file__).resolve().parents[2]
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
 NOW = datetime(2026, 3, 14, 15, 9)
 DOCUMENTS = [{"title": "sky", "text": "It is 灰."}]
@@ -230,6 +237,31 @@ def test_the_renderer_starts_in_no_time() -> None:
         render(TEMPLATES["qwen"], [variables(CONVERSATIONS["several turns"], {"tools": TOOLS}, True)])
         took.append(child_seconds() - start)
     assert min(took) < 0.3
+
+
+ENDLESS = """
+from quantkit.text import chat_template
+chat_template.MAX_SECONDS = 60.0  # so that it is not the limit that ends the child
+print("begin", flush=True)
+chat_template.render("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", [{}])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_a_template_ends_with_the_process_that_renders_it(number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", ENDLESS], cwd=ROOT, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"begin\n"
+        until = time.monotonic() + 20
+        while not (rendering := [pid for pid in descendants(parent.pid) if processor_seconds(pid) > 0.3]):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        children = descendants(parent.pid)
+        assert {*rendering} < {*children}
+        parent.send_signal(number)
+        parent.wait()
+    assert all(eventually_gone(pid) for pid in children)
 
 
 def test_what_a_template_is_told_goes_through_json_unharmed() -> None:

@@ -15,7 +15,7 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import MalformedFile
 from quantkit.exporters.gguf.vocabulary import END_TEXTS
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.protocols import ExportOptions
 from quantkit.text.companions import with_companions
 from quantkit.verification.generation import generated_tokens

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from quantkit.errors import MalformedFile
 from quantkit.text.sentencepiece_model import SentencePieceModel, TokenKind, model_bytes, parse_model
 
+ROOT = Path(__file__).resolve().parents[2]
+OPEN = """
+import sys
+from pathlib import Path
+from quantkit.text.tokenizer import open_tokenizer
+from tests.support.tokenizer_folders import opened
+model = (Path(sys.argv[1]) / "tokenizer.model").read_bytes()
+tokenizer = open_tokenizer(opened({"tokenizer.model": model}, vocab_size=263, eos_token_id=2))
+print(*tokenizer.encode("ab\\0", add_bos=False)[-3:])
+"""
 Piece = tuple[str, TokenKind]
 BYTES: list[Piece] = [(f"<0x{value:02X}>", TokenKind.BYTE) for value in range(256)]
 SPECIALS: list[Piece] = [("<unk>", TokenKind.UNKNOWN), ("<s>", TokenKind.CONTROL), ("</s>", TokenKind.CONTROL)]
@@ -49,3 +63,12 @@ def test_two_pieces_of_one_text_are_refused(text: str) -> None:
 def test_a_lone_nul_beside_pieces_for_bytes_is_unused_as_sentencepiece_has_it(kind: TokenKind) -> None:
     assert parse_model(serialized(-1, ("\0", kind)), "m").kinds[-1] is TokenKind.UNUSED
     assert parse_model(serialized(-1, ("\0", kind), fallback=False), "m").kinds[-1] is kind
+
+
+@pytest.mark.parametrize("kind", [TokenKind.NORMAL, TokenKind.USER_DEFINED])
+def test_sentencepiece_writes_nothing_of_its_own(kind: TokenKind, tmp_path: Path) -> None:
+    """In a process of its own: the library heeds the log level of the whole process."""
+    (tmp_path / "tokenizer.model").write_bytes(serialized(-1, ("\0", kind)))
+    done = subprocess.run([sys.executable, "-c", OPEN, str(tmp_path)], cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.split() == [b"259", b"260", b"3"]  # a, b, and the piece for the byte 0

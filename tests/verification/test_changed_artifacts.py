@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,7 +213,12 @@ def test_the_command_line_says_what_was_proved(golden_model, run, tmp_path, caps
 
 def test_the_manifest_of_an_artifact_and_of_its_parent_are_read_once(run, tmp_path, monkeypatch):
     artifact = exported(run, tmp_path / "int4.gguf", "gguf")
-    read, paths = manifests.read_json, []
-    monkeypatch.setattr(manifests, "read_json", lambda path, **limits: (paths.append(path), read(path, **limits))[1])
+    read, paths = manifests.read_member_json, []
+
+    def noted(folder: Path, name: str, **limits: int) -> dict[str, Any]:
+        paths.append(folder / name)
+        return read(folder, name, **limits)
+
+    monkeypatch.setattr(manifests, "read_member_json", noted)
     assert verify(artifact, against=run, engine="none").passed
     assert sorted(paths) == sorted([manifest_path(artifact), manifest_path(run)])

@@ -17,7 +17,7 @@ from benchmarks.faults.gguf_bytes import read_raw
 from benchmarks.faults.trials import alarms, cell
 from benchmarks.faults.workbench import Variant, Workbench, content, grid, unchanged
 from quantkit.artifacts.manifest import check_files
-from quantkit.exporters.gguf.file import read_gguf
+from quantkit.exporters.gguf.container.file import read_gguf
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.quantized_models import random_quantized

@@ -24,8 +24,6 @@ from quantkit.models.spec import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
-    MAX_DIMENSION,
-    MAX_LAYERS,
     LayerGroup,
     ModelSpec,
     Role,
@@ -52,8 +50,8 @@ GROUPS = (
     LayerGroup(roles=(Role.GATE, Role.UP), fed_by=Role.MLP_NORM, writer=Role.DOWN, weighed=False),
     LayerGroup(roles=(Role.DOWN,), fed_by=Role.UP, writer=Role.DOWN),
 )
-
-
+MAX_DIMENSION = 1 << 24
+MAX_LAYERS = 1024
 MAX_HEAD_DIM = 1 << 14
 """Released models have up to 256 channels per head; RoPE's factors are made for as many as a config says."""
 EPSILON = (1e-12, 0.1)

@@ -2,5 +2,5 @@
 `recognition.py`), the text model inside a multimodal one (`multimodal.py`), and tensors under other names than the
 model's own (`tensor_names.py`).
 
-They import errors and tensors only: `quantkit.models.spec` names a member that it refuses.
+They import errors and tensors only: `quantkit.models.recognition` names a member that it refuses.
 """

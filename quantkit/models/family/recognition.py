@@ -26,7 +26,8 @@ def refused_member(config: Mapping[str, Any]) -> Member | None:
     """The member that a config.json describes, if it is one that is not taken."""
     classes = config.get("architectures")
     names = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
-    kind = _MODEL_TYPES.get(str(config.get("model_type")), "")
+    named = config.get("model_type")
+    kind = _MODEL_TYPES.get(named, "") if isinstance(named, str) else ""
     architectures = {_CLASSES.get(name, name) for name in names} or {kind}
     for member in MEMBERS:
         by_class = member.architecture in architectures

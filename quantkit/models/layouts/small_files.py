@@ -24,8 +24,8 @@ _OWN_FILES = ("quantkit.json", CONFIG_NAME, "quantize_config.json")
 """Read by whoever knows the container, and written anew."""
 _LEGAL = ("license", "licence", "notice", "copying")
 _LEGAL_SUFFIXES = (".txt", ".md", ".rst")
-_MOST_NAMED = 4000
-"""Characters of names in the note of what is left behind; nobody reads more."""
+_MOST_NAMED = 440
+"""Characters of names in the note of what is left behind, so that it is shown whole (`MAX_MESSAGE`)."""
 _TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
 _SMALL_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -92,7 +92,11 @@ def file_notes(config: Mapping[str, Any], names: Sequence[str], shards: Collecti
     left = [name for name in names if not (_is_known(name) or name in shards or name in unread)]
     left += [f"{name} ({'code' if name in code else 'a pickle'}, never read)" for name in unread]
     if left:
-        shown = [name for name, end in zip(left, accumulate(map(len, left)), strict=True) if end <= _MOST_NAMED]
+        shown = [
+            name
+            for name, end in zip(left, accumulate(len(name) + 2 for name in left), strict=True)
+            if end <= _MOST_NAMED
+        ]
         more = f" and {len(left) - len(shown)} more" if len(shown) < len(left) else ""
         notes.append(f"left behind: {', '.join(shown)}{more}")
     return notes

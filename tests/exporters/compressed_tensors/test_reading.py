@@ -21,7 +21,8 @@ from quantkit.errors import (
     UnsupportedSpec,
 )
 from quantkit.exporters.compressed_tensors.exporter import EXPORTER
-from quantkit.models.spec import LINEAR_ROLES, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import LINEAR_ROLES
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from quantkit.errors import BadOption, NonFiniteValues, ValueOutOfRange
-from quantkit.exporters.gguf.file import read_gguf
+from quantkit.exporters.gguf.container.file import read_gguf
 from quantkit.models.folding import folded
-from quantkit.models.spec import Role, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import Role
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView

@@ -9,9 +9,9 @@ import pytest
 
 from quantkit import registry
 from quantkit.errors import UnsupportedModel
-from quantkit.exporters.gguf.header import entry, header_bytes
-from quantkit.exporters.gguf.types import ValueType
-from tests.exporters.gguf.test_split import rewrite
+from quantkit.exporters.gguf.container.header import entry, header_bytes
+from quantkit.exporters.gguf.container.types import ValueType
+from tests.exporters.gguf.container.test_split import rewrite
 from tests.support.gguf_models import dense, write
 
 KINDS = {

@@ -24,9 +24,9 @@ from quantkit.errors import (
     UnsupportedSpec,
 )
 from quantkit.exporters.gguf import blocks
-from quantkit.exporters.gguf.file import read_gguf
-from quantkit.exporters.gguf.header import entry, header_bytes, number_array, string_array
-from quantkit.exporters.gguf.types import ValueType, padding
+from quantkit.exporters.gguf.container.file import read_gguf
+from quantkit.exporters.gguf.container.header import entry, header_bytes, number_array, string_array
+from quantkit.exporters.gguf.container.types import ValueType, padding
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.schemes.offset_groups import OffsetGroups
 from quantkit.tensors.views import QuantizedView

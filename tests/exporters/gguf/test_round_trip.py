@@ -9,7 +9,7 @@ import pytest
 
 from quantkit.errors import InconsistentCheckpoint
 from quantkit.exporters._hf_config import native_config
-from quantkit.exporters.gguf.file import read_gguf
+from quantkit.exporters.gguf.container.file import read_gguf
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import TensorView
 from quantkit.text.vocabulary import read_vocabulary

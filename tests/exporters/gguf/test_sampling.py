@@ -14,8 +14,8 @@ import pytest
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import MalformedFile
-from quantkit.exporters.gguf.header import entry
-from quantkit.exporters.gguf.types import ValueType
+from quantkit.exporters.gguf.container.header import entry
+from quantkit.exporters.gguf.container.types import ValueType
 from quantkit.protocols import ExportOptions
 from tests.exporters.gguf.test_reading import stranger, tokenizer_of
 from tests.support.tokenizer_folders import IM_END, golden_files, opened

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from quantkit import registry
-from quantkit.exporters.gguf.header import entry, string_array
-from quantkit.exporters.gguf.types import ValueType
+from quantkit.exporters.gguf.container.header import entry, string_array
+from quantkit.exporters.gguf.container.types import ValueType
 from quantkit.exporters.gguf.vocabulary import END_TEXTS
 from quantkit.text.vocabulary import read_vocabulary
 from tests.exporters.gguf.test_reading import stranger, tokenizer_of

@@ -10,7 +10,7 @@ import pytest
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import UnsupportedSpec
-from quantkit.exporters.gguf.file import read_gguf
+from quantkit.exporters.gguf.container.file import read_gguf
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import ExportOptions
 from quantkit.text.sentencepiece_model import TokenKind

@@ -24,7 +24,8 @@ from quantkit.errors import (
 )
 from quantkit.exporters.gptq.exporter import EXPORTER
 from quantkit.files.source_file import SourceFile
-from quantkit.models.spec import LINEAR_ROLES, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import LINEAR_ROLES
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView

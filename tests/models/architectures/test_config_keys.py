@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from quantkit.errors import BadConfig, UnsupportedModel
-from quantkit.models.spec import architecture, config_notes, parse_config
+from quantkit.models.recognition import config_notes, parse_config
+from quantkit.models.spec import architecture
 from tests.support.memory import tiny_config
 
 MINICPM = tiny_config()

@@ -16,7 +16,8 @@ from quantkit.artifacts.publishing import publish
 from quantkit.errors import BadConfig, QuantkitError, UnsupportedModel
 from quantkit.models.config_reader import shown
 from quantkit.models.inspection import inspection
-from quantkit.models.spec import architecture, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import architecture
 from quantkit.protocols import ExportOptions
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 

@@ -19,7 +19,8 @@ from quantkit.errors import BadConfig, UnsupportedModel, UnsupportedSpec
 from quantkit.models import architectures
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.inspection import inspection
-from quantkit.models.spec import architecture, parse_config
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import architecture
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView

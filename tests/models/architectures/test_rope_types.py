@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from quantkit.errors import BadConfig, UnsupportedModel
-from quantkit.models.spec import architecture, config_notes, parse_config
+from quantkit.models.recognition import config_notes, parse_config
+from quantkit.models.spec import architecture
 from quantkit.runtimes.reference.formulas import rope_angles
 from tests.support.memory import tiny_config
 

@@ -13,7 +13,7 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, UnsupportedModel
 from quantkit.models.family.multimodal import is_multimodal, text_config
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.protocols import ExportOptions
 from tests.support.family import CONFIGS, TOWERS, write_member
 from tests.support.tiny import tiny_config, tiny_tensors, write_tensors

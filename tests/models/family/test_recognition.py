@@ -14,7 +14,7 @@ from quantkit.artifacts.publishing import publish
 from quantkit.errors import UnsupportedModel
 from quantkit.models.family.members import MEMBERS, Member
 from quantkit.models.family.recognition import UNKNOWN, described, refused_member
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.protocols import ExportOptions
 from tests.support.family import CONFIGS, write_member
 from tests.support.tiny import tiny_config, write_tiny_checkpoint

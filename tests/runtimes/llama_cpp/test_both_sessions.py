@@ -59,7 +59,7 @@ def test_tokens_that_do_not_exist_are_refused_in_one_line(session, token_ids, er
 
 
 def test_a_sequence_longer_than_the_model_allows_is_refused(session):
-    with pytest.raises(EngineFailed, match="65 tokens"):
+    with pytest.raises(BadOption, match="65 tokens"):
         session.next_logits([1] * 65)
     assert session.next_logits([1] * 63).shape == (VOCABULARY,)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import BadOption, EngineFailed
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.runtimes.llama_cpp.context import GRANULE, context_size
 from tests.support.memory import tiny_config
 

@@ -14,7 +14,7 @@ import pytest
 
 from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.protocols import Predictions
 from quantkit.runtimes.reference import forward, weights
 from quantkit.runtimes.reference.formulas import round_to_int8

@@ -11,7 +11,7 @@ import pytest
 
 from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.runtimes.reference.formulas import rms_norm
 from quantkit.runtimes.reference.runtime import RUNTIME, ReferenceSession
 from quantkit.tensors.quantized_tensor import QuantizedTensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quantkit.models.spec import parse_config
+from quantkit.models.recognition import parse_config
 from quantkit.verification.steps.identity import expected_spec, spec_differences
 from tests.support.memory import tiny_config
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, MalformedFile, UnsafePath
-from quantkit.exporters.gguf.file import GGUFFile, TensorInfo, read_gguf
-from quantkit.exporters.gguf.types import ValueType
+from quantkit.exporters.gguf.container.file import GGUFFile, TensorInfo, read_gguf
+from quantkit.exporters.gguf.container.types import ValueType
 from quantkit.files.member import open_member, refuse_unfinished
 from quantkit.files.source_file import SourceFile, resolved
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from quantkit.exporters.gguf.blocks import BlockType
-from quantkit.exporters.gguf.types import NUMBERS, ValueType, padding, tensor_bytes
+from quantkit.exporters.gguf.container.types import NUMBERS, ValueType, padding, tensor_bytes
 
 
 def header_bytes(entries: Sequence[bytes], tensors: Sequence[tuple[str, BlockType, tuple[int, ...]]]) -> bytes:

@@ -26,10 +26,10 @@ from quantkit.errors import (
     UnsupportedModel,
 )
 from quantkit.exporters.gguf import blocks
-from quantkit.exporters.gguf.file import MAX_NAME_BYTES, read_gguf
-from quantkit.exporters.gguf.header import entry, header_bytes, number_array, string_array
-from quantkit.exporters.gguf.types import REMOVED_TYPES, TYPES, ValueType, padding, tensor_bytes
-from quantkit.exporters.gguf.values import MAX_KEY_BYTES, MAX_STRING_BYTES
+from quantkit.exporters.gguf.container.file import MAX_NAME_BYTES, read_gguf
+from quantkit.exporters.gguf.container.header import entry, header_bytes, number_array, string_array
+from quantkit.exporters.gguf.container.types import REMOVED_TYPES, TYPES, ValueType, padding, tensor_bytes
+from quantkit.exporters.gguf.container.values import MAX_KEY_BYTES, MAX_STRING_BYTES
 
 F32, Q4_0, UINT8, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 0, 2, 0, 4, 5, 6, 7, 8, 9
 HUGE = 1 << 63

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import IncompleteFile, MalformedFile, QuantkitError
-from quantkit.exporters.gguf import values
-from quantkit.exporters.gguf.file import read_gguf
-from quantkit.exporters.gguf.header import entry, number_array, string_array
-from quantkit.exporters.gguf.types import NUMBERS, ValueType
+from quantkit.exporters.gguf.container import values
+from quantkit.exporters.gguf.container.file import read_gguf
+from quantkit.exporters.gguf.container.header import entry, number_array, string_array
+from quantkit.exporters.gguf.container.split import read_model
+from quantkit.exporters.gguf.container.types import NUMBERS, ValueType
 
 
 def written(path: Path, entries: Sequence[bytes]) -> Path:
@@ -123,5 +124,5 @@ def test_an_alignment_out_of_range_is_refused(tmp_path: Path, value: int) -> Non
     ],
 )
 def test_a_count_of_parts_that_is_no_count_is_refused(tmp_path: Path, value: bytes) -> None:
-    with pytest.raises(QuantkitError, match=r"split\.count"):
-        read_gguf(written(tmp_path / "x.gguf", [value]))
+    with pytest.raises(QuantkitError, match=r"split\.(count|no)"):
+        read_model(written(tmp_path / "x.gguf", [value]))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import IncompleteFile, MalformedFile
-from quantkit.exporters.gguf.types import NUMBERS, ValueType
+from quantkit.exporters.gguf.container.types import NUMBERS, ValueType
 from quantkit.files.source_file import SourceFile
 
 MAX_STRING_BYTES = 16 << 20

@@ -13,7 +13,7 @@ import pytest
 
 from quantkit import registry
 from quantkit.errors import IncompleteCheckpoint, IncompleteFile, InconsistentCheckpoint, MalformedFile, UnsafePath
-from quantkit.exporters.gguf.split import read_model
+from quantkit.exporters.gguf.container.split import read_model
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups

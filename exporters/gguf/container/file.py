@@ -22,8 +22,8 @@ import numpy as np
 
 from quantkit.errors import IncompleteFile, MalformedFile, UnsupportedModel
 from quantkit.exporters.gguf.blocks import BlockType
-from quantkit.exporters.gguf.types import ALIGNMENT, REMOVED_TYPES, TYPES, ValueType, padding, tensor_bytes
-from quantkit.exporters.gguf.values import Cursor, read_metadata
+from quantkit.exporters.gguf.container.types import ALIGNMENT, REMOVED_TYPES, TYPES, ValueType, padding, tensor_bytes
+from quantkit.exporters.gguf.container.values import Cursor, read_metadata
 from quantkit.files.foreign_file import read_head, refuse_foreign
 from quantkit.files.source_file import SourceFile
 

@@ -1,0 +1,96 @@
+"""Which block type every tensor of a GGUF file becomes.
+
+A type that was asked for is taken where it holds the codes. Without one, a quantized weight takes the smallest type
+that holds its codes, and dense weights become f16, or q8_0 beside quantized ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from quantkit.errors import BadOption, UnsupportedSpec
+from quantkit.exporters.gguf import blocks
+from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.tensors import PLAIN, Place, holds, places
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Role
+from quantkit.protocols import ExportOptions
+from quantkit.tensors.scheme import Scheme
+from quantkit.tensors.schemes.affine_groups import AffineGroups
+from quantkit.tensors.views import QuantizedView
+
+TYPES: Mapping[str, BlockType] = {
+    block.name.lower(): block
+    for block in (blocks.F32, blocks.F16, blocks.BF16, blocks.Q8_0, blocks.Q4_0, blocks.Q4_1, blocks.Q5_0, blocks.Q5_1)
+}
+SYMMETRIC_CARRIERS = (blocks.Q4_0, blocks.Q5_0, blocks.Q8_0)
+OFFSET_CARRIERS = (blocks.Q4_1, blocks.Q5_1, blocks.Q8_0)
+"""Types that carry codes when none is asked for, smallest first. Only types with a minimum hold offsets."""
+
+DENSE_DEFAULT = blocks.F16
+OUTER_ROLES = (Role.EMBED, Role.LM_HEAD)
+
+
+def wanted_type(options: ExportOptions) -> BlockType | None:
+    """The type that was asked for, if any; raises `BadOption` for an unknown one."""
+    if options.type is None:
+        return None
+    if options.type not in TYPES:
+        raise BadOption(f"gguf has no type {options.type!r}", hint=f"choose one of: {', '.join(TYPES)}")
+    return TYPES[options.type]
+
+
+def chosen_types(model: Checkpoint, wanted: BlockType | None) -> dict[Place, BlockType]:
+    """The type of every tensor, in file order; raises `UnsupportedSpec` for a weight that no such type holds."""
+    carrying = any(isinstance(weight, QuantizedView) for weight in model.weights.values()) and wanted not in PLAIN
+    dense = blocks.Q8_0 if carrying else wanted or DENSE_DEFAULT
+    chosen = {}
+    for place in places(model.spec):
+        weight, slot = model.weights[place.slot.name], place.slot
+        outer = slot.role in OUTER_ROLES
+        if len(slot.shape) == 1:
+            chosen[place] = blocks.F32
+        elif carrying and isinstance(weight, QuantizedView):
+            chosen[place] = _carrier(slot.name, weight.scheme, weight.shape[1], wanted, outer=outer)
+        elif dense in PLAIN:
+            chosen[place] = dense
+        elif slot.shape[1] % blocks.BLOCK:
+            chosen[place] = blocks.F16
+        else:
+            chosen[place] = blocks.Q8_0 if outer else dense
+    return chosen
+
+
+def _carrier(name: str, scheme: Scheme, cols: int, wanted: BlockType | None, *, outer: bool = False) -> BlockType:
+    """The type that carries codes of `scheme`: the wanted one, or the smallest; q8_0 will do for embedding and head."""
+    symmetric = isinstance(scheme, AffineGroups) and scheme.symmetric
+    fitting = [block for block in (SYMMETRIC_CARRIERS if symmetric else OFFSET_CARRIERS) if holds(block, scheme, cols)]
+    if wanted is None and fitting:
+        return fitting[0]
+    if wanted is not None and holds(wanted, scheme, cols):
+        return wanted
+    if outer and blocks.Q8_0 in fitting:
+        return blocks.Q8_0
+    every = [block.name.lower() for block in blocks.QUANTIZED.values() if holds(block, scheme, cols)]
+    target = wanted.name.lower() if wanted is not None else "any block type"
+    raise UnsupportedSpec(
+        f"{name}: gguf cannot carry {scheme} as {target}",
+        hint=f"choose type {' or '.join(every)}" if every else f"{_reason(scheme, cols)}; choose type f16, bf16 or f32",
+    )
+
+
+def _reason(scheme: Scheme, cols: int) -> str:
+    width = scheme.group_width(cols)
+    if width % blocks.BLOCK:
+        return f"groups of {width} are not whole blocks of {blocks.BLOCK}"
+    return "no block holds these codes"
+
+
+def main_type(chosen: Mapping[Place, BlockType]) -> BlockType:
+    """The type of most weights within the blocks of the model."""
+    counts: Counter[BlockType] = Counter()
+    for place, block in chosen.items():
+        if place.slot.layer is not None and len(place.slot.shape) == 2:
+            counts[block] += place.slot.shape[0] * place.slot.shape[1]
+    return counts.most_common(1)[0][0]
