@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from quantkit.errors import MalformedFile, UnsupportedModel
 from quantkit.text.added_tokens import TOOL_TAG, AddedToken, rule_notes
@@ -40,6 +41,17 @@ def tokenizer_notes(files: Files, added: Mapping[int, AddedToken]) -> Iterator[s
     yield from _edge_notes(files, tokenizer, rules)
 
 
+def contradicted_flags(config: Mapping[str, Any], rules: TextRules) -> dict[str, bool]:
+    """Flags of tokenizer_config.json that say otherwise than tokenizer.json does, with what that does.
+
+    transformers 5 goes by tokenizer.json, older ones by the flags.
+    """
+    does = {"add_bos_token": bool(rules.first), "add_eos_token": bool(rules.last)}
+    return {
+        flag: added for flag, added in does.items() if isinstance(config.get(flag), bool) and config[flag] is not added
+    }
+
+
 def _tag_notes(added: Mapping[int, AddedToken]) -> Iterator[str]:
     tags = [token.text for token in added.values() if token.special and TOOL_TAG.fullmatch(token.text)]
     if tags:
@@ -53,11 +65,11 @@ def _edge_notes(files: Files, tokenizer: TokenizerJson, rules: TextRules) -> Ite
     """Where tokenizer.json puts other tokens around a text than the config says: transformers 5 goes by the former."""
     config = read_object(files, CONFIG_FILE)
     names = {index: piece for piece, index in tokenizer.ids.items()}
+    for flag, added in contradicted_flags(config, rules).items():
+        says = "adds one" if added else "adds none"
+        yield f"{CONFIG_FILE}: {flag} {config[flag]} is not followed: {TOKENIZER_FILE} {says}"
     for name, ids in (("bos", rules.first), ("eos", rules.last)):
-        wanted, named = config.get(f"add_{name}_token"), named_token(files, f"{name}_token")
-        if isinstance(wanted, bool) and wanted is not bool(ids):
-            says = "adds one" if ids else "adds none"
-            yield f"{CONFIG_FILE}: add_{name}_token {wanted} is not followed: {TOKENIZER_FILE} {says}"
+        named = named_token(files, f"{name}_token")
         texts = [names.get(index, str(index)) for index in ids]
         if ids and named is not None and texts != [named[0]]:
             yield f"{named[1]}: {name}_token is {named[0]!r}, but {TOKENIZER_FILE} adds {' '.join(texts)!r}"

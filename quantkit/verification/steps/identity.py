@@ -22,7 +22,9 @@ from quantkit.models.spec import ModelSpec, RopeSpec
 from quantkit.text.sentencepiece_model import TokenKind
 from quantkit.text.templates import OLD_TEMPLATE_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
 from quantkit.text.tokenizer import open_tokenizer
-from quantkit.text.tokenizer_files import TOKENIZER_FILE
+from quantkit.text.tokenizer_files import CONFIG_FILE, TOKENIZER_FILE, read_object
+from quantkit.text.tokenizers.classes import followed_rules
+from quantkit.text.tokenizers.notes import contradicted_flags
 from quantkit.text.tokenizers.translation import BYTE_LEVEL
 from quantkit.text.tokenizers.writing import FILES
 from quantkit.text.vocabulary import has_vocabulary, read_vocabulary
@@ -43,6 +45,8 @@ _OTHER_SPACES = (
     "texts with special tokens get other ids and are not compared"
 )
 PAD, METASPACE = "pad_token_id", "metaspace"
+CONTRADICTED = "contradicted"
+"""Of `TextFacts.rules`: flags of tokenizer_config.json that tokenizer.json contradicts; only where there are any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +95,18 @@ def text_facts(checkpoint: Checkpoint) -> TextFacts:
         {
             **{name: getattr(vocabulary, name) for name in names},
             **{f"template {name!r}": _text_digest(text) for name, text in vocabulary.named_templates},
+            **({CONTRADICTED: contradicted} if (contradicted := _contradicted_flags(checkpoint)) else {}),
         },
         files,
     )
+
+
+def _contradicted_flags(checkpoint: Checkpoint) -> list[str]:
+    try:
+        rules = followed_rules(checkpoint.files)
+    except UnsupportedModel:  # `tokenizer.model` lies beside it, and is followed
+        return []
+    return [] if rules is None else sorted(contradicted_flags(read_object(checkpoint.files, CONFIG_FILE), rules))
 
 
 def _text_digest(text: str) -> str:
@@ -198,8 +211,10 @@ def text_differences(expected: TextFacts, found: TextFacts) -> Iterator[str]:
             yield "its vocabulary is not the original's: texts, scores or kinds of tokens differ"
         for name, value in expected.rules.items():
             other = found.rules.get(name)
-            if other != value and not (name == PAD and other is None) and name != METASPACE:
+            if other != value and not (name == PAD and other is None) and name not in (METASPACE, CONTRADICTED):
                 yield f"the tokenizer's {name} is {other}, the original's is {value}"
+        for flag in set(found.rules.get(CONTRADICTED, ())) - set(expected.rules.get(CONTRADICTED, ())):
+            yield f"its {flag} in {CONFIG_FILE} is not the original's, and older versions of transformers go by it"
         if found.template != expected.template:
             what = "has no chat template" if found.template is None else "has another chat template than the original"
             yield f"it {what}"
