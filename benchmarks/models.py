@@ -147,11 +147,11 @@ def rows_of(name: str, scratch: Path, engines: Collection[str], before: Mapping[
 def row_of(
     key: Key, plan: PlannedArtifact, path: Path, golden: Golden, engines: Collection[str], old: Row | None = None
 ) -> Row:
-    """An artifact's row; what the reference says is taken from `old` where that was the same artifact."""
+    """An artifact's row; what the reference says is taken from `old` where that was the same artifact, and passed."""
     artifact = registry.open_checkpoint(path)
     stamp = stamp_of(path, artifact)
     cells = {engine: engine_cell(engine, key, path, artifact, golden) for engine in engines}
-    if old is not None and old.stamp == stamp:
+    if old is not None and old.stamp == stamp and not old.kl.reason:
         return replace(old, engines=cells)
     weights = sum(weight.size for weight in artifact.weights.values())
     bits = 8 * sum(tensor.nbytes for tensor in plan.tensors) / weights
