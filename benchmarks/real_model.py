@@ -1,7 +1,7 @@
 """What does 4-bit quantization cost a real language model, and do the engines still run what we made of it?
 
     make real                                              (installs the model, runs its tests, and this)
-    python -m benchmarks.real_model [--text FILE ...] [--rows 32] [--engine NAME ...] [--keep DIR]
+    python -m benchmarks.real_model [--text FILE ...] [--rows 16] [--engine NAME ...] [--keep DIR]
 
 The model is SmolLM2-135M-Instruct (Llama, byte-level BPE), whose only file on a package index is a GGUF of Q4_1; the
 weights that it stands for, as float32, are taken as the original. From it are made, all with groups of 32:
@@ -39,9 +39,11 @@ from quantkit.text.tokenizer import open_tokenizer
 from quantkit.verification.engines import ORACLE
 from quantkit.verification.metrics import compared, perplexity
 
-GROUP_SIZE = 32
+INT4 = quantkit.AffineGroups(bits=4, group_size=32)
 ORIGINAL = "original"
 OURS = "gptq"
+FILES = {ORIGINAL: "original", "rtn": "rtn", OURS: "gptq", "Q4_0": "Q4_0.gguf"}
+"""Name of each model of the table to the name of its folder or file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,18 @@ class Figures:
 
 
 def make_models(source: Path, folder: Path) -> dict[str, Path]:
-    """Every model of the table by its name, made in `folder` by the public interface."""
-    original = quantkit.export("hf", source, folder / "original", quantkit.ExportOptions(type="f32")).path
-    made = {ORIGINAL: original}
+    """Every model of the table by its name, made in `folder` by the public interface; what is there already stays."""
+    made = {name: folder / file for name, file in FILES.items()}
+    if not made[ORIGINAL].exists():
+        quantkit.export("hf", source, made[ORIGINAL], quantkit.ExportOptions(type="f32"))
     for method in ("rtn", OURS):
-        start = time.perf_counter()
-        options = quantkit.QuantizeOptions(method=method, scheme=quantkit.AffineGroups(bits=4, group_size=GROUP_SIZE))
-        made[method] = quantkit.quantize(original, folder / method, options).path
-        print(f"{method}: {time.perf_counter() - start:.0f} s", flush=True)
-    made["Q4_0"] = quantkit.export("gguf", original, folder / "Q4_0.gguf", quantkit.ExportOptions(type="q4_0")).path
+        if not made[method].exists():
+            start = time.perf_counter()
+            options = quantkit.QuantizeOptions(method=method, scheme=INT4)
+            quantkit.quantize(made[ORIGINAL], made[method], options, compute=quantkit.Compute(threads=2))
+            print(f"{method}: {time.perf_counter() - start:.0f} s", flush=True)
+    if not made["Q4_0"].exists():
+        quantkit.export("gguf", made[ORIGINAL], made["Q4_0"], quantkit.ExportOptions(type="q4_0"))
     return made
 
 
@@ -98,8 +103,9 @@ def misses(figures: Mapping[str, Mapping[str, Figures]]) -> Iterator[str]:
 
 def verified(made: Mapping[str, Path], folder: Path, engines: Sequence[str] | None) -> Iterator[tuple[str, bool]]:
     """The gptq model as a folder and as a GGUF file, in every engine that is installed and takes it."""
-    golden = quantkit.record_golden(made[ORIGINAL], folder / "golden.bin").path
-    gguf = quantkit.export("gguf", made[OURS], folder / f"{OURS}.gguf", quantkit.ExportOptions(type="q4_0")).path
+    golden = quantkit.record_golden(made[ORIGINAL], folder / "golden.bin", overwrite=True).path
+    as_q4_0 = quantkit.ExportOptions(type="q4_0")
+    gguf = quantkit.export("gguf", made[OURS], folder / f"{OURS}.gguf", as_q4_0, overwrite=True).path
     for artifact in (made[OURS], gguf):
         for engine in engines_of(artifact):
             if not engines or engine in engines:
@@ -121,9 +127,11 @@ def main() -> int:
     """Make, measure, verify; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="UTF-8 files to measure on as well")
-    parser.add_argument("--rows", type=int, default=32, help="windows of 512 tokens of each text")
+    parser.add_argument("--rows", type=int, default=16, help="windows of 512 tokens of each text")
     parser.add_argument("--engine", nargs="+", help="verify in these alone")
-    parser.add_argument("--keep", type=Path, help="folder for the models; default: one that is removed")
+    parser.add_argument(
+        "--keep", type=Path, help="folder whose models are taken, or made there; default: one that is removed"
+    )
     options = parser.parse_args()
     source = model_file()
     if source is None:
