@@ -156,7 +156,7 @@ def recorded(
     logits, rounding = _computed(checkpoint, prompts, steps)
     return Golden(
         spec=checkpoint.spec,
-        quantized=has_original(checkpoint, manifest_of(checkpoint)),
+        quantized=_is_of_a_run(checkpoint),
         text=text_facts(checkpoint),
         source=source,
         tensors=tensors,
@@ -188,6 +188,12 @@ def has_original(checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> 
     if any(isinstance(entry, Mapping) and {"origin", "error"} & set(entry) for entry in told):
         return True
     return manifest is not None and holds_quantized(checkpoint)
+
+
+def _is_of_a_run(checkpoint: Checkpoint) -> bool:
+    """Whether a quantization made it whose original is known: by its manifest, or because it lies on no disk yet."""
+    on_disk = checkpoint.path.exists()
+    return has_original(checkpoint, manifest_of(checkpoint)) or (holds_quantized(checkpoint) and not on_disk)
 
 
 def was_made_of_quantized(checkpoint: Checkpoint) -> bool:

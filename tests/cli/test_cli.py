@@ -116,7 +116,6 @@ def test_bfloat16_beyond_float16_is_refused_by_name_and_never_clamped(model, tmp
         (["verify", "MODEL", "--engine", "warp"], ["warp"]),
         (["verify", "MODEL", "--engine", "llama-cpp"], ["llama-cpp", "hf"]),
         (["run", "MODEL", "--prompt", "x"], ["tokenizer"]),
-        (["golden", "MODEL", "--out", "OUT"], ["tokenizer"]),
     ],
     ids=lambda value: " ".join(value)[:60],
 )

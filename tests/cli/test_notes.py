@@ -25,7 +25,7 @@ WORDS = ("legacy", "README.md", "'<|fim_suffix|>'", "are named by generation_con
 def model(tmp_path: Path) -> Path:
     folder = write_tiny_checkpoint(tmp_path / "m", hidden=64, intermediate=96, vocab=2048, context=512)
     token = {"content": "<|fim_suffix|>", "special": True, "lstrip": True}
-    files = golden_files("tokenizer.model", "tokenizer_config.json")
+    files = golden_files("tokenizer.model", "tokenizer_config.json", "added_tokens.json")
     written(config_with(files, legacy=False, added_tokens_decoder={"2047": token}), folder)
     (folder / "README.md").write_text("")
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 2044]}')

