@@ -17,7 +17,7 @@ from threading import Lock
 import numpy as np
 import torch
 
-from quantkit.calibration.generation_work import BATCH, generation_work, step_work
+from quantkit.calibration.generation_work import BATCH, generation_work, steps_work
 from quantkit.calibration.samples import CalibrationOptions, Samples, make_samples
 from quantkit.errors import MalformedFile
 from quantkit.models.checkpoint import Checkpoint
@@ -142,6 +142,6 @@ class _Counter:
     def add(self, start: int, stop: int) -> None:
         """A batch has gone from position `start` to `stop`."""
         with self.lock:
-            self.done += sum(step_work(self.spec, position) for position in range(start, stop))
+            self.done += steps_work(self.spec, start, stop)
             if self.progress is not None:
                 self.progress("generating calibration text", self.done, self.total)
