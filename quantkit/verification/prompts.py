@@ -100,7 +100,8 @@ def prompts_for(model: Checkpoint, spec: ModelSpec) -> tuple[list[Prompt], str |
     tokenizer = find_tokenizer(model)
     if isinstance(tokenizer, str):
         return drawn_prompts(spec), f"{tokenizer}: {DRAWN}"
-    return default_prompts(tokenizer, max_tokens=spec.max_position_embeddings), chat_note(tokenizer)
+    prompts, failure = _prompts_and_failure(tokenizer, spec.max_position_embeddings)
+    return prompts, None if failure is None else f"{failure}; the chat prompt is plain text"
 
 
 def drawn_prompts(spec: ModelSpec) -> list[Prompt]:
@@ -122,24 +123,22 @@ def default_prompts(tokenizer: Tokenizer, *, max_tokens: int) -> list[Prompt]:
     """The bundled prompts as `tokenizer` reads them.
 
     Each stays one token below `max_tokens`, the model's context, because engines keep room for the token to come. The
-    chat turn is left out where the model has no chat template, and plain text where its template fails (`chat_note`);
-    a template that asks for the date is told a fixed one, see `ChatOptions`. The long prompt repeats until it is long
-    enough.
+    chat turn is left out where the model has no chat template, and plain text where its template fails; a template that
+    asks for the date is told a fixed one, see `ChatOptions`. The long prompt repeats until it is long enough.
     """
+    return _prompts_and_failure(tokenizer, max_tokens)[0]
+
+
+def _prompts_and_failure(tokenizer: Tokenizer, max_tokens: int) -> tuple[list[Prompt], str | None]:
+    """`default_prompts`, and why the chat prompt is plain text; None where it is a chat turn, or left out."""
     longest = max(1, max_tokens - 1)
-    texts = {"code": CODE, "english": ENGLISH, "chinese": CHINESE}
+    texts, failure = {"code": CODE, "english": ENGLISH, "chinese": CHINESE}, None
     if tokenizer.has_chat_template:
-        texts["chat"], _ = _chat_turn(tokenizer)
+        texts["chat"], failure = _chat_turn(tokenizer)
     prompts = [Prompt(name, text, tuple(tokenizer.encode(text)[:longest])) for name, text in texts.items()]
     prompts.append(Prompt("one token", CODE, tuple(tokenizer.encode(CODE)[:1])))
     long = tokenizer.beginning + list(islice(cycle(tokenizer.encode(LONG, add_bos=False)), LONG_TOKENS))
-    return [*prompts, Prompt("long", LONG, tuple(long[: min(LONG_TOKENS, longest)]))]
-
-
-def chat_note(tokenizer: Tokenizer) -> str | None:
-    """One line that says why the chat prompt is plain text; None where it is a chat turn, or left out."""
-    failure = _chat_turn(tokenizer)[1] if tokenizer.has_chat_template else None
-    return None if failure is None else f"{failure}; the chat prompt is plain text"
+    return [*prompts, Prompt("long", LONG, tuple(long[: min(LONG_TOKENS, longest)]))], failure
 
 
 def _chat_turn(tokenizer: Tokenizer) -> tuple[str, str | None]:
