@@ -80,7 +80,7 @@ def _error(source: TensorView, written: TensorView) -> float:
 def _handed_on(model: Checkpoint) -> dict[str, Any]:
     """What the manifest of a quantized source says: numbers, errors and origins by tensor; what smoothing did."""
     known: dict[str, Any] = {key: {} for key in ("written", "digests", "errors", "origins", "norms", "divided")}
-    if not any(isinstance(view, QuantizedView) for view in model.weights.values()):
+    if not model.holds_codes:
         return known
     manifest = read_manifest(model.path) or {}
     report, weights = manifest.get("report"), manifest.get("weights")

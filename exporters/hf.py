@@ -33,7 +33,7 @@ from quantkit.models.recognition import parse_config
 from quantkit.models.spec import EMBEDDING
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
-from quantkit.tensors.views import QuantizedView, TensorView, Weight
+from quantkit.tensors.views import TensorView, Weight
 
 
 class HuggingFace:
@@ -74,8 +74,7 @@ class HuggingFace:
         if options.type not in (None, *self.types):
             raise BadOption(f"hf has no type {options.type!r}", hint=f"choose one of: {', '.join(self.types)}")
         model = with_architecture(checkpoint, options.arch)
-        quantized = any(isinstance(weight, QuantizedView) for weight in model.weights.values())
-        type_name = "bf16" if options.type is None and quantized else options.type
+        type_name = "bf16" if options.type is None and model.holds_codes else options.type
         if type_name is None and model is not checkpoint:
             model = with_source_dtypes(model, checkpoint)
         entries = [_entry(weight, type_name) for weight in model.weights.values()]

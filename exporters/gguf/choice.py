@@ -43,7 +43,7 @@ def wanted_type(options: ExportOptions) -> BlockType | None:
 
 def chosen_types(model: Checkpoint, wanted: BlockType | None) -> dict[Place, BlockType]:
     """The type of every tensor, in file order; raises `UnsupportedSpec` for a weight that no such type holds."""
-    carrying = any(isinstance(weight, QuantizedView) for weight in model.weights.values()) and wanted not in PLAIN
+    carrying = model.holds_codes and wanted not in PLAIN
     dense = blocks.Q8_0 if carrying else wanted or DENSE_DEFAULT
     chosen = {}
     for place in places(model.spec):

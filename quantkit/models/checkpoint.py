@@ -14,7 +14,7 @@ from typing import Any
 
 from quantkit.errors import one_line
 from quantkit.models.spec import ModelSpec
-from quantkit.tensors.views import Weight
+from quantkit.tensors.views import QuantizedView, Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,3 +45,8 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(map(one_line, self.notes)))
+
+    @property
+    def holds_codes(self) -> bool:
+        """Whether any weight is quantized: codes and scales."""
+        return any(isinstance(weight, QuantizedView) for weight in self.weights.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.tensors.views import QuantizedView, TensorView
+from quantkit.tensors.views import TensorView
 
 QUANTIZED = "quantized"
 DENSE = ("float32", "float16", "bfloat16")
@@ -17,10 +17,9 @@ def precision_of(checkpoint: Checkpoint) -> str:
     A container may hold fewer bits than the dtype its weights are read in (GGUF blocks with a minimum read as
     floats), so the size of the files counts, too.
     """
-    views = checkpoint.weights.values()
-    if any(isinstance(view, QuantizedView) for view in views):
+    if checkpoint.holds_codes:
         return QUANTIZED
-    dense = [view for view in views if isinstance(view, TensorView)]
+    dense = [view for view in checkpoint.weights.values() if isinstance(view, TensorView)]
     stored = sum(SourceFile.open(path).size for path in checkpoint.inputs)
     if checkpoint.inputs and stored < sum(view.nbytes for view in dense):
         return QUANTIZED

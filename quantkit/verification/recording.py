@@ -21,7 +21,6 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_length
 from quantkit.models.spec import LINEAR_ROLES
 from quantkit.progress import Progress
-from quantkit.tensors.views import QuantizedView
 from quantkit.verification.golden import (
     COMMAND,
     DIGEST_BYTES,
@@ -114,14 +113,18 @@ def record_golden(
         What reading, `recorded` and `publish` raise; all are `QuantkitError`s.
     """
     checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
-    if is_quantized(checkpoint) and not quantized:
+    manifest = manifest_of(checkpoint)
+    if not quantized and (checkpoint.holds_codes or has_original(checkpoint, manifest)):
         raise BadOption(
             f"{checkpoint.path} is quantized: golden files are recorded from the original, dense model",
             hint="give the model that it was made from; where nobody has that, --quantized takes this for the original",
         )
     prompts, note = prompts_for(checkpoint, checkpoint.spec)
     planned = record(checkpoint, prompts, progress=progress)
-    notes = [*([note] if note is not None else []), *([LOST_BEFORE] if was_made_of_quantized(checkpoint) else [])]
+    notes = [
+        *([note] if note is not None else []),
+        *([LOST_BEFORE] if checkpoint.holds_codes or _told_weights(manifest) else []),
+    ]
     planned = replace(planned, notes=(*planned.notes, *notes))
     return publish(planned, Path(out), inputs=checkpoint.inputs, overwrite=overwrite, progress=progress)
 
@@ -169,12 +172,7 @@ def recorded(
 
 def is_quantized(checkpoint: Checkpoint) -> bool:
     """Whether the weights were quantized once: they are, or the manifest beside them tells of the run."""
-    return holds_quantized(checkpoint) or has_original(checkpoint, manifest_of(checkpoint))
-
-
-def holds_quantized(checkpoint: Checkpoint) -> bool:
-    """Whether any weight is codes and scales."""
-    return any(isinstance(view, QuantizedView) for view in checkpoint.weights.values())
+    return checkpoint.holds_codes or has_original(checkpoint, manifest_of(checkpoint))
 
 
 def has_original(checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> bool:
@@ -182,29 +180,28 @@ def has_original(checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> 
 
     What others quantized, and what was exported from that, has no original but itself.
     """
-    weights = (manifest or {}).get("weights")
-    entries = weights.get("tensors") if isinstance(weights, Mapping) else None
-    told = entries.values() if isinstance(entries, Mapping) else ()
+    told = _told_weights(manifest).values()
     if any(isinstance(entry, Mapping) and {"origin", "error"} & set(entry) for entry in told):
         return True
-    return manifest is not None and holds_quantized(checkpoint)
-
-
-def _is_of_a_run(checkpoint: Checkpoint) -> bool:
-    """Whether a quantization made it whose original is known: by its manifest, or because it lies on no disk yet."""
-    on_disk = checkpoint.path.exists()
-    return has_original(checkpoint, manifest_of(checkpoint)) or (holds_quantized(checkpoint) and not on_disk)
-
-
-def was_made_of_quantized(checkpoint: Checkpoint) -> bool:
-    """Whether the weights are, or stand for, what somebody quantized before."""
-    weights = (manifest_of(checkpoint) or {}).get("weights")
-    return holds_quantized(checkpoint) or (isinstance(weights, Mapping) and bool(weights.get("tensors")))
+    return manifest is not None and checkpoint.holds_codes
 
 
 def manifest_of(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     """The manifest beside a checkpoint that lies on a disk; None where there is none."""
     return read_manifest(checkpoint.path) if checkpoint.path.exists() else None
+
+
+def _told_weights(manifest: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a manifest says of weights that are, or were, quantized, by name."""
+    weights = (manifest or {}).get("weights")
+    entries = weights.get("tensors") if isinstance(weights, Mapping) else None
+    return entries if isinstance(entries, Mapping) else {}
+
+
+def _is_of_a_run(checkpoint: Checkpoint) -> bool:
+    """Whether a quantization made it whose original is known: by its manifest, or because it lies on no disk yet."""
+    on_disk = checkpoint.path.exists()
+    return has_original(checkpoint, manifest_of(checkpoint)) or (checkpoint.holds_codes and not on_disk)
 
 
 def _check(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> None:

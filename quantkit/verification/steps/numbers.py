@@ -136,9 +136,7 @@ class WeightCheck:
         self._findings = Findings([])
         self._layers = [0.0, 0.0]
         self._smoothing = Smoothing(artifact.spec, {})
-        self._quantized = any(isinstance(view, QuantizedView) for view in artifact.weights.values()) or bool(
-            record.values
-        )
+        self._quantized = artifact.holds_codes or bool(record.values)
 
     def slots(self) -> Iterator[TensorSlot]:
         """Compare tensor by tensor; yields each when it has been."""
