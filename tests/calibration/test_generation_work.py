@@ -35,6 +35,6 @@ def test_batches_take_what_their_steps_take(model: Checkpoint) -> None:
 def test_a_length_beyond_all_contexts_is_refused_at_once(model: Checkpoint) -> None:
     options = QuantizeOptions(calibration=CalibrationOptions(length=MAX_LENGTH))
     start = time.process_time()
-    with pytest.raises(BadOption, match="memory|context"):
+    with pytest.raises(BadOption, match=r"memory|context"):
         Quantization(model, options).calibrate()
     assert time.process_time() - start < 5
