@@ -28,7 +28,6 @@ from quantkit.text.tokenizers.classes import DEFAULT_NAMES, class_name, rebuilds
 from quantkit.text.tokenizers.library import SoughtToken
 from quantkit.text.tokenizers.parsing import read_tokenizer_json
 
-WORD_BOUNDARY = "\u2581"  # SentencePiece's visible space
 RULES = ("lstrip", "rstrip", "single_word")
 """Ways of finding a token in a text that neither SentencePiece nor GGUF has."""
 TOOL_TAG = re.compile(r"</?(function|param|parameter|tool_call|tool_response|think)>?")

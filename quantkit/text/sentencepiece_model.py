@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -26,6 +26,8 @@ import numpy as np
 
 from quantkit.errors import MalformedFile, UnsupportedModel
 
+WORD_BOUNDARY = "\u2581"
+"""How SentencePiece writes a space inside a piece."""
 MAX_MODEL_BYTES = 1 << 26
 MAX_PIECE_BYTES = 1 << 12
 BPE = 2
@@ -259,3 +261,12 @@ def _int_field(number: int, value: int) -> bytes:
 
 def _bytes_field(number: int, value: bytes) -> bytes:
     return _varint_bytes(number * 8 + 2) + _varint_bytes(len(value)) + value
+
+
+def joined_pairs(ids: Mapping[str, int], wholes: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Ids of every two of the pieces `ids` that together are one of `wholes`: what SentencePiece may join."""
+    for whole in wholes:
+        for cut in range(1, len(whole)):
+            left, right = ids.get(whole[:cut]), ids.get(whole[cut:])
+            if left is not None and right is not None:
+                yield left, right

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from quantkit.errors import BadOption, MalformedFile, MissingDependency, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.text.added_tokens import WORD_BOUNDARY
 from quantkit.text.chat_template import PLAIN_CHAT, ChatOptions, Messages, chat_variables, chosen_template, render
-from quantkit.text.sentencepiece_model import TokenKind
+from quantkit.text.sentencepiece_model import WORD_BOUNDARY, TokenKind
 from quantkit.text.tokenizer_files import MODEL_FILE
 from quantkit.text.tokenizers.bytes_as_letters import bytes_of_piece
 from quantkit.text.tokenizers.pieces import read_pieces, splitter_of

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import InconsistentCheckpoint, MalformedFile, UnsupportedModel
-from quantkit.text.added_tokens import WORD_BOUNDARY, AddedToken
-from quantkit.text.sentencepiece_model import SentencePieceModel, TokenKind
+from quantkit.text.added_tokens import AddedToken
+from quantkit.text.sentencepiece_model import WORD_BOUNDARY, SentencePieceModel, TokenKind, joined_pairs
 from quantkit.text.tokenizer_files import MODEL_FILE, TOKENIZER_FILE
 from quantkit.text.tokenizers.parsing import TokenizerJson
+from quantkit.text.tokenizers.rules import SPACE_BEFORE, SPACES_MARKED
 
 _HINT = f"if {MODEL_FILE} is the model's own tokenizer, take {TOKENIZER_FILE} out of the folder"
 _MERGEABLE = (TokenKind.NORMAL, TokenKind.USER_DEFINED)
@@ -29,11 +30,6 @@ _NEUTRAL_SETTINGS: Mapping[str, tuple[object, ...]] = {
     "ignore_merges": (None, False),
 }
 """Settings of a BPE model that SentencePiece does not have, with the values that change nothing."""
-
-_PREFIX = {"type": "Prepend", "prepend": WORD_BOUNDARY}
-_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": WORD_BOUNDARY}
-_SPACE_RULES = (_PREFIX, _REPLACE)
-"""What SentencePiece does to spaces, as rules of a normalizer."""
 
 
 def check_same_text(tokenizer: TokenizerJson, model: SentencePieceModel, added: Mapping[int, AddedToken]) -> None:
@@ -111,27 +107,22 @@ def _check_merges(tokenizer: TokenizerJson, model: SentencePieceModel) -> None:
 def splits(pieces: Sequence[str], kinds: Sequence[TokenKind]) -> Iterator[tuple[int, int]]:
     """Every pair of pieces that together are a third, as ids: what SentencePiece joins."""
     ids = {piece: index for index, (piece, kind) in enumerate(zip(pieces, kinds, strict=True)) if kind in _MERGEABLE}
-    for piece, index in ids.items():
-        if kinds[index] is TokenKind.NORMAL:
-            for cut in range(1, len(piece)):
-                left, right = ids.get(piece[:cut]), ids.get(piece[cut:])
-                if left is not None and right is not None:
-                    yield left, right
+    return joined_pairs(ids, (piece for piece, index in ids.items() if kinds[index] is TokenKind.NORMAL))
 
 
 def _check_text_rules(rules: Mapping[str, Any], model: SentencePieceModel) -> None:
     steps = _steps(rules.get("normalizer"), "normalizers")
     cuts = _steps(rules.get("pre_tokenizer"), "pretokenizers")
     for step in (*steps, *cuts):
-        if step not in _SPACE_RULES and not _is_metaspace(step):
+        if step not in (SPACE_BEFORE, SPACES_MARKED) and not _is_metaspace(step):
             kind = step.get("type") if isinstance(step, Mapping) else step
             raise UnsupportedModel(
                 f"{TOKENIZER_FILE} changes or cuts text by the rule {str(kind)[:40]!r}, {MODEL_FILE} does not",
                 hint=_HINT,
             )
     prefixes = [_scheme(step) != "never" for step in cuts if _is_metaspace(step)]
-    prefixes += [True] if _PREFIX in steps else []
-    replaces = _REPLACE in steps or any(map(_is_metaspace, cuts))
+    prefixes += [True] if SPACE_BEFORE in steps else []
+    replaces = SPACES_MARKED in steps or any(map(_is_metaspace, cuts))
     if sum(prefixes) != int(model.add_dummy_prefix) or not replaces:
         raise UnsupportedModel(
             f"{TOKENIZER_FILE} and {MODEL_FILE} do not agree about spaces and the one before a text", hint=_HINT

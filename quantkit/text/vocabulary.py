@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from quantkit.errors import InconsistentCheckpoint, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.text.added_tokens import WORD_BOUNDARY, kind_of, read_added_tokens
-from quantkit.text.sentencepiece_model import SentencePieceModel, TokenKind, parse_model
+from quantkit.text.added_tokens import kind_of, read_added_tokens
+from quantkit.text.sentencepiece_model import WORD_BOUNDARY, SentencePieceModel, TokenKind, parse_model
 from quantkit.text.templates import read_templates
 from quantkit.text.tokenizer_config import check_config, flag, further_specials, named_token
 from quantkit.text.tokenizer_files import ADDED_FILE, CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, Files, read_object

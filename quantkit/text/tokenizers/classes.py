@@ -14,13 +14,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from quantkit.text.sentencepiece_model import WORD_BOUNDARY
 from quantkit.text.tokenizer_config import flag
 from quantkit.text.tokenizer_files import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, Files, read_object
 from quantkit.text.tokenizers.parsing import TokenizerJson, read_tokenizer_json
 from quantkit.text.tokenizers.rules import TextRules, is_byte_level, read_rules
 from quantkit.text.tokenizers.splitting import QWEN2, byte_level, isolated
 
-SPACE = "\u2581"
 DEFAULT_NAMES: Mapping[str, tuple[str, ...]] = {
     "LlamaTokenizer": ("<unk>", "<s>", "</s>"),
     "GPT2Tokenizer": ("<|endoftext|>",),
@@ -68,7 +68,7 @@ def _followed(tokenizer: TokenizerJson, name: str, legacy: bool, prefixed: bool)
 
 def _llama(rules: TextRules, legacy: bool, prefixed: bool) -> TextRules:
     scheme = "never" if not prefixed else "always" if legacy else "first"
-    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+    metaspace = {"type": "Metaspace", "replacement": WORD_BOUNDARY, "prepend_scheme": scheme, "split": False}
     return replace(
         rules,
         normalizers=(),

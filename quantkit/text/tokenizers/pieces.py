@@ -100,7 +100,7 @@ def _read(contents: tuple[tuple[str, bytes], ...], size: int) -> Pieces:
         kinds[token.index] = kind_of(added[token.index]) if token.index in added else TokenKind.CONTROL
     return Pieces(
         tokens=tuple(filler(index) if text is None else text for index, text in enumerate(tokens)),
-        scores=tuple(0.0 if is_byte_level(rules) else score for score in scores),
+        scores=(0.0,) * size if is_byte_level(rules) else tuple(scores),
         kinds=tuple(kinds),
         rules=rules,
         sought=tuple(sought),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.errors import MalformedFile, UnsupportedModel
+from quantkit.text.sentencepiece_model import WORD_BOUNDARY
 from quantkit.text.tokenizer_files import TOKENIZER_FILE
 from quantkit.text.tokenizers.parsing import TokenizerJson
 from quantkit.text.tokenizers.patterns import check_pattern
@@ -22,6 +23,9 @@ MAX_CONTENT_CHARS = 64
 
 Step = Mapping[str, Any]
 """One rule in its full form: "type" and all its settings."""
+SPACE_BEFORE: Step = {"type": "Prepend", "prepend": WORD_BOUNDARY}
+SPACES_MARKED: Step = {"type": "Replace", "pattern": {"String": " "}, "content": WORD_BOUNDARY}
+"""What SentencePiece does to spaces, as rules of a normalizer."""
 
 
 @dataclass(frozen=True, slots=True)

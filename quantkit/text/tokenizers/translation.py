@@ -9,21 +9,19 @@ SentencePiece would try, all merges that make a piece beside each other; a file 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
+from quantkit.text.sentencepiece_model import WORD_BOUNDARY, joined_pairs
 from quantkit.text.tokenizers.bytes_as_letters import BYTES
 from quantkit.text.tokenizers.library import SoughtToken, TextSplitter
 from quantkit.text.tokenizers.parsing import TokenizerJson
-from quantkit.text.tokenizers.rules import Step, TextRules, is_byte_level
+from quantkit.text.tokenizers.rules import SPACE_BEFORE, SPACES_MARKED, Step, TextRules, is_byte_level
 from quantkit.text.tokenizers.splitting import splitting_of
 
-SPACE = "\u2581"
 SENTENCEPIECE, BYTE_LEVEL = "llama", "gpt2"
-_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-_PREPEND = {"type": "Prepend", "prepend": SPACE}
 BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
@@ -61,7 +59,7 @@ def translated(rules: TextRules, tokenizer: TokenizerJson, sought: Sequence[Soug
     return Translation(
         SENTENCEPIECE,
         "default",
-        add_space_prefix=bool(scheme) or _PREPEND in rules.normalizers,
+        add_space_prefix=bool(scheme) or SPACE_BEFORE in rules.normalizers,
         metaspace=scheme,
         obstacle=_spaces_obstacle(rules) or _pieces_obstacle(rules, tokenizer, apart),
         notes=(*notes, *_form_notes(rules)),
@@ -153,14 +151,14 @@ def _spaces_obstacle(rules: TextRules) -> str | None:
     """Why SentencePiece does not write spaces as the rules do."""
     steps = [step for step in rules.normalizers if step["type"] != "NFC"]
     for step in steps:
-        if step not in (_REPLACE, _PREPEND):
+        if step not in (SPACES_MARKED, SPACE_BEFORE):
             return f"it changes text by the rule {step['type']!r}"
     for step in rules.cuts:
-        if step["type"] != "Metaspace" or step["replacement"] != SPACE:
+        if step["type"] != "Metaspace" or step["replacement"] != WORD_BOUNDARY:
             return f"llama.cpp has no name for the rule by which it cuts text: {_shown(rules.cuts)}"
-    marked = _REPLACE in steps or bool(rules.cuts)
-    prefixes = steps.count(_PREPEND) + bool(metaspace_scheme(rules))
-    if not marked or prefixes > 1 or len(rules.cuts) > 1 or (_PREPEND in steps and steps[0] != _PREPEND):
+    marked = SPACES_MARKED in steps or bool(rules.cuts)
+    prefixes = steps.count(SPACE_BEFORE) + bool(metaspace_scheme(rules))
+    if not marked or prefixes > 1 or len(rules.cuts) > 1 or (SPACE_BEFORE in steps and steps[0] != SPACE_BEFORE):
         return "it writes spaces otherwise than SentencePiece"
     return None
 
@@ -174,7 +172,7 @@ def _pieces_obstacle(rules: TextRules, tokenizer: TokenizerJson, apart: Set[str]
         return "it takes whole words before any merge (ignore_merges), which SentencePiece does not"
     names = {index: piece for piece, index in tokenizer.ids.items()}
     if any(step.get("split") for step in rules.cuts):
-        crossing = next((names[i] for i in tokenizer.merges[:, 2].tolist() if SPACE in names[i][1:]), None)
+        crossing = next((names[i] for i in tokenizer.merges[:, 2].tolist() if WORD_BOUNDARY in names[i][1:]), None)
         if crossing is not None:
             return f"it cuts text at every space, but has the piece {crossing!r}"
     ranks = first_ranks(tokenizer)
@@ -184,7 +182,8 @@ def _pieces_obstacle(rules: TextRules, tokenizer: TokenizerJson, apart: Set[str]
         whole = names[int(tokenizer.merges[late[0] + 1, 2])]
         return f"it makes the piece {whole!r} by merges that stand apart, which SentencePiece's scores cannot say"
     known = set(map(tuple, tokenizer.merges[:, :2].tolist()))
-    pair = next((pair for pair in _splits(tokenizer.ids, apart) if pair not in known), None)
+    ordinary = {piece: i for piece, i in tokenizer.ids.items() if piece not in BYTE_PIECES and piece not in apart}
+    pair = next((pair for pair in joined_pairs(ordinary, ordinary) if pair not in known), None)
     if pair is not None:
         return f"it does not join {names[pair[0]]!r} and {names[pair[1]]!r}, which SentencePiece does"
     return None
@@ -196,13 +195,3 @@ def first_ranks(tokenizer: TokenizerJson) -> dict[int, int]:
     for rank, whole in enumerate(tokenizer.merges[:, 2].tolist()):
         ranks.setdefault(whole, rank)
     return ranks
-
-
-def _splits(ids: Mapping[str, int], apart: Set[str]) -> Iterator[tuple[int, int]]:
-    """Every pair of pieces that together are a third, bytes and tokens `apart` aside."""
-    ordinary = {piece: index for piece, index in ids.items() if piece not in BYTE_PIECES and piece not in apart}
-    for piece in ordinary:
-        for cut in range(1, len(piece)):
-            left, right = ordinary.get(piece[:cut]), ordinary.get(piece[cut:])
-            if left is not None and right is not None:
-                yield left, right

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.text.sentencepiece_model import SentencePieceModel, TokenKind, model_bytes
+from quantkit.text.sentencepiece_model import WORD_BOUNDARY, SentencePieceModel, TokenKind, model_bytes
 from quantkit.text.templates import DEFAULT
 from quantkit.text.tokenizer_files import ADDED_FILE, CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE
 from quantkit.text.tokenizer_json import splits
 from quantkit.text.tokenizers.pieces import filler
+from quantkit.text.tokenizers.rules import SPACE_BEFORE, SPACES_MARKED
 from quantkit.text.tokenizers.splitting import splitting_named
-from quantkit.text.tokenizers.translation import BYTE_LEVEL, SENTENCEPIECE, SPACE
+from quantkit.text.tokenizers.translation import BYTE_LEVEL, SENTENCEPIECE
 from quantkit.text.vocabulary import Vocabulary
 
 FILES = (MODEL_FILE, TOKENIZER_FILE, ADDED_FILE, CONFIG_FILE)
@@ -180,9 +181,8 @@ def _sentencepiece_json(
     wholes = [(tokens[left] + tokens[right], left, right) for left, right in splits(tokens, kinds)]
     ids = {text: index for index, text in enumerate(tokens)}
     ordered = sorted(wholes, key=lambda entry: (-scores[ids[entry[0]]], entry[1], entry[2]))
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    steps = [*([{"type": "Prepend", "prepend": SPACE}] if add_space_prefix else []), replace]
-    back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    steps = [*([SPACE_BEFORE] if add_space_prefix else []), SPACES_MARKED]
+    back = {"type": "Replace", "pattern": {"String": WORD_BOUNDARY}, "content": " "}
     decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *([_FIRST_OF_SPACES] if add_space_prefix else [])]
     model = {
         "type": "BPE",
