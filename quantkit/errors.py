@@ -7,7 +7,7 @@ Every error that a user can cause is a `QuantkitError`. Its message is one line 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 
 MAX_MESSAGE = 500
@@ -34,6 +34,11 @@ def one_line(text: str) -> str:
     half = MAX_MESSAGE // 2
     line = escaped(text if len(text) <= MAX_MESSAGE else f"{text[:half]} ... {text[-half:]}")
     return line if len(line) <= MAX_MESSAGE else f"{line[: half - 3]} ... {line[2 - half :]}"
+
+
+def and_more(items: Sized) -> str:
+    """What follows the first of `items` in a message: " and 2 more", nothing after the only one."""
+    return f" and {len(items) - 1} more" if len(items) > 1 else ""
 
 
 def escaped(text: str) -> str:

@@ -220,10 +220,9 @@ def _check_same(own: ModelSpec, standard: ModelSpec, where: str) -> None:
         one, other = getattr(own, name), getattr(standard, name)
         if not _close(one, other):
             raise InconsistentCheckpoint(f"{where}: {CONFIG_KEY} says {name} {one}, the other keys say {other}")
-    within = replace(own.rope, kind="default", factor=1.0, original_max_position_embeddings=0)
-    rope = (
-        within if own.rope.kind == "dynamic" else own.rope
-    )  # the other keys cannot say it; it is plain in the context
+    rope = own.rope
+    if rope.kind == "dynamic":  # the other keys cannot say it; within the context it is plain
+        rope = replace(rope, kind="default", factor=1.0, original_max_position_embeddings=0)
     for name in (field.name for field in fields(rope)):
         one, other = getattr(rope, name), getattr(standard.rope, name)
         if not _close(one, other):

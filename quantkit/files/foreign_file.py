@@ -127,7 +127,18 @@ def read_head(file: SourceFile) -> bytes:
     return file.read(0, min(file.size, HEAD_BYTES)).tobytes()
 
 
-def refuse_cut_object(file: SourceFile, head: bytes) -> None:
+def refuse_other_content(file: SourceFile, head: bytes) -> None:
+    """Raise for a small file of a model's folder that begins with `head` and is `foreign`, or JSON without its end.
+
+    Raises:
+        IncompleteFile, MalformedFile: see `refuse_foreign`.
+    """
+    refuse_foreign(file, head)
+    if file.path.name.endswith(".json"):
+        _refuse_cut_object(file, head)
+
+
+def _refuse_cut_object(file: SourceFile, head: bytes) -> None:
     """Raise `IncompleteFile` for a JSON object that begins with `head` and has no end; reads the last bytes."""
     if head.lstrip(_BLANKS)[:1] != b"{":
         return

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import IncompleteCheckpoint, IncompleteFile, UnsafePath
-from quantkit.files.foreign_file import HEAD_BYTES, refuse_cut_object, refuse_foreign
+from quantkit.files.foreign_file import HEAD_BYTES, refuse_other_content
 from quantkit.files.json_file import MAX_DEPTH, parse_json
 from quantkit.files.source_file import SourceFile, resolved
 
@@ -73,14 +73,13 @@ def read_member(folder: Path, name: str, limit: int) -> bytes:
     """The bytes of a small file of a model's folder.
 
     Raises:
-        IncompleteFile, MalformedFile: it is something else (see `refuse_foreign`), or has more than `limit` bytes.
+        IncompleteFile, MalformedFile: it is something else (see `refuse_other_content`), or has more bytes than
+            `limit`.
         Others: see `open_member` and `SourceFile.read`.
     """
     file = open_member(folder, name)
     data = file.read_all(limit)
-    refuse_foreign(file, data[:HEAD_BYTES])
-    if name.endswith(".json"):
-        refuse_cut_object(file, data[:HEAD_BYTES])
+    refuse_other_content(file, data[:HEAD_BYTES])
     return data
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, UnsupportedModel
+from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, UnsupportedModel, and_more
 from quantkit.models.spec import BLOCKS, EMBEDDING, HEAD, ModelSpec, Role, TensorSlot
 from quantkit.tensors.cast import FLOATS
 from quantkit.tensors.views import TensorView, Weight
@@ -32,10 +32,9 @@ def select_weights(tensors: Mapping[str, AnyWeight], spec: ModelSpec, where: str
     slots = {slot.name: slot for slot in spec.slots()}
     missing = [name for name in slots if name not in tensors]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         head_only = '; config.json may lack "tie_word_embeddings": true' if missing == [HEAD] else ""
         raise IncompleteCheckpoint(
-            f"{where}: tensor {missing[0]!r}{more} is missing", hint=f"download the whole model{head_only}"
+            f"{where}: tensor {missing[0]!r}{and_more(missing)} is missing", hint=f"download the whole model{head_only}"
         )
     for slot in slots.values():
         _check_weight(tensors[slot.name], slot, where)

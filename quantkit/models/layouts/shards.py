@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, UnsupportedModel
+from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, UnsupportedModel, and_more
 from quantkit.files.member import UNFINISHED, open_member
 from quantkit.files.safetensors_file import open_safetensors
 from quantkit.files.shard_index import INDEX_NAME, SHARD_COUNT, ShardIndex, read_index
@@ -65,8 +65,8 @@ def unfinished(path: Path, names: Sequence[str]) -> str:
     begun = [name for name in names if name.endswith(UNFINISHED)]
     if ".cache" in names:  # where the Hub's client keeps what it downloads into a plain folder
         begun += sorted(entry.name for entry in (path / ".cache" / "huggingface" / "download").glob("*.incomplete"))
-    more = f" and {len(begun) - 1} more" if len(begun) > 1 else ""
-    return f"; {begun[0][:80]!r}{more} {'are' if more else 'is'} an unfinished download" if begun else ""
+    verb = "are" if len(begun) > 1 else "is"
+    return f"; {begun[0][:80]!r}{and_more(begun)} {verb} an unfinished download" if begun else ""
 
 
 def _check_presence(path: Path, names: Sequence[str], index: ShardIndex) -> None:
@@ -75,8 +75,8 @@ def _check_presence(path: Path, names: Sequence[str], index: ShardIndex) -> None
     others = [name for name in names if name.endswith(".safetensors") and name not in index.shards]
     if missing and len(missing) == len(index.shards) and others:
         raise InconsistentCheckpoint(
-            f"{path}: {INDEX_NAME} names {missing[0]!r}{_more(missing)}, none of which is there; {others[0]!r}"
-            f"{_more(others)} {'lies' if len(others) == 1 else 'lie'} there instead",
+            f"{path}: {INDEX_NAME} names {missing[0]!r}{and_more(missing)}, none of which is there; {others[0]!r}"
+            f"{and_more(others)} {'lies' if len(others) == 1 else 'lie'} there instead",
             hint=_OTHER_BUILD + (f", or remove the index if {others[0]} is whole" if len(others) == 1 else ""),
         )
     if missing:
@@ -90,10 +90,6 @@ def _check_presence(path: Path, names: Sequence[str], index: ShardIndex) -> None
             f"{path} holds both {WEIGHTS_NAME} and {INDEX_NAME} with other files",
             hint="keep one set of weights in the folder",
         )
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _single_file(path: Path, names: Sequence[str]) -> str:
@@ -141,7 +137,7 @@ def _check_repeats(path: Path, shards: Mapping[str, Mapping[str, TensorView]], i
                 hint="the folder mixes files of different downloads; download it anew",
             )
     names = [repr(name) for name, _, _ in repeats]
-    return [f"two shards hold {names[0]}{_more(names)}, with the same values; read once"] if names else []
+    return [f"two shards hold {names[0]}{and_more(names)}, with the same values; read once"] if names else []
 
 
 def _check_shard(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import BadOption, IncompleteCheckpoint, ReadFailed
-from quantkit.files.foreign_file import read_head, refuse_cut_object, refuse_foreign
+from quantkit.files.foreign_file import read_head, refuse_other_content
 from quantkit.files.member import location_of, open_member
 from quantkit.files.shard_index import INDEX_NAME
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS_FILE
@@ -54,7 +54,7 @@ def travelling_files(path: Path, names: Collection[str]) -> dict[str, Callable[[
     they are those of something else.
 
     Raises:
-        What `open_member` and `refuse_foreign` raise.
+        What `open_member` and `refuse_other_content` raise.
     """
     travelling = [name for name in names if _travels(name) and not (is_legal(name) and (path / name).is_dir())]
     travelling += [name for name in template_folder(path, names) if name.endswith(".jinja")]
@@ -133,8 +133,5 @@ def template_folder(path: Path, names: Collection[str]) -> list[str]:
 def _reader(path: Path, name: str) -> Callable[[], bytes]:
     file = open_member(path, name)
     if not is_legal(name) and (file.size or not name.endswith(".jinja")):  # a template may be empty
-        head = read_head(file)
-        refuse_foreign(file, head)
-        if name.endswith(".json"):
-            refuse_cut_object(file, head)
+        refuse_other_content(file, read_head(file))
     return lambda: file.read_all(MAX_SMALL_FILE_BYTES)

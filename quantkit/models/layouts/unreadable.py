@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from quantkit.errors import BadOption, IncompleteCheckpoint, MalformedFile, QuantkitError, UnsupportedModel
+from quantkit.errors import BadOption, IncompleteCheckpoint, MalformedFile, QuantkitError, UnsupportedModel, and_more
 from quantkit.files.foreign_file import read_head, refuse_foreign
 from quantkit.files.member import BLOBS, SNAPSHOTS, UNFINISHED, read_member_json
 from quantkit.files.source_file import SourceFile
@@ -124,10 +124,10 @@ def _refuse_outer_folder(path: Path, names: Sequence[str]) -> None:
     folders = [name for name in names if (path / name / CONFIG_NAME).is_file()]
     inner = files or folders
     if inner:
-        more = f" and {len(inner) - 1} more" if len(inner) > 1 else ""
         what = "GGUF file" if files else "folder with a config.json"
         raise BadOption(
-            f"{path} holds no model itself, but a {what}, {inner[0][:80]!r}{more}", hint=f"give it: {path / inner[0]}"
+            f"{path} holds no model itself, but a {what}, {inner[0][:80]!r}{and_more(inner)}",
+            hint=f"give it: {path / inner[0]}",
         )
 
 
