@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from quantkit.errors import IncompleteCheckpoint, IncompleteFile, MalformedFile, QuantkitError, UnsafePath
-from quantkit.files import source_file
 from quantkit.files.member import open_member, read_member, read_member_json
+from tests.support.opened import opened_paths
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -22,17 +21,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every path that is opened from now on."""
-    paths: list[str] = []
-    real = os.open
-
-    def recorded(path: str, flags: int) -> int:
-        paths.append(os.path.realpath(path))
-        return real(path, flags)
-
-    monkeypatch.setattr(source_file.os, "open", recorded)
-    yield paths
+    return opened_paths(monkeypatch)
 
 
 def write(path: Path, data: bytes = b"{}") -> Path:

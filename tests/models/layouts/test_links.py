@@ -11,8 +11,8 @@ import pytest
 from quantkit import registry
 from quantkit.artifacts.manifest import check_files
 from quantkit.errors import QuantkitError, UnsafePath, VerificationFailed
-from quantkit.files import source_file
 from tests.support.malformed_folders import FIRST, INDEX, write_small_checkpoint
+from tests.support.opened import opened_paths
 from tests.support.tiny import write_tiny_checkpoint
 
 NAMES = [
@@ -36,18 +36,6 @@ NAMES = [
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     return write_small_checkpoint(tmp_path / "model")
-
-
-def opened_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    paths: list[str] = []
-    real = os.open
-
-    def recorded(path: str, flags: int) -> int:
-        paths.append(os.path.realpath(path))
-        return real(path, flags)
-
-    monkeypatch.setattr(source_file.os, "open", recorded)
-    return paths
 
 
 @pytest.mark.parametrize("name", NAMES)
