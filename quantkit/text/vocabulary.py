@@ -34,7 +34,7 @@ from quantkit.text.tokenizers.rules import TextRules, is_byte_level
 from quantkit.text.tokenizers.translation import SENTENCEPIECE, metaspace_scheme
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
     """Every token id of a model, from 0 to vocab_size - 1.
 
@@ -53,14 +53,14 @@ class Vocabulary:
     tokens: tuple[str, ...]
     scores: tuple[float, ...]
     kinds: tuple[TokenKind, ...]
-    bos_token_id: int | None
-    eos_token_id: int | None
-    unk_token_id: int | None
-    pad_token_id: int | None
-    add_bos: bool
-    add_eos: bool
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    unk_token_id: int | None = None
+    pad_token_id: int | None = None
+    add_bos: bool = False
+    add_eos: bool = False
     add_space_prefix: bool
-    chat_template: str | None
+    chat_template: str | None = None
     named_templates: tuple[tuple[str, str], ...] = ()
     normalizer: str = "identity"
     model: str = SENTENCEPIECE
@@ -128,14 +128,8 @@ def _sentencepiece_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
             tokens=tuple(tokens),
             scores=tuple(scores),
             kinds=tuple(kinds),
-            bos_token_id=None,
-            eos_token_id=None,
             unk_token_id=model.unk_id,
-            pad_token_id=None,
-            add_bos=False,
-            add_eos=False,
             add_space_prefix=model.add_dummy_prefix,
-            chat_template=None,
             normalizer=model.normalizer,
         ),
         ids,
@@ -178,14 +172,8 @@ def _json_vocabulary(checkpoint: Checkpoint, pieces: Pieces) -> Vocabulary:
             tokens=pieces.tokens,
             scores=pieces.scores,
             kinds=tuple(kinds),
-            bos_token_id=None,
-            eos_token_id=None,
             unk_token_id=unk,
-            pad_token_id=None,
-            add_bos=False,
-            add_eos=False,
             add_space_prefix=translation.add_space_prefix,
-            chat_template=None,
             model=translation.model,
             pre=translation.pre,
             merges=merge_lines(pieces) if pieces.byte_level else (),
