@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from quantkit.calibration.generation_work import BATCH, generation_work, steps_work
-from quantkit.calibration.samples import CalibrationOptions, Samples, make_samples
+from quantkit.calibration.samples import OWN_TEXT, CalibrationOptions, Samples, make_samples
 from quantkit.errors import MalformedFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_model
@@ -63,7 +63,9 @@ def generated_samples(
 
     batches = torch_map(generate, range(0, options.sequences, BATCH), threads)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return make_samples(list(np.concatenate(batches)), source="generated", digest=digest, seed=options.seed, note=note)
+    notes = [note] if note is not None else []
+    rows = list(np.concatenate(batches))
+    return make_samples(rows, source=OWN_TEXT, digest=digest, seed=options.seed, notes=notes)
 
 
 def _drawn_starts(spec: ModelSpec, options: CalibrationOptions) -> list[list[int]]:

@@ -1,56 +1,39 @@
 """Quantizes linear layers that read the same inputs.
 
 For each: aim at the weights that make up for earlier losses (`quantkit.solver.error_compensation`), let the method
-choose codes for them, and keep the result only if it beats round-to-nearest on sequences that neither has seen.
+choose codes for them, and keep the result only if codes that are chosen so beat round-to-nearest on a source that was
+left out (`quantkit.pipeline.left_out`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 from torch import Tensor
 
 from quantkit.calibration.activations import Stage
 from quantkit.calibration.statistics import LayerStatistics
+from quantkit.pipeline.left_out import LeftOut, Task
 from quantkit.protocols import Layer, Method, TensorReport
-from quantkit.solver.error_compensation import of_outputs, regression, strength
-from quantkit.solver.output_error import changes_of, output_energies
-from quantkit.solver.row_feedback import relative
+from quantkit.solver.cholesky import divided
+from quantkit.solver.error_compensation import of_outputs, regression_factor
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.rounding import round_to_nearest
-from quantkit.tensors.scheme import Scheme
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Aim:
-    """What a layer aims at: the weights to quantize, Mₕ, and the strength of the correction.
-
-    held_drift, strength: None where the original is not followed.
-    """
-
-    target: Tensor
-    held_drift: Tensor | None
-    strength: float | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """A layer of a stage: its float32 weight [rows, cols] on the stage's device, scheme, method and sensitivity."""
-
-    weight: Tensor
-    scheme: Scheme
-    method: Method
-    sensitivity: Tensor | None = None
 
 
 class StageSolver:
-    """What the layers of a stage share is computed once, when the first of them needs it."""
+    """What the layers of a stage share is computed once, when the first of them needs it.
 
-    def __init__(self, stage: Stage, threads: int) -> None:
+    turn: which fold is left out to judge codes, counted round; all of them, where the codes lose on that one.
+    """
+
+    def __init__(self, stage: Stage, threads: int, turn: int = 0) -> None:
         self._stage = stage
         self._threads = threads
+        self._turn = turn % len(stage.folds)
 
     def quantized(self, tasks: Mapping[str, Task]) -> dict[str, tuple[QuantizedTensor, TensorReport]]:
         """Codes for the layers of the stage, by name; those of one method together. Raises what the method raises."""
@@ -65,58 +48,62 @@ class StageSolver:
         return dict(zip(tasks, method.quantize(layers, None, threads=self._threads), strict=True))
 
     def _calibrated(self, method: Method, tasks: Mapping[str, Task]) -> dict[str, tuple[QuantizedTensor, TensorReport]]:
-        aims = {name: self._aim(task.weight) for name, task in tasks.items()}
+        left_out = LeftOut(self._stage, self._everything, tasks, self._threads)
+        strengths = left_out.strengths
         layers = [
-            Layer(name, aims[name].target.cpu().numpy(), task.scheme, task.sensitivity) for name, task in tasks.items()
+            Layer(name, self._aim(task.weight, strengths[name]), task.scheme, task.sensitivity)
+            for name, task in tasks.items()
         ]
-        made = method.quantize(layers, self._everything, threads=self._threads)
-        return {
-            name: self._kept(task, aims[name], tensor, replace(report, strength=aims[name].strength))
-            for (name, task), (tensor, report) in zip(tasks.items(), made, strict=True)
+        made = {
+            name: (tensor, replace(report, strength=strengths[name]))
+            for name, (tensor, report) in zip(
+                tasks, method.quantize(layers, self._everything, threads=self._threads), strict=True
+            )
         }
+        return made | self._judged(left_out, tasks, made)
 
-    def _kept(
-        self, task: Task, aim: Aim, tensor: QuantizedTensor, report: TensorReport
-    ) -> tuple[QuantizedTensor, TensorReport]:
-        """The method's result, or round-to-nearest where that serves the held-out sequences better."""
-        if report.fallback is not None or not self._stage.held_out.tokens:
-            return tensor, report
-        rounded = round_to_nearest(task.weight.cpu().numpy(), task.scheme)
-        sensitivity = task.sensitivity if task.method.weighs_outputs else None
-        G = relative(sensitivity) if sensitivity is not None else None
-        lost, lost_by_rounding = self._held_out_losses(task.weight, (tensor, rounded), aim.held_drift, G)
-        if lost <= lost_by_rounding:
-            return tensor, report
-        return rounded, replace(report, fallback="it lost to round-to-nearest on held-out sequences")
-
-    def _aim(self, W: Tensor) -> Aim:
-        """Where the original is followed, W moved to make up for what the layers before lost."""
+    def _aim(self, W: Tensor, alpha: float | None) -> np.ndarray:
+        """W moved, where the original is followed, to make up for what the layers before lost."""
         drift = self._stage.drift
-        if drift is None:
-            return Aim(W, None, None)
-        held_drift = of_outputs(drift, drift.held_out, W, self._threads)
-        if self._regression is None:
-            return Aim(W, held_drift, 0.0)
-        delta = of_outputs(drift, self._regression, W, self._threads)
-        alpha = strength(delta, held_drift, self._stage.held_out.hessian, self._threads)
-        return Aim(W + alpha * delta, held_drift, alpha)
+        if drift is not None and alpha and self._regression is not None:
+            W = W + alpha * of_outputs(drift, self._regression, W, threads=self._threads)
+        aim: np.ndarray = W.cpu().numpy()
+        return aim
 
-    def _held_out_losses(
-        self, W: Tensor, candidates: Sequence[QuantizedTensor], drift: Tensor | None, G: Tensor | None
-    ) -> list[float]:
-        """Squared output error on held-out tokens, weighted by G, of every candidate, up to a constant.
+    def _judged(
+        self,
+        left_out: LeftOut,
+        tasks: Mapping[str, Task],
+        made: Mapping[str, tuple[QuantizedTensor, TensorReport]],
+    ) -> dict[str, tuple[QuantizedTensor, TensorReport]]:
+        """The method's results with their error on what was left out, or round-to-nearest where that serves better."""
+        names = [name for name, (_, report) in made.items() if report.fallback is None]
+        if not names or len(self._stage.folds) == 1:
+            return {}
+        results = {}
+        for name, judgement in zip(names, left_out.judged(self._turn, names), strict=True):
+            tensor, report = made[name]
+            results[name] = tensor, replace(report, left_out=judgement.error)
+            if judgement.lost > judgement.lost_by_rounding and self._loses(left_out, name):
+                rounded = round_to_nearest(tasks[name].weight.cpu().numpy(), tasks[name].scheme)
+                results[name] = rounded, replace(report, fallback="it lost to round-to-nearest on text left out")
+        return results
 
-        ||X̂ changeᵀ - D||² = tr(change Hₕ changeᵀ) - 2 tr(change Mₕᵀ) + ||D||²
-        """
-        changes = changes_of(W, candidates, self._threads)
-        return output_energies(changes, self._stage.held_out.hessian, self._threads, weights=G, drift=drift)
+    def _loses(self, left_out: LeftOut, name: str) -> bool:
+        """Whether round-to-nearest is better on all folds together."""
+        found = [left_out.judged(fold, [name])[0] for fold in range(len(self._stage.folds))]
+        return sum(one.lost for one in found) > sum(one.lost_by_rounding for one in found)
 
     @cached_property
     def _everything(self) -> LayerStatistics:
-        fitted, held_out = self._stage.fitted, self._stage.held_out
-        return LayerStatistics(fitted.hessian + held_out.hessian, fitted.tokens + held_out.tokens)
+        return LayerStatistics.of_all(self._stage.folds)
 
     @cached_property
     def _regression(self) -> Tensor | None:
         drift = self._stage.drift
-        return None if drift is None else regression(drift.fitted, self._stage.fitted.hessian, self._threads)
+        if drift is None:
+            return None
+        factor = regression_factor(self._everything.hessian, self._threads)
+        if factor is None:
+            return None
+        return divided(sum(drift.folds[1:], start=drift.folds[0]), factor, self._threads)

@@ -29,7 +29,7 @@ def test_generated_sequences_begin_with_the_bundled_openings(checkpoint: Checkpo
         expected = tokenizer.encode(text)[:48]
         assert row[: len(expected)].tolist() == expected
         assert len(row) == 48
-    assert samples.coverage.source == "generated"
+    assert [source.name for source in samples.coverage.sources] == ["own text"]
     assert samples.coverage.tokens == 6 * 48
 
 
