@@ -37,7 +37,7 @@ from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import QuantizedView, TensorView
 
 if TYPE_CHECKING:
-    from quantkit.pipeline.block_stream import BlockStream
+    from quantkit.pipeline.blocks.block_stream import BlockStream
 
 OWN_TEXT_STEP, SAMPLES_STEP = "own-text", "samples"
 
@@ -215,7 +215,7 @@ class Quantization:
     def _open_stream(self) -> BlockStream:
         import torch  # noqa: PLC0415 - heavy, and round-to-nearest does without it
 
-        from quantkit.pipeline.block_stream import BlockStream  # noqa: PLC0415 - imports torch
+        from quantkit.pipeline.blocks.block_stream import BlockStream  # noqa: PLC0415 - imports torch
 
         return BlockStream(
             self._source,

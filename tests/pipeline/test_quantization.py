@@ -188,7 +188,7 @@ def test_one_block_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch, fishe
 
         return replace(view, fetch=fetch)
 
-    monkeypatch.setattr("quantkit.pipeline.block_stream.load_block", load_watched)
+    monkeypatch.setattr("quantkit.pipeline.blocks.block_stream.load_block", load_watched)
     monkeypatch.setattr("quantkit.calibration.fisher.load_block", load_watched)
     source = replace(source, weights={name: watched(view) for name, view in source.weights.items()})
     run = quantized(source, INT4, "gptq", calibration=samples(20), fisher=fisher)

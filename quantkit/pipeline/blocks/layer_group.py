@@ -2,7 +2,7 @@
 
 For each: aim at the weights that make up for earlier losses (`quantkit.solver.error_compensation`), let the method
 choose codes for them, and keep the result only if codes that are chosen so beat round-to-nearest on a source that was
-left out (`quantkit.pipeline.left_out`).
+left out (`quantkit.pipeline.blocks.left_out`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quantkit.calibration.activations import Stage
 from quantkit.calibration.statistics import LayerStatistics
-from quantkit.pipeline.left_out import LeftOut, Task
+from quantkit.pipeline.blocks.left_out import LeftOut, Task
 from quantkit.protocols import Layer, Method, TensorReport
 from quantkit.solver.cholesky import divided
 from quantkit.solver.error_compensation import of_outputs, regression_factor

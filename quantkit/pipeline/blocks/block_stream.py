@@ -2,7 +2,7 @@
 
 First the block is smoothed (`quantkit.solver.smoothing`): another set of weights for the same function, which takes the
 original's place. Then its linear layers are quantized, those that read the same inputs together
-(`quantkit.pipeline.layer_group`).
+(`quantkit.pipeline.blocks.layer_group`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_block
 from quantkit.models.spec import BLOCKS, NORM_ROLES, Role
 from quantkit.models.torch_model import Block
-from quantkit.pipeline.layer_group import StageSolver
-from quantkit.pipeline.left_out import Task
+from quantkit.pipeline.blocks.layer_group import StageSolver
+from quantkit.pipeline.blocks.left_out import Task
 from quantkit.pipeline.resumption import decoded_block, encoded_block
 from quantkit.pipeline.run_work import FISHER, RunWork
 from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
