@@ -71,7 +71,7 @@ class CalibrationOptions:
 
     files: tuple[CalibrationFile, ...] = ()
     own_text: bool = True
-    sequences: int = 32
+    sequences: int = 128
     length: int = 512
     seed: int = 0
     skip_positions: int = 4

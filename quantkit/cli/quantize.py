@@ -47,7 +47,7 @@ def quantize(
         bool,
         typer.Option("--only-files", help="Calibrate on the files alone: good for text like theirs, worse for others."),
     ] = False,
-    samples: Samples = 32,
+    samples: Samples = 128,
     length: Length = 512,
     skip_positions: Annotated[
         int, typer.Option("--skip-positions", min=0, help="Tokens at the start of every sequence left out (P-GPTQ).")

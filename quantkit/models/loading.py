@@ -9,8 +9,8 @@ import torch
 
 from quantkit.errors import NonFiniteValues
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import architecture
-from quantkit.models.torch_model import Block, MiniCPM
+from quantkit.models.spec import FINAL_NORM, architecture
+from quantkit.models.torch_model import Block, MiniCPM, RMSNorm
 from quantkit.tensors.views import BFLOAT16, QuantizedView, Weight
 
 CPU = torch.device("cpu")
@@ -32,6 +32,14 @@ def load_block(checkpoint: Checkpoint, layer: int) -> Block:
     weights = {name: checkpoint.weights[spec.weight_name(layer, role)] for role, name in spec.layer_names.items()}
     block.load_state_dict({name: _tensor(weight) for name, weight in weights.items()}, assign=True)
     return block.eval().requires_grad_(False)
+
+
+def load_head(checkpoint: Checkpoint) -> tuple[RMSNorm, torch.Tensor]:
+    """The last norm, and the head's weight, float32 [vocab, hidden]: what turns hidden states into logits."""
+    spec, weights = checkpoint.spec, checkpoint.weights
+    norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps).requires_grad_(False)
+    norm.weight.copy_(torch.from_numpy(read_float32(weights[FINAL_NORM])))
+    return norm, torch.from_numpy(read_float32(weights[spec.head_name]))
 
 
 def load_model(checkpoint: Checkpoint) -> MiniCPM:

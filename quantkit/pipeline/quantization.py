@@ -28,6 +28,7 @@ from quantkit.pipeline.peak_memory import check_memory
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
+from quantkit.pipeline.source_report import source_reports
 from quantkit.pipeline.weight_errors import WeightErrors
 from quantkit.progress import Progress
 from quantkit.protocols import Layer, Method, TensorReport
@@ -142,8 +143,10 @@ class Quantization:
         return scales + sum(kept_bytes(view.shape, view.scheme) for view in views if isinstance(view, QuantizedView))
 
     def report(self) -> dict[str, Any]:
-        """JSON for the manifest: method, scheme, calibration coverage, and every tensor's error and fallback so far."""
-        coverage = self._stream.coverage.to_json() if self._stream is not None else None
+        """JSON for the manifest: method, scheme, calibration text, and every tensor's error and fallback so far."""
+        stream, coverage = self._stream, None
+        if stream is not None:
+            coverage = source_reports(stream.coverage, self._reports, stream.divergences())
         return {
             "method": self._method.name,
             "scheme": self._options.scheme.to_json(),
