@@ -34,7 +34,7 @@ from quantkit.threads import torch_map
 
 DRAWN = "drawn"
 """The kind of sequences that begin with a token drawn at random, for want of a tokenizer."""
-LEAST_SHARE = 0.02
+LEAST_SHARE = 1e-4
 """Tokens are drawn among those with at least this share of the likeliest one's probability."""
 STRETCH = 512
 """Tokens of the vocabulary whose probabilities are added up first."""
