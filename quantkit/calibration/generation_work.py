@@ -25,8 +25,8 @@ def batch_size(sequences: int) -> int:
 def generation_memory(spec: ModelSpec, options: CalibrationOptions, *, threads: int, bfloat16: bool = False) -> int:
     """Bytes in use at most while `options.sequences` of `options.length` are generated.
 
-    The whole model; on every thread that has a batch, its keys and values and the logits of one position; and what is
-    read of a weight before it is rounded to bfloat16.
+    The whole model, and the larger of what is beside it: while it is read, a weight and its copy in float32; then, on
+    every thread that has a batch, its keys and values and the logits of one position.
     """
     each = 2 if bfloat16 else 4
     weights = [math.prod(slot.shape) for slot in spec.slots()]
@@ -34,7 +34,7 @@ def generation_memory(spec: ModelSpec, options: CalibrationOptions, *, threads: 
     busy = min(threads, math.ceil(options.sequences / size))
     kept = 2 * spec.num_hidden_layers * spec.num_key_value_heads * spec.head_dim * options.length * each
     logits = spec.vocab_size * (each + 4 if bfloat16 else 4)
-    return each * sum(weights) + 8 * max(weights) + busy * size * (kept + logits)
+    return each * sum(weights) + max(8 * max(weights), busy * size * (kept + logits))
 
 
 def generation_work(spec: ModelSpec, options: CalibrationOptions, *, bfloat16: bool = False) -> float:
