@@ -35,7 +35,7 @@ import torch
 
 from golden.corpus import Document, read_corpus, split_corpus
 from quantkit.calibration.compute import Compute
-from quantkit.calibration.samples import CalibrationOptions, Samples
+from quantkit.calibration.samples import CalibrationFile, CalibrationOptions, Samples
 from quantkit.calibration.sources import calibration_samples
 from quantkit.methods.gptq import Gptq
 from quantkit.models.checkpoint import Checkpoint
@@ -75,7 +75,9 @@ def training_samples(checkpoint: Checkpoint, documents: Sequence[Document], opti
         file = Path(folder) / "text.jsonl"
         long = (item.text for item in documents if len(item.text) > 4 * LENGTH)
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in long), encoding="utf-8")
-        given = CalibrationOptions(file=file, sequences=options.sequences, length=options.length)
+        given = CalibrationOptions(
+            files=(CalibrationFile(path=file),), own_text=False, sequences=options.sequences, length=options.length
+        )
         return calibration_samples(checkpoint, given)
 
 

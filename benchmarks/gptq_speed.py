@@ -33,12 +33,12 @@ from benchmarks.make_checkpoint import make_checkpoint
 from benchmarks.statistics_memory import show as show_statistics
 from benchmarks.statistics_memory import usages
 from golden.corpus import read_modules
-from quantkit.calibration.samples import CalibrationOptions, file_samples
+from quantkit.calibration.samples import CalibrationFile, CalibrationOptions
+from quantkit.calibration.sources import file_samples
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.plan import Plan, plan
 from quantkit.registry import open_checkpoint
 from quantkit.tensors.schemes.affine_groups import AffineGroups
-from quantkit.text.tokenizer import open_tokenizer
 
 SEQUENCES, LENGTH = 16, 512
 BITS, GROUP = 4, 128
@@ -75,8 +75,10 @@ def prepare(folder: Path, layers: int | None) -> Inputs:
     checkpoint = open_checkpoint(inputs.model)
     gptqmodel_runs.write_folded(checkpoint, inputs.folded)
     write_text(inputs.text)
-    wanted = CalibrationOptions(file=inputs.text, sequences=SEQUENCES, length=LENGTH)
-    samples = file_samples(open_tokenizer(checkpoint), wanted)
+    wanted = CalibrationOptions(
+        files=(CalibrationFile(path=inputs.text),), own_text=False, sequences=SEQUENCES, length=LENGTH
+    )
+    samples = file_samples(checkpoint, wanted)
     if samples.coverage.tokens != inputs.count:
         raise SystemExit(f"{samples.coverage.tokens} calibration tokens, not {inputs.count}")
     gptqmodel_runs.write_tokens(samples.sequences, inputs.tokens)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quantkit.artifacts.leftovers import leftovers as leftovers
     from quantkit.artifacts.publishing import Published as Published
     from quantkit.calibration.compute import Compute as Compute
+    from quantkit.calibration.samples import CalibrationFile as CalibrationFile
     from quantkit.calibration.samples import CalibrationOptions as CalibrationOptions
     from quantkit.errors import QuantkitError as QuantkitError
     from quantkit.models.checkpoint import Checkpoint as Checkpoint
@@ -51,6 +52,7 @@ if os.path.isfile(os.path.join(os.path.dirname(os.path.dirname(__file__)), "pypr
 
 _HOMES = {
     "AffineGroups": "tensors.schemes.affine_groups",
+    "CalibrationFile": "calibration.samples",
     "CalibrationOptions": "calibration.samples",
     "ChatOptions": "text.chat_template",
     "Checkpoint": "models.checkpoint",
@@ -86,6 +88,7 @@ _HOMES = {
 
 __all__ = [
     "AffineGroups",
+    "CalibrationFile",
     "CalibrationOptions",
     "ChatOptions",
     "Checkpoint",

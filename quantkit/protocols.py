@@ -48,6 +48,7 @@ class TensorReport:
     error: ||(W - Q) X||^2 / ||W X||^2 over the calibration inputs (||W - Q||^2 / ||W||^2 without them).
     error_of_rounding: the same for round-to-nearest, where the method compared itself with it.
     strength: how far the weights were moved to make up for earlier layers, 0 to 1; None when that was not tried.
+    left_out: the error, on a source that was left out, of codes chosen without it; None when that was not tried.
     fallback: None, or why the method's result was given up for round-to-nearest.
     smoothing: exponent of the input scales (`quantkit.solver.smoothing_search`), 0 where none did better; None when
         that was not tried.
@@ -56,6 +57,7 @@ class TensorReport:
     error: float
     error_of_rounding: float | None = None
     strength: float | None = None
+    left_out: float | None = None
     fallback: str | None = None
     smoothing: float | None = None
 
@@ -78,15 +80,14 @@ class Layer:
 class Readers:
     """Layers that read the same inputs, with these inputs and with what comes before them and can be divided.
 
-    layers: all that read them. fitted, held_out: what they read, float32 [tokens, cols] of every fitting and every
-    held-out sequence. feeding: the weight of what comes before, float32; of a norm [size], of a matrix [rows, cols] on
-    `feeding_scheme`, which is None for a norm. feeding_dtype: that of the weight in the checkpoint. head_dim: channels
-    of a head; query heads that share a key-value head share their scales.
+    layers: all that read them. folds: what they read, float32 [tokens, cols] of every sequence of every fold, times the
+    square root of what its tokens count. feeding: the weight of what comes before, float32; of a norm [size], of a
+    matrix [rows, cols] on `feeding_scheme`, which is None for a norm. feeding_dtype: that of the weight in the
+    checkpoint. head_dim: channels of a head; query heads that share a key-value head share their scales.
     """
 
     layers: tuple[Layer, ...]
-    fitted: Sequence[Tensor]
-    held_out: Sequence[Tensor]
+    folds: Sequence[Sequence[Tensor]]
     feeding: Tensor
     feeding_scheme: Scheme | None
     feeding_dtype: np.dtype

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from quantkit.calibration.autocast import rounded_products
 from quantkit.calibration.drift import Drift
+from quantkit.calibration.folds import fold_names, folds_of, token_weights
 from quantkit.calibration.samples import Samples
 from quantkit.calibration.statistics import LayerStatistics, cross_products, input_statistics
 from quantkit.errors import NonFiniteValues
@@ -32,31 +33,29 @@ from quantkit.models.torch_model import Block, rotary_tables
 from quantkit.tensors.views import TensorView
 from quantkit.threads import torch_map
 
-HELD_OUT_EVERY = 8
-"""One sequence in so many is kept from the fit, to judge it."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stage:
     """Linear layers that read the same inputs.
 
-    fitted, held_out: statistics of the inputs on the fitting and on the held-out sequences.
-    drift: None when the original stream is not followed, or nothing is held out to judge with.
+    folds: statistics of the inputs of every fold (`quantkit.calibration.folds`).
+    drift: None when the original stream is not followed, or there is no second fold to judge by.
     """
 
     roles: tuple[Role, ...]
-    fitted: LayerStatistics
-    held_out: LayerStatistics
+    folds: tuple[LayerStatistics, ...]
     drift: Drift | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """What linear layers read: float32 [tokens, cols] of every fitting and every held-out sequence."""
+    """What linear layers read: float32 [tokens, cols] of every sequence of every fold.
+
+    Each is multiplied by the square root of what its tokens count.
+    """
 
     roles: tuple[Role, ...]
-    fitted: list[Tensor]
-    held_out: list[Tensor]
+    folds: tuple[list[Tensor], ...]
 
 
 class HiddenStates:
@@ -86,8 +85,8 @@ class HiddenStates:
         self.bfloat16 = bfloat16
         self.states = [x.to(device) for x in embedded(checkpoint, samples.sequences)]
         self.original = list(self.states) if follow_original else []
-        count = len(self.states)
-        self.held_out = [i for i in range(count) if (i + 1) % HELD_OUT_EVERY == 0] or ([count - 1] if count > 1 else [])
+        self.folds = _folds(samples, skip_positions)
+        self.counts = token_weights(samples, skip_positions)
         self.rotary = {length: rotary_tables(self.spec, 0, length, device) for length in {len(x) for x in self.states}}
 
     def stages(
@@ -110,7 +109,8 @@ class HiddenStates:
         ahead = copy(self)
         ahead.original = []
         for group, (inputs, _) in ahead._steps(block, block):
-            yield Inputs(group.roles, *self._split([x[self.skip_positions :] for x in inputs]))
+            counted = [x[self.skip_positions :] * math.sqrt(a) for x, a in zip(inputs, self.counts, strict=True)]
+            yield Inputs(group.roles, tuple(self._split(counted)))
 
     def advance(self, block: Block, original: Block) -> None:
         """Move through one block whose weights are all in place."""
@@ -148,7 +148,8 @@ class HiddenStates:
         mean = float(torch.cat(counted).mean()) if counted else 0.0
         if not 0 < mean < math.inf:  # no positions, no gradients, or some that are no numbers
             counted = []
-        return [*((x / mean).sqrt() for x in counted), *([1.0] * (len(self.states) - len(counted)))]
+        roots = [math.sqrt(count) for count in self.counts]
+        return [*((x / mean).sqrt() * root for x, root in zip(counted, roots, strict=False)), *roots[len(counted) :]]
 
     def _stage(
         self,
@@ -159,13 +160,12 @@ class HiddenStates:
     ) -> Stage:
         seen = self._each(lambda x, w: x[self.skip_positions :] * w, inputs[0], weights)
         drift = None
-        if self.original and self.held_out:
+        if self.original and len(self.folds) > 1:
             moved = self._each(lambda x, y: (x - y)[self.skip_positions :], inputs[1], inputs[0])
             drift = self._drift(group, moved, seen, original, weights)
-        fitted, held_out = (
-            input_statistics(part, seen[0].shape[1], self.threads, self.device) for part in self._split(seen)
-        )
-        return Stage(group.roles, fitted, held_out, drift)
+        cols = seen[0].shape[1]
+        folds = tuple(input_statistics(part, cols, self.threads, self.device) for part in self._split(seen))
+        return Stage(group.roles, folds, drift)
 
     def _drift(
         self,
@@ -181,21 +181,16 @@ class HiddenStates:
             moved = self._each(self._missing(W), moved, self.original, self.states)
         moved = self._each(torch.mul, moved, weights)
         pairs = zip(self._split(moved), self._split(seen), strict=True)
-        fitted, held_out = (cross_products(d, x, self.threads) for d, x in pairs)
-        return Drift(fitted, held_out, not group.writes)
+        return Drift(tuple(cross_products(d, x, self.threads) for d, x in pairs), not group.writes)
 
     def _missing(self, W: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """What the layer's output lacks, the residual stream's own drift included."""
         skip, scale = self.skip_positions, self.spec.residual_scale
         return lambda moved, wanted, stream: moved @ W.T + (wanted - stream)[skip:] / scale
 
-    def _split(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Fitting and held-out sequences."""
-        held_out = set(self.held_out)
-        return (
-            [x for i, x in enumerate(rows) if i not in held_out],
-            [x for i, x in enumerate(rows) if i in held_out],
-        )
+    def _split(self, rows: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The sequences of every fold."""
+        return [[rows[i] for i in fold] for fold in self.folds.values()]
 
     def _each(self, function: Callable[..., Tensor], *columns: Sequence[Tensor | float]) -> list[Tensor]:
         """function(column[i], ...) for every sequence i, float32, each on one thread."""
@@ -205,6 +200,16 @@ class HiddenStates:
                 return function(*values).float()
 
         return torch_map(computed, zip(*columns, strict=True), self.threads)
+
+
+def _folds(samples: Samples, skip_positions: int) -> dict[str, list[int]]:
+    """By its name, the numbers of every fold's sequences that have tokens after the skipped ones."""
+    found: dict[str, list[int]] = {}
+    names = fold_names(samples)
+    for number, (fold, sequence) in enumerate(zip(folds_of(samples), samples.sequences, strict=True)):
+        if len(sequence) > skip_positions:
+            found.setdefault(names[fold], []).append(number)
+    return {name: found[name] for name in names if name in found} or {names[0]: [0]}
 
 
 def embedded(checkpoint: Checkpoint, sequences: Sequence[np.ndarray]) -> list[Tensor]:

@@ -11,11 +11,10 @@ from torch import Tensor
 class Drift:
     """How far layers are from the original's outputs, as correlations with their inputs x̂.
 
-    fitted, held_out: Σ d x̂ᵀ over tokens of the fitting and of the held-out sequences, float32 [n, cols].
+    folds: Σ d x̂ᵀ over the tokens of every fold (`quantkit.calibration.folds`), float32 [n, cols].
     of_inputs: whether d = x - x̂, n = cols, for layers that read the same inputs and whose M is W times this; else d is
         the original's output minus W x̂, and this is the M of a single layer.
     """
 
-    fitted: Tensor
-    held_out: Tensor
+    folds: tuple[Tensor, ...]
     of_inputs: bool

@@ -71,6 +71,7 @@ def sensitivities(
     checkpoint: Checkpoint,
     sequences: Sequence[np.ndarray],
     *,
+    counts: Sequence[float] | None = None,
     skip_positions: int = 0,
     threads: int = 1,
     device: torch.device = CPU,
@@ -82,6 +83,7 @@ def sensitivities(
     Args:
         checkpoint: a dense model.
         sequences: token ids; the first of them are used, see `weighed_tokens`.
+        counts: how much each sequence's tokens count in G; None = alike.
         skip_positions: tokens at the start of every sequence that do not count in G.
         threads: how many to use; the result does not depend on it.
         device: where it is computed.
@@ -100,13 +102,17 @@ def sensitivities(
         for _ in found
     ]
     tokens = 0
+    roots = [1.0] * len(sequences) if counts is None else [math.sqrt(count) for count in counts]
     told = _Told(progress, checkpoint.spec.num_hidden_layers * sum(map(len, sequences)))
     with torch.inference_mode(mode=False), torch.no_grad():
         passes = _Pass(checkpoint, device, threads, bfloat16, told)
         for first, wave in _waves(sequences):
             for layer, gradients in passes.run(wave, first):
                 for role in spec.weighed_roles:
-                    seen = [(g * length)[skip_positions:] for g, length in gradients[role]]
+                    seen = [
+                        (g * length * root)[skip_positions:]
+                        for (g, length), root in zip(gradients[role], roots[first:], strict=False)
+                    ]
                     sums[layer][role] += input_statistics(seen, seen[0].shape[1], threads, device).hessian
                 for role in spec.writers:
                     found[layer].positions[role].extend(g.norm(dim=-1, keepdim=True) for g, _ in gradients[role])

@@ -1,36 +1,20 @@
-"""Calibration sequences from a file: plain text, JSON lines or Parquet.
-
-A record is a text, or a conversation that the model's chat template turns into one. Records are cut into sequences
-of at most `length` tokens, each with its own BOS where the model wants one; of these the wanted number is taken,
-spread evenly over the file.
-"""
+"""What a model is calibrated on: the options, the sequences, and which source each of them comes from."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from quantkit.errors import BadOption, MalformedFile, MissingDependency
-from quantkit.files.json_file import parse_json
-from quantkit.files.source_file import SourceFile
+from quantkit.errors import BadOption
 from quantkit.models.spec import ModelSpec
-from quantkit.text.tokenizer import Tokenizer
 
-MAX_FILE_BYTES = 256 << 20
-PORTION_CHARS = 1 << 16
-"""Longest record: SentencePiece needs hundreds of bytes of memory per character. Plain text is cut into such."""
-MIN_RECORDS = 64
-
-Record = str | list[dict[str, str]]
-Item = TypeVar("Item")
-
-
-MAX_SEQUENCES, MAX_LENGTH, MAX_SEED = 1 << 32, 1 << 24, (1 << 63) - 1
+MAX_SEQUENCES, MAX_LENGTH, MAX_SEED, MAX_WEIGHT = 1 << 32, 1 << 24, (1 << 63) - 1, 1e6
 """Of calibration options; what memory allows is less (`quantkit.pipeline.peak_memory`)."""
 WEIGHED_TOKENS = 2048
 """The fewest that `weighed_tokens` takes."""
@@ -38,6 +22,8 @@ ALL_WEIGHED_FROM = 1 << 15
 """From so many tokens on it takes all."""
 WAVE_TOKENS = 4096
 """Of them, so many have their states in front of every block in memory at a time."""
+OWN_TEXT = "own text"
+"""Name of what the model writes itself."""
 
 
 def weighed_tokens(tokens: int) -> int:
@@ -50,17 +36,41 @@ def weighed_tokens(tokens: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationFile:
+    """A text to calibrate on: .txt, .jsonl or .parquet, and how much it counts beside others; own text counts 1."""
+
+    path: Path
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight <= MAX_WEIGHT:
+            raise BadOption(
+                f"{self.path}: a calibration weight must be above 0 and at most {MAX_WEIGHT:,.0f}, is {self.weight}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> CalibrationFile:
+        """FILE or FILE:WEIGHT; a colon that no number follows belongs to the name."""
+        name, colon, weight = text.rpartition(":")
+        try:
+            return cls(path=Path(name), weight=float(weight)) if colon and name else cls(path=Path(text))
+        except ValueError:
+            return cls(path=Path(text))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationOptions:
     """What to calibrate on.
 
-    file: .txt, .jsonl or .parquet; None = text that the model itself generates.
-    sequences, length: how many sequences of at most how many tokens.
+    files: texts. own_text: whether what the model writes itself joins them.
+    sequences, length: how many sequences, of all sources together, of at most how many tokens.
     seed: of the sampling, where the model generates.
     skip_positions: tokens at the start of every sequence that stay out of the statistics. They attract attention from
         everywhere and carry activations hundreds of times the usual size.
     """
 
-    file: Path | None = None
+    files: tuple[CalibrationFile, ...] = ()
+    own_text: bool = True
     sequences: int = 32
     length: int = 512
     seed: int = 0
@@ -75,6 +85,25 @@ class CalibrationOptions:
         ):
             if not low <= value <= high:
                 raise BadOption(f"calibration {name} must be from {low} to {high:,}, is {value:,}")
+        if not self.files and not self.own_text:
+            raise BadOption("there is nothing to calibrate on", hint="name a file, or let the model write its own text")
+        if self.sequences < self.sources:
+            raise BadOption(
+                f"{self.sequences} calibration sequences cannot come from {self.sources} sources",
+                hint=f"--samples {self.sources} or more",
+            )
+
+    @property
+    def sources(self) -> int:
+        """How many there are; own text is one."""
+        return len(self.files) + self.own_text
+
+    def shares(self) -> list[int]:
+        """How many sequences each file gives, and then own text: by their weights, at least one, `sequences` in all."""
+        weights = [*(file.weight for file in self.files), *([1.0] if self.own_text else [])]
+        spare, total = self.sequences - len(weights), math.fsum(weights)
+        bounds = [round(spare * math.fsum(weights[:i]) / total) for i in range(len(weights) + 1)]
+        return [1 + stop - start for start, stop in pairwise(bounds)]
 
 
 def check_context(options: CalibrationOptions, spec: ModelSpec) -> None:
@@ -87,171 +116,115 @@ def check_context(options: CalibrationOptions, spec: ModelSpec) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where some of the sequences come from, as the manifest records it.
+
+    name: of the file, or "own text: code". kind: "text", "jsonl", "parquet", "generated", or what was given. digest:
+    SHA-256 of the file, or of the prompts. weight: how much all of it counts.
+    """
+
+    name: str
+    kind: str
+    digest: str
+    weight: float = 1.0
+    sequences: int = 0
+    tokens: int = 0
+    distinct_tokens: int = 0
+
+    @property
+    def own(self) -> bool:
+        """Whether the model wrote it."""
+        return self.name.startswith(OWN_TEXT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
     """What a model was calibrated on, as the manifest records it.
 
-    source: "text", "jsonl", "parquet" or "generated". digest: SHA-256 of the file, or of the prompts. note: a line
-    about what is not as it should be, None = nothing.
+    notes: lines about what is not as it should be.
     """
 
-    source: str
-    digest: str
+    sources: tuple[Source, ...]
     sequences: int
     tokens: int
     longest: int
     distinct_tokens: int
     seed: int | None = None
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Coverage:
+        """Inverse of `to_json`."""
+        return cls(
+            **{**data, "sources": tuple(Source(**one) for one in data["sources"]), "notes": tuple(data["notes"])}
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """Calibration sequences: arrays int64 [tokens] of different lengths, and what they are."""
+    """Calibration sequences: arrays int64 [tokens] of different lengths, and what they are.
+
+    origins: for every sequence the number of its source in `coverage.sources`.
+    """
 
     sequences: tuple[np.ndarray, ...]
+    origins: tuple[int, ...]
     coverage: Coverage
 
 
 def make_samples(
-    sequences: Sequence[np.ndarray], *, source: str, digest: str, seed: int | None = None, note: str | None = None
+    sequences: Sequence[np.ndarray], *, source: str, digest: str, seed: int | None = None, notes: Sequence[str] = ()
 ) -> Samples:
-    """Sequences with the coverage that they give."""
+    """Sequences of one source."""
+    return joined([(Source(name=source, kind=source, digest=digest), sequences)], seed=seed, notes=notes)
+
+
+def joined(
+    parts: Sequence[tuple[Source, Sequence[np.ndarray]]], *, seed: int | None = None, notes: Sequence[str] = ()
+) -> Samples:
+    """All sequences of several sources, mixed evenly: the first so many of them are of all sources as well."""
+    places = sorted(
+        ((number + 0.5) / len(sequences), origin, number)
+        for origin, (_, sequences) in enumerate(parts)
+        for number in range(len(sequences))
+    )
+    mixed = tuple(parts[origin][1][number] for _, origin, number in places)
     coverage = Coverage(
-        source=source,
-        digest=digest,
+        sources=tuple(_described(source, sequences) for source, sequences in parts),
+        sequences=len(mixed),
+        tokens=sum(map(len, mixed)),
+        longest=max(map(len, mixed)),
+        distinct_tokens=_distinct(mixed),
+        seed=seed,
+        notes=tuple(notes),
+    )
+    return Samples(mixed, tuple(origin for _, origin, _ in places), coverage)
+
+
+def merged(made: Sequence[Samples]) -> Samples:
+    """All sources of several `Samples` as one."""
+    parts = [
+        (source, [row for row, origin in zip(samples.sequences, samples.origins, strict=True) if origin == number])
+        for samples in made
+        for number, source in enumerate(samples.coverage.sources)
+    ]
+    seeds = [samples.coverage.seed for samples in made if samples.coverage.seed is not None]
+    notes = [note for samples in made for note in samples.coverage.notes]
+    return joined(parts, seed=seeds[0] if seeds else None, notes=notes)
+
+
+def _described(source: Source, sequences: Sequence[np.ndarray]) -> Source:
+    return replace(
+        source,
         sequences=len(sequences),
         tokens=sum(map(len, sequences)),
-        longest=max(map(len, sequences)),
-        distinct_tokens=len(np.unique(np.concatenate(sequences))),
-        seed=seed,
-        note=note,
-    )
-    return Samples(tuple(sequences), coverage)
-
-
-def file_samples(tokenizer: Tokenizer, options: CalibrationOptions) -> Samples:
-    """Calibration sequences from `options.file`.
-
-    Raises:
-        BadOption: an unknown kind of file, or one without any text.
-        MalformedFile: not UTF-8, or a bad record, with its line.
-        MissingDependency: Parquet without pyarrow, conversations without jinja2.
-        ReadFailed and others: see `SourceFile`.
-    """
-    path = options.file
-    if path is None:
-        raise BadOption("no calibration file was given")
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise BadOption(f"{path}: calibration files end in {', '.join(_READERS)}", hint="rename the file to what it is")
-    data = SourceFile.open(path).read_all(MAX_FILE_BYTES)
-    records = _spread(reader(data, path), max(MIN_RECORDS, 4 * options.sequences))
-    rows = [row for text in _texts(records, tokenizer, path) for row in _rows(text, tokenizer, options.length)]
-    if not rows:
-        raise BadOption(
-            f"{path}: no text to calibrate on", hint="leave out --calibration to let the model write its own"
-        )
-    return make_samples(
-        _spread(rows, options.sequences), source=path.suffix[1:].lower().replace("txt", "text"), digest=_digest(data)
+        distinct_tokens=_distinct(sequences),
     )
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` items, evenly spaced, in their order."""
-    taken = min(count, len(items))
-    return [items[i * len(items) // taken] for i in range(taken)]
-
-
-def _texts(records: Sequence[Record], tokenizer: Tokenizer, path: Path) -> list[str]:
-    conversations = [record for record in records if not isinstance(record, str)]
-    rendered = iter(tokenizer.chats(conversations, add_generation_prompt=False) if conversations else ())
-    return [record if isinstance(record, str) else next(rendered) for record in records]
-
-
-def _rows(text: str, tokenizer: Tokenizer, length: int) -> list[np.ndarray]:
-    """Cut a text into rows of `length` tokens; a shorter rest is kept only when there is nothing else."""
-    ids = tokenizer.encode(text, add_bos=False)
-    start = tokenizer.beginning
-    step = length - len(start)
-    rows = [np.array(start + ids[i : i + step], np.int64) for i in range(0, len(ids), step)]
-    return rows[:-1] if len(rows) > 1 and len(rows[-1]) < length else rows
-
-
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MalformedFile(f"{where}: not UTF-8 at byte {error.start}") from None
-
-
-def _read_text(data: bytes, path: Path) -> list[Record]:
-    """Portions of the text that end at a line's end where there is one."""
-    text = _decoded(data, str(path))
-    portions: list[Record] = []
-    start = 0
-    while start < len(text):
-        stop = start + PORTION_CHARS
-        if stop < len(text):
-            stop = text.rfind("\n", start + 1, stop) + 1 or stop
-        if text[start:stop].strip():
-            portions.append(text[start:stop])
-        start = stop
-    return portions
-
-
-def _read_jsonl(data: bytes, path: Path) -> list[Record]:
-    records = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            where = f"{path}: line {number}"
-            records.append(_record(parse_json(line, where), where))
-    return [record for record in records if record]
-
-
-def _read_parquet(data: bytes, path: Path) -> list[Record]:
-    try:
-        import pyarrow  # noqa: PLC0415 - heavy, and rarely wanted
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError:
-        raise MissingDependency(
-            f"{path}: reading Parquet needs pyarrow", hint="pip install pyarrow, or convert the file to .jsonl"
-        ) from None
-    try:
-        names = pyarrow.parquet.read_schema(pyarrow.BufferReader(data)).names
-        columns = [name for name in ("text", "messages") if name in names]
-        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(data), columns=columns).to_pylist() if columns else [{}]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise MalformedFile(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    records = [_record(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
-    return [record for record in records if record]
-
-
-def _record(row: Mapping[str, Any], where: str) -> Record:
-    """The text or the conversation of one record."""
-    text, messages = row.get("text"), row.get("messages")
-    if isinstance(text, str):
-        return text if len(text) <= PORTION_CHARS else text[:PORTION_CHARS]
-    if isinstance(messages, list) and all(map(_is_message, messages)):
-        return [{"role": message["role"], "content": message["content"]} for message in messages]
-    raise MalformedFile(
-        f"{where}: neither a string 'text' nor a list 'messages' of objects with strings 'role' and 'content'"
-    )
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
-
-
-_READERS: Mapping[str, Callable[[bytes, Path], list[Record]]] = {
-    ".txt": _read_text,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
+def _distinct(sequences: Sequence[np.ndarray]) -> int:
+    return len(np.unique(np.concatenate(sequences)))

@@ -34,6 +34,18 @@ class LayerStatistics:
     hessian: Tensor
     tokens: int
 
+    @classmethod
+    def of_all(cls, parts: Sequence[LayerStatistics]) -> LayerStatistics:
+        """The sum of several, at least one."""
+        hessian = parts[0].hessian.clone()
+        for part in parts[1:]:
+            hessian += part.hessian
+        return cls(hessian, sum(part.tokens for part in parts))
+
+    def without(self, part: LayerStatistics) -> LayerStatistics:
+        """What is left of a sum when one of its parts is taken out."""
+        return LayerStatistics(self.hessian - part.hessian, self.tokens - part.tokens)
+
 
 def input_statistics(
     inputs: Sequence[Tensor], cols: int, threads: int = 1, device: torch.device = CPU

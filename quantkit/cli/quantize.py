@@ -34,13 +34,19 @@ def quantize(
     scale_dtype: Annotated[str, typer.Option("--scale-dtype", help="float16, bfloat16 or float32.")] = "float16",
     recipe: Recipe = None,
     calibration: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
             "--calibration",
-            help="Text to calibrate on: .txt, .jsonl (text or messages) or .parquet.",
-            show_default="written by the model",
+            metavar="FILE[:WEIGHT]",
+            help="Text to calibrate on beside what the model writes itself: .txt, .jsonl (text or messages) or "
+            ".parquet; may be given again. A file counts 1 unless told, and own text 1.",
+            show_default="own text alone",
         ),
     ] = None,
+    only_files: Annotated[
+        bool,
+        typer.Option("--only-files", help="Calibrate on the files alone: good for text like theirs, worse for others."),
+    ] = False,
     samples: Samples = 32,
     length: Length = 512,
     skip_positions: Annotated[
@@ -80,7 +86,15 @@ def quantize(
 
     A run that was stopped, by whatever, goes on after its last finished block when the same command is given again.
     """
-    from quantkit import AffineGroups, CalibrationOptions, Compute, QuantizeOptions, loads_in, open_checkpoint
+    from quantkit import (
+        AffineGroups,
+        CalibrationFile,
+        CalibrationOptions,
+        Compute,
+        QuantizeOptions,
+        loads_in,
+        open_checkpoint,
+    )
     from quantkit import Recipe as Rules
     from quantkit import quantize as make
 
@@ -91,7 +105,12 @@ def quantize(
         scheme=scheme,
         recipe=Rules.read(recipe) if recipe is not None else Rules(),
         calibration=CalibrationOptions(
-            file=calibration, sequences=samples, length=length, seed=seed, skip_positions=skip_positions
+            files=tuple(CalibrationFile.parse(text) for text in calibration or ()),
+            own_text=not only_files,
+            sequences=samples,
+            length=length,
+            seed=seed,
+            skip_positions=skip_positions,
         ),
         propagate=propagate,
         smooth=smooth,
@@ -113,8 +132,8 @@ def quantize(
         rows,
         lines=[f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}", loading],
     )
-    if report["calibration"] is not None and report["calibration"]["note"] is not None:
-        output.notes([report["calibration"]["note"]])
+    if report["calibration"] is not None:
+        output.notes(report["calibration"]["notes"])
     for name, tensor in report["tensors"].items():
         if tensor["fallback"]:
             output.note(f"{name}: rounded to nearest: {tensor['fallback']}")

@@ -19,7 +19,7 @@ from quantkit import registry
 from quantkit.artifacts.journal import Journal
 from quantkit.artifacts.output_paths import resolve
 from quantkit.calibration.compute import Compute, check_device, check_torch
-from quantkit.calibration.samples import Samples
+from quantkit.calibration.samples import Samples, merged
 from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
@@ -37,9 +37,9 @@ from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import QuantizedView, TensorView
 
 if TYPE_CHECKING:
-    from quantkit.pipeline.block_stream import BlockStream
+    from quantkit.pipeline.blocks.block_stream import BlockStream
 
-SAMPLES_STEP = "samples"
+OWN_TEXT_STEP, SAMPLES_STEP = "own-text", "samples"
 
 
 class Quantization:
@@ -215,7 +215,7 @@ class Quantization:
     def _open_stream(self) -> BlockStream:
         import torch  # noqa: PLC0415 - heavy, and round-to-nearest does without it
 
-        from quantkit.pipeline.block_stream import BlockStream  # noqa: PLC0415 - imports torch
+        from quantkit.pipeline.blocks.block_stream import BlockStream  # noqa: PLC0415 - imports torch
 
         return BlockStream(
             self._source,
@@ -239,28 +239,47 @@ class Quantization:
         return {view.name: (view.scheme, self._methods[view.name]) for view in views}
 
     def _samples(self) -> Samples:
-        import torch  # noqa: PLC0415 - heavy, and round-to-nearest does without it
-
-        from quantkit.calibration.sources import calibration_samples  # noqa: PLC0415 - imports torch
-
-        samples, journal, options = self._given, self._journal, self._options.calibration
-        if samples is None:
-            kept = journal.recall(SAMPLES_STEP) if journal is not None and options.file is None else None
-            if kept is not None:
-                self._work.skip(CALIBRATION_TEXT)
-                return decoded_samples(kept)
-            if options.file is None:  # how much a file has is known once it is read
-                tokens = options.sequences * options.length
-                check_memory(self._source.spec, options.sequences, tokens, weighs=self._weighs)
-            samples = calibration_samples(
-                self._source,
-                options,
-                threads=self._compute.threads,
-                device=torch.device(self._compute.device),
-                progress=self._work.stage(CALIBRATION_TEXT),
-            )
+        if self._given is not None:
+            samples = self._given
+        else:
+            samples = self._read_samples()
             coverage = samples.coverage
             check_memory(self._source.spec, coverage.sequences, coverage.tokens, weighs=self._weighs)
+        if self._journal is not None:
+            self._journal.keep(SAMPLES_STEP, encoded_samples(samples))
+        return samples
+
+    def _read_samples(self) -> Samples:
+        """Files first: a bad one is found before anything is generated."""
+        from quantkit.calibration.sources import file_samples  # noqa: PLC0415 - imports torch
+
+        options = self._options.calibration
+        progress = self._work.stage(CALIBRATION_TEXT)
+        made = [file_samples(self._source, options, progress=progress)] if options.files else []
+        if options.own_text:
+            made.append(self._own_samples(progress))
+        return merged(made)
+
+    def _own_samples(self, progress: Progress) -> Samples:
+        """What an earlier run has kept, or generated now."""
+        import torch  # noqa: PLC0415 - heavy, and round-to-nearest does without it
+
+        from quantkit.calibration.sources import own_samples  # noqa: PLC0415 - imports torch
+
+        options, journal = self._options.calibration, self._journal
+        kept = journal.recall(OWN_TEXT_STEP) if journal is not None else None
+        if kept is not None:
+            self._work.skip(CALIBRATION_TEXT)
+            return decoded_samples(kept)
+        own = options.shares()[-1]
+        check_memory(self._source.spec, own, own * options.length, weighs=self._weighs)
+        samples = own_samples(
+            self._source,
+            options,
+            threads=self._compute.threads,
+            device=torch.device(self._compute.device),
+            progress=progress,
+        )
         if journal is not None:
-            journal.keep(SAMPLES_STEP, encoded_samples(samples))
+            journal.keep(OWN_TEXT_STEP, encoded_samples(samples))
         return samples

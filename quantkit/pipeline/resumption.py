@@ -49,7 +49,7 @@ def run_key(
     *,
     given: Samples | None,
 ) -> bytes:
-    """SHA-256 of all that decides the codes, except sequences that are given or read from a file.
+    """SHA-256 of all that decides the codes, except sequences that are given, and what is in calibration files.
 
     Reads every file of the model once. The weights of `source` must lie in its `inputs`.
 
@@ -57,7 +57,7 @@ def run_key(
         source: the dense model.
         wanted: scheme and method of every weight to quantize, by name. A method counts by its name, and by its settings
             where it is a dataclass.
-        options: every field counts; calibration where the model writes its own text.
+        options: every field counts; of calibration, where sequences are given, how many positions are skipped.
         compute: all but the number of threads counts.
         given: sequences that were given.
 
@@ -66,7 +66,6 @@ def run_key(
     """
     choices = {one.name: getattr(options, one.name) for one in fields(options)}
     calibration = choices.pop("calibration")
-    own_text = given is None and calibration.file is None
     facts = {
         "code": _code_digest(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
@@ -75,7 +74,7 @@ def run_key(
         "inputs": source_digest(source.inputs),
         "files": {name: hashlib.sha256(read()).hexdigest() for name, read in source.files.items()},
         "wanted": {name: [scheme.to_json(), _settings(method)] for name, (scheme, method) in wanted.items()},
-        "calibration": asdict(calibration) if own_text else {"skip_positions": calibration.skip_positions},
+        "calibration": repr(calibration if given is None else calibration.skip_positions),
         "options": {name: repr(choice) for name, choice in choices.items() if name != "method"},
         "compute": {"device": compute.device, "bfloat16": compute.in_bfloat16()},
     }
@@ -104,8 +103,12 @@ def _code_files() -> list[Path]:
 
 
 def encoded_samples(samples: Samples) -> bytes:
-    """Coverage and lengths as JSON behind its length, then all token ids."""
-    head = {"coverage": samples.coverage.to_json(), "lengths": [len(x) for x in samples.sequences]}
+    """Coverage, origins and lengths as JSON behind its length, then all token ids."""
+    head = {
+        "coverage": samples.coverage.to_json(),
+        "origins": samples.origins,
+        "lengths": [len(x) for x in samples.sequences],
+    }
     return _headed(head, *(x.astype(TOKEN) for x in samples.sequences))
 
 
@@ -113,7 +116,7 @@ def decoded_samples(data: memoryview) -> Samples:
     """Inverse of `encoded_samples`."""
     head, parts = _Parts.behind_head(data)
     sequences = tuple(parts.take(TOKEN, length).astype(np.int64) for length in head["lengths"])
-    return Samples(sequences, Coverage(**head["coverage"]))
+    return Samples(sequences, tuple(head["origins"]), Coverage.from_json(head["coverage"]))
 
 
 def encoded_block(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from quantkit.calibration.generation_work import generation_work
 from quantkit.calibration.samples import CalibrationOptions, Samples, weighed_tokens
@@ -108,9 +109,9 @@ def _head_weights(spec: ModelSpec) -> int:
 
 
 def _generation(spec: ModelSpec, calibration: CalibrationOptions | Samples) -> float:
-    if not isinstance(calibration, CalibrationOptions) or calibration.file is not None:
+    if not isinstance(calibration, CalibrationOptions) or not calibration.own_text:
         return 0.0
-    return generation_work(spec, calibration)
+    return generation_work(spec, replace(calibration, files=(), sequences=calibration.shares()[-1]))
 
 
 def _fisher(spec: ModelSpec, tokens: int) -> float:

@@ -11,7 +11,8 @@ alone:
 
     D = Q(W diag(s)) diag(1/s) - W,   Σ over layers tr(D H Dᵀ) / tr(W H Wᵀ)
 
-The best a is taken only if it also beats a = 0 on the held-out sequences; nothing is scaled otherwise.
+The best a is taken only if choosing so pays on text that the choice has not seen: every fold is left out in turn, and
+what the others choose must serve it better than none. Nothing is scaled otherwise.
 """
 
 from __future__ import annotations
@@ -99,25 +100,63 @@ def chosen_scales(readers: Readers, *, threads: int = 1) -> InputScales:
         threads: how many to use; the result does not depend on it.
     """
     layers = _layers(readers)
-    cols = layers.rows[0].shape[1]
-    device = readers.fitted[0].device
-    fitted, held_out = (
-        input_statistics(part, cols, threads, device).hessian.cpu().double()
-        for part in (readers.fitted, readers.held_out)
-    )
-    none = InputScales(0.0, None)
-    energy = fitted.diagonal()
-    if not bool(torch.isfinite(fitted).all() and torch.isfinite(held_out).all() and (energy > 0).any()):
-        return none
-    importance = energy / energy.max()
-    magnitude = _magnitude(readers.fitted, len(readers.feeding), layers.head_dim)
-    scales = [layers.before.feasible(_scale(magnitude, step / STEPS)) for step in range(STEPS)]
-    losses = _losses(layers, scales, importance, fitted, threads)
-    best = min(range(STEPS), key=losses.__getitem__)
-    if best == 0:
-        return none
-    plain, smoothed = _losses(layers, (scales[0], scales[best]), importance, held_out, threads)
-    return InputScales(best / STEPS, scales[best].numpy()) if smoothed < plain else none
+    cols, device = layers.rows[0].shape[1], readers.folds[0][0].device
+    hessians = [input_statistics(part, cols, threads, device).hessian.cpu().double() for part in readers.folds]
+    folds = [_Fold(x, H) for x, H in zip(readers.folds, hessians, strict=True)]
+    if not all(torch.isfinite(H).all() for H in hessians) or not any((H.diagonal() > 0).any() for H in hessians):
+        return InputScales(0.0, None)
+    search = _Search(layers, len(readers.feeding), threads)
+    best, scale = search.best(folds)
+    taken = best > 0 and len(folds) > 1 and all(_pays_on(fold, search, folds) for fold in folds)
+    return InputScales(best / STEPS, scale.numpy()) if taken else InputScales(0.0, None)
+
+
+def _pays_on(fold: _Fold, search: _Search, folds: Sequence[_Fold]) -> bool:
+    """Whether the scales that are chosen without a fold serve it better than none."""
+    others = [other for other in folds if other is not fold]
+    if not any(bool((other.hessian.diagonal() > 0).any()) for other in others):
+        return False
+    best, scale = search.best(others)
+    plain, smoothed = search.losses((search.scales(others)[0], scale), others, fold.hessian)
+    return best > 0 and smoothed < plain
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fold:
+    """inputs: as in `Readers`. hessian: theirs, float64."""
+
+    inputs: Sequence[Tensor]
+    hessian: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Over exponents, for layers behind `outputs` outputs."""
+
+    layers: _Layers
+    outputs: int
+    threads: int
+
+    def scales(self, folds: Sequence[_Fold]) -> list[Tensor]:
+        """Of every exponent, by the inputs of these folds."""
+        magnitude = _magnitude([x for fold in folds for x in fold.inputs], self.outputs, self.layers.head_dim)
+        return [self.layers.before.feasible(_scale(magnitude, step / STEPS)) for step in range(STEPS)]
+
+    def best(self, folds: Sequence[_Fold]) -> tuple[int, Tensor]:
+        """The number of the exponent that serves these folds best, and its scales."""
+        scales = self.scales(folds)
+        losses = self.losses(scales, folds, _sum(folds))
+        best = min(range(STEPS), key=losses.__getitem__)
+        return best, scales[best]
+
+    def losses(self, scales: Sequence[Tensor], folds: Sequence[_Fold], hessian: Tensor) -> list[float]:
+        """On inputs of this H, with codes that are chosen by those of the folds."""
+        energy = _sum(folds).diagonal()
+        return _losses(self.layers, scales, energy / energy.max(), hessian, self.threads)
+
+
+def _sum(folds: Sequence[_Fold]) -> Tensor:
+    return torch.stack([fold.hessian for fold in folds]).sum(0)
 
 
 def _layers(readers: Readers) -> _Layers:

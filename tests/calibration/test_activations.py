@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from quantkit.calibration.activations import HiddenStates, Inputs, embedded
-from quantkit.calibration.samples import Samples, make_samples
+from quantkit.calibration.samples import Samples, Source, joined, make_samples
 from quantkit.models.loading import load_block, load_model
 from quantkit.models.spec import Role
 from tests.support.memory import memory_checkpoint, tiny_config
@@ -53,11 +53,11 @@ def test_statistics_are_those_of_what_the_layers_of_the_whole_model_see():
             order += stage.roles
             for role in stage.roles:
                 name = checkpoint.spec.weight_name(layer, role)
-                for x, statistics in zip(seen[name], (stage.fitted, stage.held_out), strict=True):
+                for x, statistics in zip(seen[name], stage.folds, strict=True):
                     expected = x.T @ x
                     assert statistics.tokens == len(x)
                     assert np.abs(statistics.hessian.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
-                assert not stage.drift.fitted.any()  # nothing was quantized: both streams are one
+                assert not any(fold.any() for fold in stage.drift.folds)  # nothing was quantized: both streams are one
         assert order == [Role.Q, Role.K, Role.V, Role.O, Role.GATE, Role.UP, Role.DOWN]
 
 
@@ -81,13 +81,29 @@ def test_statistics_count_positions_by_their_importance():
     importance = [torch.rand(length, 1, generator=random) for length in (16, 9)]  # of the first two of three sequences
     mean = torch.cat([x[2:] for x in importance]).mean()
     inputs, blocks = [], [load_block(checkpoint, 0) for _ in range(3)]
-    for _, (fitted, _) in plain._steps(blocks[0], blocks[1]):
-        inputs.append([x[2:].double() for x in fitted])
+    for _, (states, _) in plain._steps(blocks[0], blocks[1]):
+        inputs.append([x[2:].double() for x in states])
     for x, stage in zip(inputs, weighed.stages(blocks[0], blocks[2], {Role.O: importance}), strict=True):
         counts = [*(part[2:] / mean for part in importance), 1.0] if stage.roles[0] in {Role.Q, Role.O} else [1.0] * 3
-        expected = sum((part * count).T @ part for part, count in zip(x[:2], counts, strict=False))
-        torch.testing.assert_close(stage.fitted.hessian.double(), expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(stage.held_out.hessian.double(), x[2].T @ x[2], rtol=1e-4, atol=1e-5)
+        for part, count, fold in zip(x, counts, stage.folds, strict=True):
+            torch.testing.assert_close(fold.hessian.double(), (part * count).T @ part, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_count_sources_by_their_weights():
+    checkpoint = memory_checkpoint(tiny_config())
+    rows = random_samples(18, 10, 10).sequences
+
+    def first_statistics(weight: float) -> list[torch.Tensor]:
+        parts = [
+            (Source(name="a", kind="text", digest=""), rows[:1]),
+            (Source(name="b", kind="text", digest="", weight=weight), rows[1:]),
+        ]
+        hidden = HiddenStates(checkpoint, joined(parts), skip_positions=2)
+        stage = next(hidden.stages(load_block(checkpoint, 0), load_block(checkpoint, 0)))
+        return [fold.hessian for fold in stage.folds]
+
+    for alike, weighed, factor in zip(first_statistics(1.0), first_statistics(0.5), (4 / 3, 2 / 3), strict=True):
+        torch.testing.assert_close(weighed, alike * factor, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
@@ -96,7 +112,7 @@ def test_an_importance_that_says_nothing_leaves_all_positions_alike(value: float
     hidden, block = HiddenStates(checkpoint, samples), load_block(checkpoint, 0)
     importance = {role: [torch.full((length, 1), value) for length in (16, 9)] for role in (Role.O, Role.DOWN)}
     found, plain = (
-        [stage.fitted.hessian for stage in states.stages(block, load_block(checkpoint, 0), given)]
+        [fold.hessian for stage in states.stages(block, load_block(checkpoint, 0), given) for fold in stage.folds]
         for states, given in ((hidden, importance), (HiddenStates(checkpoint, samples), None))
     )
     assert all(map(torch.equal, found, plain))
@@ -106,7 +122,7 @@ def test_bfloat16_statistics_are_nearly_those_of_float32():
     checkpoint, samples = memory_checkpoint(tiny_config()), random_samples(64, 40)
     block = load_block(checkpoint, 0)
     exactly, nearly = (
-        [stage.fitted.hessian for stage in HiddenStates(checkpoint, samples, bfloat16=half).stages(block, block)]
+        [stage.folds[0].hessian for stage in HiddenStates(checkpoint, samples, bfloat16=half).stages(block, block)]
         for half in (False, True)
     )
     for a, b in list(zip(exactly, nearly, strict=True))[1:]:  # the first layers read a norm's output, which is float32
@@ -122,8 +138,8 @@ def test_two_threads_give_the_same_statistics_as_one():
         block = load_block(checkpoint, 0)
         digests.append([])
         for stage in hidden.stages(block, load_block(checkpoint, 0)):
-            digests[-1] += [stage.fitted.hessian.numpy().tobytes(), stage.held_out.hessian.numpy().tobytes()]
-            digests[-1].append(stage.drift.fitted.numpy().tobytes())
+            digests[-1] += [fold.hessian.numpy().tobytes() for fold in stage.folds]
+            digests[-1] += [fold.numpy().tobytes() for fold in stage.drift.folds]
             block.weight(stage.roles[0]).mul_(0.9)
         digests[-1] += [state.numpy().tobytes() for state in hidden.states]
     assert digests[0] == digests[1]
@@ -141,7 +157,7 @@ def test_drift_is_the_correlation_of_what_a_layer_lacks_with_what_it_sees(skip: 
         if stage.roles == (Role.DOWN,):
             drift, seen = stage.drift, stage
     scale = checkpoint.spec.residual_scale
-    for index, found in enumerate((drift.fitted, drift.held_out)):
+    for index, found in enumerate(drift.folds):
         cos, sin = hidden.rotary[len(before[index])]
         wanted = original(before[index][None], cos, sin)
         mixed = block.self_attn.mix(block.input_layernorm(before[index][None]), cos, sin, None)
@@ -150,7 +166,7 @@ def test_drift_is_the_correlation_of_what_a_layer_lacks_with_what_it_sees(skip: 
         lacking = (wanted[0] - stream) / scale - original.mlp.down_proj(x)
         expected = lacking[skip:].double().T @ x[skip:].double()
         assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-    assert seen.fitted.tokens == 20 - skip
+    assert seen.folds[0].tokens == 20 - skip
 
 
 def test_inputs_of_a_block_are_seen_without_moving() -> None:
@@ -161,9 +177,10 @@ def test_inputs_of_a_block_are_seen_without_moving() -> None:
     stages = list(other.stages(deepcopy(block), block))
     for inputs, stage in zip(ahead, stages, strict=True):
         assert inputs.roles == stage.roles
-        x = torch.cat(inputs.fitted).double()
-        rounding = len(x) * 2.0**-24 * (x.abs().T @ x.abs())  # what float32 products may lose at most
-        assert ((x.T @ x - stage.fitted.hessian).abs() <= rounding).all()
+        for part, fold in zip(inputs.folds, stage.folds, strict=True):
+            x = torch.cat(part).double()
+            rounding = len(x) * 2.0**-24 * (x.abs().T @ x.abs())  # what float32 products may lose at most
+            assert ((x.T @ x - fold.hessian).abs() <= rounding).all()
     hidden.advance(deepcopy(block), block)
     for one, two in zip(hidden.states, other.states, strict=True):
         assert torch.equal(one, two)

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibration.generation import LEAST_SHARE, OwnText, drawn_tokens, generated_samples, own_text
+from quantkit.calibration.generation import LEAST_SHARE, SHORTEST, OwnText, drawn_tokens, generated_samples, own_text
 from quantkit.calibration.generation_work import generation_work, step_work
 from quantkit.calibration.prompts import prompts_digest, read_prompts
-from quantkit.calibration.repetition import SHORTEST
 from quantkit.calibration.samples import CalibrationOptions
 from quantkit.calibration.sources import calibration_samples
 from quantkit.models.checkpoint import Checkpoint
@@ -158,7 +157,8 @@ def test_samples_are_the_same_text(checkpoint: Checkpoint, tokenizer: Tokenizer)
     samples = generated_samples(checkpoint, tokenizer, CalibrationOptions(sequences=4, length=24))
     own = written(checkpoint, tokenizer, 4, 24)
     assert [row.tolist() for row in samples.sequences] == [row.tolist() for row in own.sequences]
-    assert (samples.coverage.source, samples.coverage.digest) == ("generated", own.digest)
+    assert [source.name for source in samples.coverage.sources] == ["own text"]
+    assert samples.coverage.tokens == own.tokens
 
 
 def test_progress_counts_the_work_of_every_step_once(checkpoint: Checkpoint):

@@ -16,7 +16,7 @@ import torch
 
 from quantkit import registry
 from quantkit.calibration.autocast import has_bfloat16_products
-from quantkit.calibration.samples import CalibrationOptions, Samples, make_samples
+from quantkit.calibration.samples import CalibrationFile, CalibrationOptions, Samples, make_samples
 from quantkit.calibration.statistics import LayerStatistics
 from quantkit.errors import BadOption, NonFiniteValues, QuantkitError, UnsupportedSpec, ValueOutOfRange
 from quantkit.models.checkpoint import Checkpoint
@@ -81,12 +81,17 @@ def test_nothing_is_computed_before_a_view_is_read():
         raise AssertionError("read too early")
 
     unread = {name: replace(view, fetch=explode) for name, view in source.weights.items()}
-    quantized(replace(source, weights=unread), INT4, "gptq", calibration=CalibrationOptions(file=Path("absent.txt")))
+    quantized(
+        replace(source, weights=unread),
+        INT4,
+        "gptq",
+        calibration=CalibrationOptions(files=(CalibrationFile(path=Path("absent.txt")),)),
+    )
 
 
 def test_a_bad_calibration_file_is_found_before_any_output_is_begun():
     source = memory_checkpoint(tiny_config())
-    missing = CalibrationOptions(file=Path("absent.txt"), length=32)
+    missing = CalibrationOptions(files=(CalibrationFile(path=Path("absent.txt")),), length=32)
     with pytest.raises(QuantkitError, match=r"absent\.txt|tokenizer\.model"):
         quantized(source, INT4, "gptq", calibration=missing).calibrate()
     quantized(source, INT4, "rtn", calibration=missing).calibrate()
@@ -151,7 +156,7 @@ def codes_by_whole_passes(source: Checkpoint, rows: Samples, spec: AffineGroups)
 
 
 def test_every_layer_is_calibrated_on_the_outputs_of_all_quantized_ones_before_it():
-    source, rows = memory_checkpoint(tiny_config(num_hidden_layers=2)), samples(50, 30)
+    source, rows = memory_checkpoint(tiny_config(num_hidden_layers=2)), samples(250, 230)
     spec = replace(INT4, bits=3)
     plain = {"skip_positions": 0, "propagate": False, "fisher": False, "bfloat16": False}
     run = quantized(source, spec, "gptq", calibration=rows, **plain)
@@ -183,7 +188,7 @@ def test_one_block_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch, fishe
 
         return replace(view, fetch=fetch)
 
-    monkeypatch.setattr("quantkit.pipeline.block_stream.load_block", load_watched)
+    monkeypatch.setattr("quantkit.pipeline.blocks.block_stream.load_block", load_watched)
     monkeypatch.setattr("quantkit.calibration.fisher.load_block", load_watched)
     source = replace(source, weights={name: watched(view) for name, view in source.weights.items()})
     run = quantized(source, INT4, "gptq", calibration=samples(20), fisher=fisher)
@@ -207,12 +212,12 @@ def test_the_report_names_the_precision_of_calibration(wish: bool | None):
 
 
 def test_the_report_says_how_well_it_went():
-    run = quantized(memory_checkpoint(tiny_config()), INT4, "gptq", calibration=samples(40, 30))
+    run = quantized(memory_checkpoint(tiny_config()), INT4, "gptq", calibration=samples(240, 230))
     tensors_of(run.checkpoint)
     report = json.loads(json.dumps(run.report()))
     assert report["method"] == "gptq"
     assert report["scheme"] == INT4.to_json()
-    assert report["calibration"]["tokens"] == 70
+    assert report["calibration"]["tokens"] == 470
     assert list(report["tensors"]) == linear_names(run.checkpoint)
     for entry in report["tensors"].values():
         assert 1e-5 < entry["error"] < 0.02

@@ -208,7 +208,7 @@ def test_kept_weights_are_used_as_they_are_in_front_of_calibrated_ones():
     kept = recipe({"match": "model.layers.[01].*", "keep": True}, {"role": ["q", "k", "v", "o", "gate"], "keep": True})
 
     def codes(rules: Recipe | None, *, propagate: bool) -> np.ndarray:
-        rows = samples(40, 30)
+        rows = samples(240, 230)
         run = quantized(source, INT4, "gptq", recipe=rules, calibration=rows, propagate=propagate)
         return run.checkpoint.weights[up].read().codes
 

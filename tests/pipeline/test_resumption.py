@@ -22,7 +22,7 @@ from quantkit.cli.app import main
 from quantkit.errors import Interrupted, NonFiniteValues, NoSpace
 from quantkit.methods import rtn
 from quantkit.methods.gptq import Gptq
-from quantkit.pipeline.block_stream import BlockStream
+from quantkit.pipeline.blocks.block_stream import BlockStream
 from quantkit.protocols import ExportOptions
 from quantkit.solver.stages import Stages
 from quantkit.tensors.schemes.affine_groups import AffineGroups

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from quantkit.calibration.compute import Compute
-from quantkit.calibration.samples import CalibrationOptions
+from quantkit.calibration.samples import CalibrationFile, CalibrationOptions
 from quantkit.errors import Interrupted
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.runs import quantize
@@ -98,6 +98,6 @@ def test_text_from_a_file_is_read_and_not_generated(tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("A line of text. " * 400)
     told = []
-    options = replace(SHORT, file=text)
+    options = replace(SHORT, files=(CalibrationFile(path=text),), own_text=False)
     run(tmp_path / "int4", lambda *step: told.append((0.0, *step)), calibration=options)
     assert [what for what in stages(told) if what != "writing int4"][:2] == ["reading calibration text", "Fisher pass"]

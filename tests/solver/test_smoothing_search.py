@@ -29,7 +29,7 @@ EVERYTHING = (Role.ATTN_NORM, Role.V, Role.MLP_NORM, Role.UP)
 
 
 def chosen(
-    source: Checkpoint, before: Role, *, scheme: AffineGroups = INT4, **changed: list[torch.Tensor]
+    source: Checkpoint, before: Role, *, scheme: AffineGroups = INT4, **changed: tuple[list[torch.Tensor], ...]
 ) -> InputScales:
     """The choice for block 0, on SEQUENCES."""
     block = load_block(source, 0)
@@ -41,8 +41,7 @@ def chosen(
     layers = (Layer(role, block.weight(role).detach().numpy(), scheme) for role in inputs.roles)
     readers = Readers(
         layers=tuple(layers),
-        fitted=inputs.fitted,
-        held_out=inputs.held_out,
+        folds=inputs.folds,
         feeding=block.weight(before),
         feeding_scheme=None if before in NORM_ROLES else scheme,
         feeding_dtype=weight.dtype,
@@ -61,14 +60,14 @@ def test_scales_are_powers_of_the_mean_inputs_normalised_as_in_the_paper(before:
         for x in HiddenStates(source, SEQUENCES, skip_positions=4).inputs(load_block(source, 0))
         if x.roles == READERS[before]
     )
-    m = torch.cat(inputs.fitted).abs().mean(0).double().numpy()
+    m = torch.cat([x for fold in inputs.folds for x in fold]).abs().mean(0).double().numpy()
     if before is Role.V:  # heads 0, 1 read the first head of v, 2 and 3 the second
         m = m.reshape(2, 2, 16).mean(1).reshape(-1)
     power = m**choice.exponent
     assert choice.scale == pytest.approx(power / np.sqrt(power.max() * power.min()), rel=1e-5)
 
 
-def test_a_gain_that_does_not_carry_over_to_held_out_sequences_is_not_taken() -> None:
+def test_a_gain_that_does_not_carry_over_to_a_fold_left_out_is_not_taken() -> None:
     source = outlier_model()
     fitted, held_out = (
         [torch.from_numpy(np.random.default_rng(seed).standard_normal((200, 64))).float() for _ in range(4)]
@@ -78,16 +77,16 @@ def test_a_gain_that_does_not_carry_over_to_held_out_sequences_is_not_taken() ->
     large[::16], elsewhere[8::16] = 5, 100
     same, other = [x * large for x in held_out], [x * elsewhere for x in held_out]
     fitted = [x * large for x in fitted]
-    assert chosen(source, Role.MLP_NORM, fitted=fitted, held_out=same).exponent > 0
-    assert chosen(source, Role.MLP_NORM, fitted=fitted, held_out=other).scale is None
-    assert chosen(source, Role.MLP_NORM, fitted=fitted, held_out=[]).exponent == 0, "nothing to judge by"
+    assert chosen(source, Role.MLP_NORM, folds=(fitted, same)).exponent > 0
+    assert chosen(source, Role.MLP_NORM, folds=(fitted, other)).scale is None
+    assert chosen(source, Role.MLP_NORM, folds=(fitted,)).exponent == 0, "nothing to judge by"
 
 
 def test_inputs_of_no_use_are_not_smoothed_by() -> None:
     source = outlier_model()
     for value in (np.nan, np.inf, 0.0):
         useless = [torch.full((9, source.spec.hidden_size), value)]
-        found = chosen(source, Role.ATTN_NORM, fitted=useless)
+        found = chosen(source, Role.ATTN_NORM, folds=(useless, useless))
         assert (found.exponent, found.scale) == (0, None)
 
 

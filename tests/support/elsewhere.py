@@ -34,7 +34,7 @@ from quantkit.calibration.sources import calibration_samples
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU
 from quantkit.models.spec import LINEAR_ROLES
-from quantkit.pipeline.block_stream import BlockStream
+from quantkit.pipeline.blocks.block_stream import BlockStream
 from quantkit.registry import method, open_checkpoint
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups

@@ -17,7 +17,7 @@ from quantkit.calibration.samples import CalibrationOptions, Samples, make_sampl
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.methods.gptq import Gptq
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.pipeline.block_stream import BlockStream
+from quantkit.pipeline.blocks.block_stream import BlockStream
 from quantkit.pipeline.quantization import Quantization
 from quantkit.protocols import ExportOptions, Method
 from quantkit.solver.stages import Stages

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import CalibrationOptions, QuantizeOptions, quantize, read_golden, record_golden, verify
+from quantkit import CalibrationFile, CalibrationOptions, QuantizeOptions, quantize, read_golden, record_golden, verify
 from quantkit.errors import BadOption, InconsistentCheckpoint, QuantkitError
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.tiny import write_tiny_checkpoint
@@ -57,7 +57,7 @@ def test_a_text_to_calibrate_on_needs_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some text")
     options = QuantizeOptions(
         scheme=AffineGroups(bits=4, group_size=32),
-        calibration=CalibrationOptions(file=tmp_path / "text.txt", length=32),
+        calibration=CalibrationOptions(files=(CalibrationFile(path=tmp_path / "text.txt"),), own_text=False, length=32),
     )
     with pytest.raises(BadOption, match="no tokenizer, so no text can be read"):
         quantize(model(tmp_path / "model", "none"), tmp_path / "out", options)

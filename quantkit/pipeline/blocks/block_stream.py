@@ -2,7 +2,7 @@
 
 First the block is smoothed (`quantkit.solver.smoothing`): another set of weights for the same function, which takes the
 original's place. Then its linear layers are quantized, those that read the same inputs together
-(`quantkit.pipeline.layer_group`).
+(`quantkit.pipeline.blocks.layer_group`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_block
 from quantkit.models.spec import BLOCKS, NORM_ROLES, Role
 from quantkit.models.torch_model import Block
-from quantkit.pipeline.layer_group import StageSolver, Task
+from quantkit.pipeline.blocks.layer_group import StageSolver
+from quantkit.pipeline.blocks.left_out import Task
 from quantkit.pipeline.resumption import decoded_block, encoded_block
 from quantkit.pipeline.run_work import FISHER, RunWork
 from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
@@ -152,8 +153,7 @@ class BlockStream:
                 Layer(name, original.weight(role).detach().cpu().numpy(), self._wanted[name][0])
                 for role, name in names.items()
             ),
-            fitted=inputs.fitted,
-            held_out=inputs.held_out,
+            folds=inputs.folds,
             feeding=feeding,
             feeding_scheme=None if before in NORM_ROLES else self._wanted[own][0],
             feeding_dtype=self._dtype(before),
@@ -182,6 +182,7 @@ class BlockStream:
             return sensitivities(
                 self._source,
                 self._samples.sequences,
+                counts=self._hidden.counts,
                 skip_positions=self._skip_positions,
                 threads=self._threads,
                 device=self._device,
@@ -199,7 +200,7 @@ class BlockStream:
                 for name, role in zip(parameters, stage.roles, strict=True)
                 if name in self._wanted
             }
-            for name, (tensor, report) in StageSolver(stage, self._threads).quantized(tasks).items():
+            for name, (tensor, report) in StageSolver(stage, self._threads, turn=self.layer).quantized(tasks).items():
                 self.tensors[name], reports[name] = tensor, report
                 parameters[name].copy_(torch.from_numpy(tensor.dequantized()))
             self._work.end_layers(self.layer, stage.roles)
