@@ -185,7 +185,7 @@ class _Pass:
     def _forwards(self, block: Block, states: Sequence[Tensor], tables: Tables) -> list[Tensor]:
         def forwards(x: Tensor) -> Tensor:
             with rounded_products(self.device, bfloat16=self.bfloat16):
-                y, _ = block(x[None], *tables[len(x)])
+                y = block(x[None], *tables[len(x)])
             made: Tensor = y[0]
             return made
 
@@ -226,7 +226,7 @@ class _Pass:
             with torch.inference_mode(mode=False), torch.enable_grad():
                 x = state.clone()[None].requires_grad_()
                 with rounded_products(self.device, bfloat16=self.bfloat16):
-                    y, _ = block(x, *tables[len(state)])
+                    y = block(x, *tables[len(state)])
                 outputs, lengths = zip(*(made.pop((get_ident(), role)) for role in roles), strict=True)
                 before, *found = torch.autograd.grad(y, [x, *outputs], gradient.clone()[None])
                 return before[0], [(g[0].float(), length) for g, length in zip(found, lengths, strict=True)]

@@ -42,11 +42,11 @@ def load_head(checkpoint: Checkpoint) -> tuple[RMSNorm, torch.Tensor]:
     return norm, torch.from_numpy(read_float32(weights[spec.head_name]))
 
 
-def load_model(checkpoint: Checkpoint) -> MiniCPM:
-    """The whole model, in inference mode: 4 bytes of memory per weight."""
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> MiniCPM:
+    """The whole model, in inference mode: 4 bytes of memory per weight, or 2 in bfloat16."""
     with torch.device("meta"):
         model = MiniCPM(checkpoint.spec)
-    model.load_state_dict({name: _tensor(weight) for name, weight in checkpoint.weights.items()}, assign=True)
+    model.load_state_dict({name: _tensor(weight).to(dtype) for name, weight in checkpoint.weights.items()}, assign=True)
     return model.eval().requires_grad_(False)
 
 
