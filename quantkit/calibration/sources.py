@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from quantkit.calibration.folds import MOST
-from quantkit.calibration.generation import generated_samples
+from quantkit.calibration.own_text.generation import own_text
 from quantkit.calibration.samples import (
+    OWN_TEXT,
     CalibrationFile,
     CalibrationOptions,
     Samples,
@@ -43,6 +44,7 @@ def calibration_samples(
     *,
     threads: int = 1,
     device: torch.device = CPU,
+    bfloat16: bool = False,
     progress: Progress | None = None,
 ) -> Samples:
     """Sequences from the files of `options`, joined by what the model writes itself.
@@ -52,7 +54,9 @@ def calibration_samples(
     """
     made = [file_samples(checkpoint, options, progress=progress)] if options.files else []
     if options.own_text:  # files go first: a bad one is found before anything is generated
-        made.append(own_samples(checkpoint, options, threads=threads, device=device, progress=progress))
+        made.append(
+            own_samples(checkpoint, options, threads=threads, device=device, bfloat16=bfloat16, progress=progress)
+        )
     return merged(made)
 
 
@@ -82,18 +86,37 @@ def own_samples(
     *,
     threads: int = 1,
     device: torch.device = CPU,
+    bfloat16: bool = False,
     progress: Progress | None = None,
 ) -> Samples:
     """Own text's share of the sequences, generated on `device`; `progress` is told of tokens that are generated.
 
+    Each kind of text is a source; together they count 1.
+
     Raises:
         BadOption: sequences longer than the model's context.
-        Everything that `find_tokenizer` and `generated_samples` raise.
+        Everything that `find_tokenizer` and `own_text` raise.
     """
     check_context(options, checkpoint.spec)
-    tokenizer = find_tokenizer(checkpoint)
-    own = replace(options, files=(), sequences=options.shares()[-1])
-    return generated_samples(checkpoint, tokenizer, own, threads=threads, device=device, progress=progress)
+    made = own_text(
+        checkpoint,
+        find_tokenizer(checkpoint),
+        options,
+        sequences=options.shares()[-1],
+        threads=threads,
+        device=device,
+        bfloat16=bfloat16,
+        progress=progress,
+    )
+    by_kind: dict[str, list[np.ndarray]] = {}
+    for kind, sequence in zip(made.kinds, made.sequences, strict=True):
+        by_kind.setdefault(kind, []).append(sequence)
+    parts = [
+        (Source(name=f"{OWN_TEXT}: {kind}", kind=kind, digest=made.digest, weight=1 / len(by_kind)), sequences)
+        for kind, sequences in by_kind.items()
+    ]
+    notes = [made.note] if made.note is not None else []
+    return joined(parts, seed=options.seed, own_text=made.in_words(), notes=notes)
 
 
 def _of_files(tokenizer: Tokenizer, options: CalibrationOptions, shares: Sequence[int]) -> tuple[list[Part], list[str]]:

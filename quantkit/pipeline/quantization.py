@@ -93,7 +93,14 @@ class Quantization:
         if compute.device != "cpu":
             check_device(compute.device, method.name, calibrated=self._calibrated)
         text = (samples or options.calibration) if self._calibrated else None
-        self._work = RunWork(source, self._methods, text, fisher=options.fisher, progress=progress)
+        self._work = RunWork(
+            source,
+            self._methods,
+            text,
+            fisher=options.fisher,
+            bfloat16=self._calibrated and compute.in_bfloat16(),
+            progress=progress,
+        )
         self._reports: dict[str, TensorReport] = {}
         self._weight_errors = WeightErrors(source)
         self._stream: BlockStream | None = None
@@ -281,6 +288,7 @@ class Quantization:
             options,
             threads=self._compute.threads,
             device=torch.device(self._compute.device),
+            bfloat16=self._compute.in_bfloat16(),
             progress=progress,
         )
         if journal is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.calibration.prompts import Opening, bundled_openings, plain_text, prompts_digest, read_prompts
+from quantkit.calibration.own_text.prompts import Opening, bundled_openings, plain_text, prompts_digest, read_prompts
 from quantkit.text.tokenizer import Tokenizer, open_tokenizer
 from tests.support.memory import memory_checkpoint, tiny_config
 

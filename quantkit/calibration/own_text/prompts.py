@@ -46,7 +46,7 @@ class Prompts:
 
 def bundled_text() -> str:
     """The file of openings."""
-    return resources.files("quantkit.calibration").joinpath(PROMPTS_FILE).read_text(encoding="utf-8")
+    return resources.files("quantkit.calibration.own_text").joinpath(PROMPTS_FILE).read_text(encoding="utf-8")
 
 
 def prompts_digest() -> str:

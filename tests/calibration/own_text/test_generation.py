@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibration.generation import LEAST_SHARE, SHORTEST, OwnText, drawn_tokens, generated_samples, own_text
-from quantkit.calibration.generation_work import generation_work, step_work
-from quantkit.calibration.prompts import prompts_digest, read_prompts
+from quantkit.calibration.own_text.generation import (
+    LEAST_SHARE,
+    OwnText,
+    drawn_tokens,
+    own_text,
+)
+from quantkit.calibration.own_text.generation_work import generation_work, step_work
+from quantkit.calibration.own_text.prompts import prompts_digest, read_prompts
+from quantkit.calibration.own_text.repetition import SHORTEST
 from quantkit.calibration.samples import CalibrationOptions
 from quantkit.calibration.sources import calibration_samples
 from quantkit.models.checkpoint import Checkpoint
@@ -153,12 +159,20 @@ def test_what_it_covers_is_told_in_words(checkpoint: Checkpoint, tokenizer: Toke
     assert written(checkpoint, NO_TOKENIZER, 1, 8).in_words().startswith("own text: 1 sequence of 1 kind (1 drawn), 8 ")
 
 
-def test_samples_are_the_same_text(checkpoint: Checkpoint, tokenizer: Tokenizer):
-    samples = generated_samples(checkpoint, tokenizer, CalibrationOptions(sequences=4, length=24))
-    own = written(checkpoint, tokenizer, 4, 24)
-    assert [row.tolist() for row in samples.sequences] == [row.tolist() for row in own.sequences]
-    assert [source.name for source in samples.coverage.sources] == ["own text"]
-    assert samples.coverage.tokens == own.tokens
+def test_kinds_are_sources_that_count_1_together(checkpoint: Checkpoint, tokenizer: Tokenizer):
+    samples = calibration_samples(checkpoint, CalibrationOptions(sequences=9, length=16))
+    own = written(checkpoint, tokenizer, 9, 16)
+    sources = samples.coverage.sources
+    assert [source.name for source in sources] == [f"own text: {kind}" for kind in dict.fromkeys(own.kinds)]
+    assert sum(source.weight for source in sources) == pytest.approx(1.0)
+    assert samples.coverage.own_text == own.in_words()
+    for kind, sequence in zip(own.kinds, own.sequences, strict=True):
+        mine = [
+            row.tolist()
+            for row, origin in zip(samples.sequences, samples.origins, strict=True)
+            if sources[origin].name == f"own text: {kind}"
+        ]
+        assert sequence.tolist() in mine
 
 
 def test_progress_counts_the_work_of_every_step_once(checkpoint: Checkpoint):

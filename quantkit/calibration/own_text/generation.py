@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from quantkit.calibration.generation_work import batch_size, generation_work, steps_work
-from quantkit.calibration.prompts import Prompts, prompts_digest, read_prompts
-from quantkit.calibration.samples import OWN_TEXT, CalibrationOptions, Samples, make_samples
+from quantkit.calibration.own_text.generation_work import batch_size, generation_work, steps_work
+from quantkit.calibration.own_text.prompts import Prompts, prompts_digest, read_prompts
+from quantkit.calibration.own_text.repetition import LoopWatch, repeated_tokens
+from quantkit.calibration.samples import CalibrationOptions
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_model
 from quantkit.models.spec import ModelSpec
@@ -37,12 +38,6 @@ LEAST_SHARE = 1e-4
 """Tokens are drawn among those with at least this share of the likeliest one's probability."""
 STRETCH = 512
 """Tokens of the vocabulary whose probabilities are added up first."""
-COPIES, LONGEST_PERIOD, SHORTEST = 3, 64, 24
-"""A repetition is a stretch of at least so many copies of a period of at most so many tokens, and of at least so many
-tokens. Rulers, tables and indentation of ordinary text stay below that."""
-PERIODS = np.arange(1, LONGEST_PERIOD + 1)
-ENOUGH = np.maximum((COPIES - 1) * PERIODS, SHORTEST - PERIODS)
-"""Of each period: so many tokens in a row equal to those one period before them make a repetition."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,29 +120,6 @@ def own_text(
     )
 
 
-def generated_samples(
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer | str,
-    options: CalibrationOptions,
-    *,
-    threads: int = 1,
-    device: torch.device = CPU,
-    progress: Progress | None = None,
-) -> Samples:
-    """`options.sequences` sequences of the model's own text; see `own_text`."""
-    own = own_text(
-        checkpoint,
-        tokenizer,
-        options,
-        sequences=options.sequences,
-        threads=threads,
-        device=device,
-        progress=progress,
-    )
-    notes = [own.note] if own.note is not None else []
-    return make_samples(own.sequences, source=OWN_TEXT, digest=own.digest, seed=options.seed, notes=notes)
-
-
 def _prompt_starts(prompts: Prompts, sequence: int) -> Iterator[Sequence[int]]:
     """The openings of the texts in sequence number `sequence`: kinds take turns, and those of one kind follow."""
     kinds = tuple(prompts.of_kind)
@@ -162,44 +134,6 @@ def _drawn_starts(spec: ModelSpec, seed: int, sequence: int) -> Iterator[Sequenc
     random = np.random.default_rng([seed, sequence, 1])
     while True:
         yield [*first, int(random.integers(spec.vocab_size))]
-
-
-class LoopWatch:
-    """Follows several sequences token by token and tells which of them repeat themselves."""
-
-    def __init__(self, rows: int) -> None:
-        self._equal = np.zeros((rows, LONGEST_PERIOD), np.int64)
-        self._first = np.zeros((rows, 1), np.int64)
-
-    def look(self, ids: np.ndarray, position: int) -> np.ndarray:
-        """Take in the tokens at `position` of ids [rows, length]; whether each row now ends in a repetition."""
-        before = ids[:, max(0, position - LONGEST_PERIOD) : position][:, ::-1]
-        reached = PERIODS[: before.shape[1]]
-        seen = self._equal[:, : len(reached)]
-        seen += 1
-        seen *= (before == ids[:, position, None]) & (reached <= position - self._first)
-        looping: np.ndarray = np.any(self._equal >= ENOUGH, axis=1)
-        return looping
-
-    def begin(self, row: int, position: int) -> None:
-        """Let a new text begin at `position` of this row, which does not repeat what is before it."""
-        self._equal[row] = 0
-        self._first[row] = position
-
-
-def repeated_tokens(sequences: Sequence[np.ndarray]) -> int:
-    """How many tokens of the sequences lie in repetitions."""
-    pieces = [piece for i, ids in enumerate(sequences) for piece in (ids, np.array([-1 - i]))]
-    ids = np.concatenate(pieces)  # a token that occurs nowhere else parts them
-    repeated = np.zeros(len(ids), bool)
-    for period, enough in zip(PERIODS.tolist(), ENOUGH.tolist(), strict=True):
-        equal = np.zeros(len(ids) + 1, np.int8)
-        equal[period + 1 :] = ids[period:] == ids[:-period]
-        edges = np.flatnonzero(np.diff(equal, append=0))
-        for start, stop in edges.reshape(-1, 2):
-            if stop - start >= enough:
-                repeated[start - period : stop] = True
-    return int(repeated.sum())
 
 
 class _Rows:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from quantkit.calibration.generation_work import (
+from quantkit.calibration.own_text.generation_work import (
     LARGEST_BATCH,
     batch_size,
     generation_memory,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quantkit.calibration.generation import COPIES, LONGEST_PERIOD, SHORTEST, LoopWatch, repeated_tokens
+from quantkit.calibration.own_text.repetition import COPIES, LONGEST_PERIOD, SHORTEST, LoopWatch, repeated_tokens
 
 
 def first_loop(ids: list[int]) -> int | None:
