@@ -97,7 +97,7 @@ def commands(inputs: Inputs, folder: Path, python: Path, threads: int) -> dict[s
     ours, theirs = folder / "ours", folder / "theirs"
     run: list[str | Path] = [sys.executable, "-m", "quantkit", "quantize", inputs.model, "--out", ours, "--json"]
     run += ["--method", "gptq", "--bits", str(BITS), "--group-size", str(GROUP), "--threads", str(threads)]
-    run += ["--calibration", inputs.text, "--samples", str(SEQUENCES), "--length", str(LENGTH)]
+    run += ["--calibration", inputs.text, "--only-files", "--samples", str(SEQUENCES), "--length", str(LENGTH)]
     other = gptqmodel_runs.command(
         python, inputs.folded, inputs.tokens, theirs, bits=BITS, group_size=GROUP, options={}
     )

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from quantkit.calibration.autocast import rounded_products
 from quantkit.calibration.drift import Drift
 from quantkit.calibration.folds import fold_names, folds_of, token_weights
 from quantkit.calibration.samples import Samples
-from quantkit.calibration.statistics import LayerStatistics, cross_products, input_statistics
+from quantkit.calibration.statistics import Counted, LayerStatistics, Rows, cross_products, input_statistics
 from quantkit.errors import NonFiniteValues
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, read_float32
@@ -32,6 +33,8 @@ from quantkit.models.spec import EMBEDDING, LayerGroup, ModelSpec, Role
 from quantkit.models.torch_model import Block, rotary_tables
 from quantkit.tensors.views import TensorView
 from quantkit.threads import torch_map
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,37 +162,44 @@ class HiddenStates:
         original: Block,
         weights: list[Tensor | float],
     ) -> Stage:
-        seen = self._each(lambda x, w: x[self.skip_positions :] * w, inputs[0], weights)
+        seen = [Counted(x, self.skip_positions, w) for x, w in zip(inputs[0], weights, strict=True)]
         drift = None
         if self.original and len(self.folds) > 1:
-            moved = self._each(lambda x, y: (x - y)[self.skip_positions :], inputs[1], inputs[0])
-            drift = self._drift(group, moved, seen, original, weights)
-        cols = seen[0].shape[1]
+            drift = self._drift(group, inputs, seen, original, weights)
+        cols = inputs[0][0].shape[1]
         folds = tuple(input_statistics(part, cols, self.threads, self.device) for part in self._split(seen))
         return Stage(group.roles, tuple(self.folds), folds, drift)
 
     def _drift(
         self,
         group: LayerGroup,
-        moved: list[Tensor],
-        seen: list[Tensor],
+        inputs: tuple[list[Tensor], list[Tensor]],
+        seen: list[Counted],
         original: Block,
         weights: list[Tensor | float],
     ) -> Drift:
         """Of the outputs of layers that write to the residual stream; of the inputs of the others."""
+        moved: Sequence[Rows]
         if group.writes:
-            W = original.weight(group.writer)
-            moved = self._each(self._missing(W), moved, self.original, self.states)
-        moved = self._each(torch.mul, moved, weights)
+            missing = self._missing(original.weight(group.writer))
+            moved = self._each(missing, *inputs, self.states, self.original, weights)
+        else:
+            skip, triples = self.skip_positions, zip(*inputs, weights, strict=True)
+            moved = [Counted(wanted, skip, w, minus=x) for x, wanted, w in triples]
         pairs = zip(self._split(moved), self._split(seen), strict=True)
         return Drift(tuple(cross_products(d, x, self.threads) for d, x in pairs), not group.writes)
 
-    def _missing(self, W: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """What the layer's output lacks, the residual stream's own drift included."""
-        skip, scale = self.skip_positions, self.spec.residual_scale
-        return lambda moved, wanted, stream: moved @ W.T + (wanted - stream)[skip:] / scale
+    def _missing(self, W: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | float], Tensor]:
+        """What a layer that writes to the residual stream lacks at its output, the stream's own drift included.
 
-    def _split(self, rows: Sequence[Tensor]) -> list[list[Tensor]]:
+        Of its inputs and the original's, both streams, and what positions count.
+        """
+        skip, scale = self.skip_positions, self.spec.residual_scale
+        return lambda x, wanted, stream, followed, w: (
+            ((wanted - x)[skip:] @ W.T + (followed - stream)[skip:] / scale) * w
+        )
+
+    def _split(self, rows: Sequence[Item]) -> list[list[Item]]:
         """The sequences of every fold."""
         return [[rows[i] for i in fold] for fold in self.folds.values()]
 

@@ -47,23 +47,55 @@ class LayerStatistics:
         return LayerStatistics(self.hessian - part.hessian, self.tokens - part.tokens)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Counted:
+    """(x - y) w of one sequence, without its first tokens: computed piece by piece, and never in memory as a whole.
+
+    x: float32 [tokens, cols]. weight: w, [tokens less the skipped ones, 1] or a number. minus: y, None = 0.
+    """
+
+    x: Tensor
+    skip: int
+    weight: Tensor | float
+    minus: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of all of it."""
+        return max(len(self.x) - self.skip, 0), self.x.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.x.device
+
+    def __getitem__(self, part: tuple[slice, slice]) -> Tensor:
+        tokens, columns = part
+        behind = slice(tokens.start + self.skip, tokens.stop + self.skip), columns
+        values = self.x[behind] if self.minus is None else self.x[behind] - self.minus[behind]
+        return values * (self.weight[tokens] if isinstance(self.weight, Tensor) else self.weight)
+
+
+Rows = Tensor | Counted
+
+
 def input_statistics(
-    inputs: Sequence[Tensor], cols: int, threads: int = 1, device: torch.device = CPU
+    inputs: Sequence[Rows], cols: int, threads: int = 1, device: torch.device = CPU
 ) -> LayerStatistics:
     """Statistics of float32 `inputs`, each [tokens, cols] on `device`."""
     hessian = torch.empty((cols, cols), device=device)
 
     def accumulate(corner: tuple[int, int]) -> None:
         rows, columns = (slice(start, start + PANEL) for start in corner)
-        total = _sum((x[:, rows].T @ x[:, columns] for x in _runs(inputs)), hessian[rows, columns])
+        total = _sum((x[run, rows].T @ x[run, columns] for x, run in _runs(inputs)), hessian[rows, columns])
         hessian[rows, columns] = total
         hessian[columns, rows] = total.T if rows != columns else (total + total.T) / 2
 
     torch_map(accumulate, combinations_with_replacement(range(0, cols, PANEL), 2), threads)
-    return LayerStatistics(hessian, sum(map(len, inputs)))
+    return LayerStatistics(hessian, sum(x.shape[0] for x in inputs))
 
 
-def cross_products(left: Sequence[Tensor], right: Sequence[Tensor], threads: int = 1) -> Tensor:
+def cross_products(left: Sequence[Rows], right: Sequence[Rows], threads: int = 1) -> Tensor:
     """Σ leftᵀ right over pairs (at least one) of float32 [tokens, n] and [tokens, m]: float32 [n, m]."""
     products = torch.empty((left[0].shape[1], right[0].shape[1]), device=left[0].device)
 
@@ -71,7 +103,7 @@ def cross_products(left: Sequence[Tensor], right: Sequence[Tensor], threads: int
         rows, columns = (slice(start, start + PANEL) for start in corner)
         pairs = zip(_runs(left), _runs(right), strict=True)
         panel = products[rows, columns]
-        panel.copy_(_sum((a[:, rows].T @ b[:, columns] for a, b in pairs), panel))
+        panel.copy_(_sum((a[run, rows].T @ b[run, columns] for (a, run), (b, _) in pairs), panel))
 
     torch_map(accumulate, product(*(range(0, size, PANEL) for size in products.shape)), threads)
     return products
@@ -84,7 +116,8 @@ def _sum(parts: Iterable[Tensor], like: Tensor) -> Tensor:
     return total
 
 
-def _runs(sequences: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The sequences in pieces of at most TOKENS tokens."""
+def _runs(sequences: Sequence[Rows]) -> Iterator[tuple[Rows, slice]]:
+    """The sequences in runs of at most TOKENS tokens."""
     for x in sequences:
-        yield from torch.split(x, TOKENS)
+        for start in range(0, x.shape[0], TOKENS):
+            yield x, slice(start, min(start + TOKENS, x.shape[0]))

@@ -24,7 +24,7 @@ def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> i
     Without calibration one tensor is in memory at a time: its float32 values, codes and packed bytes. With it: one
     block in float32 (original and quantized); its Hessians on every fold, of the largest the sum, what is left without
     a fold, and the factorisation's copies; the hidden states of all calibration tokens in both streams, with the widest
-    layer's inputs in either, weighed, and subtracted; what the Fisher pass keeps of every block: hidden states of one
+    layer's inputs in either, and what its outputs lack; what the Fisher pass keeps of every block: hidden states of one
     wave of tokens, one matrix of the outputs' size for its layers, and two numbers per token; and what the allocator
     does not reuse.
     """
@@ -33,7 +33,7 @@ def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> i
         return INTERPRETER_BYTES + max(DENSE_STREAM_BYTES, 10 * max(sizes))
     inputs = input_widths(spec)
     hessians = 4 * (FOLDS * sum(width**2 for width in inputs) + 6 * max(inputs) ** 2)
-    states = 4 * calibration_tokens * (2 * spec.hidden_size + 4 * max(inputs))
+    states = 4 * calibration_tokens * (3 * spec.hidden_size + 2 * max(inputs))
     outputs = [spec.layer_shape(role)[0] for role in spec.weighed_roles]
     wave = min(weighed, WAVE_TOKENS)
     fisher = 4 * (wave * spec.hidden_size + sum(rows**2 for rows in outputs) + 2 * weighed) if weighed else 0
