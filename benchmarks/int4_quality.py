@@ -41,6 +41,7 @@ from benchmarks.first_quality import GOLDEN, GROUP, divergence, held_out_rows
 from benchmarks.int4_results import Results, inputs_of
 from benchmarks.int4_rows import NAMES, Setting, makers
 from benchmarks.text_kinds import text_kinds, write_calibration_file
+from golden.corpus import read_corpus
 from quantkit import registry
 from quantkit.calibration.samples import CalibrationFile, CalibrationOptions
 from quantkit.calibration.sources import calibration_samples
@@ -51,7 +52,7 @@ from quantkit.models.torch_model import MiniCPM
 def prepared(options: argparse.Namespace, folder: Path) -> tuple[Setting, str]:
     """Read the model and the texts; also which kind is calibrated on."""
     checkpoint = registry.open_checkpoint(options.model)
-    kinds = text_kinds(options.text)
+    kinds = text_kinds(read_corpus(), options.text)
     file = folder / f"{kinds.home}.jsonl"
     write_calibration_file(kinds.training, file)
     wanted = CalibrationOptions(sequences=options.sequences)

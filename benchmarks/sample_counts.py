@@ -20,12 +20,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.first_quality import GOLDEN, GROUP, divergence, held_out_rows, ours
 from benchmarks.int4_results import Results, inputs_of
 from benchmarks.text_kinds import text_kinds
+from golden.corpus import read_corpus
 from quantkit.calibration.compute import Compute
 from quantkit.calibration.samples import CalibrationOptions, Samples, joined
 from quantkit.calibration.sources import calibration_samples
@@ -35,6 +37,9 @@ from quantkit.models.torch_model import MiniCPM
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.quantization import Quantization
 from quantkit.registry import open_checkpoint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BITS = 4
 RTN = 0
@@ -61,7 +66,7 @@ class Subject:
 
 def subjects(models: Sequence[Path], count: int) -> Iterator[Subject]:
     """Every model with the same held-out text."""
-    kinds = text_kinds()
+    kinds = text_kinds(read_corpus())
     for model in models:
         rows = {kind: held_out_rows(model, found, count) for kind, found in kinds.measured.items()}
         path = model.resolve()
@@ -126,9 +131,9 @@ def table(found: Sequence[Subject], counts: Sequence[int], results: Results) -> 
             yield f"| {subject.name} | {count} | {cells} | {own + figure['seconds']:.0f}, {own:.0f} |"
 
 
-def draw(found: Sequence[Subject], counts: Sequence[int], results: Results, out: Path) -> None:
-    """Draw the table, a panel per model, and mark the default."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and only the picture needs it
+def drawn(found: Sequence[Subject], counts: Sequence[int], results: Results) -> Figure:
+    """The table as a picture, a panel per model, with the default marked."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and the table does without it
 
     figure = Figure(figsize=(4.2 * len(found), 3.6), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
@@ -140,14 +145,13 @@ def draw(found: Sequence[Subject], counts: Sequence[int], results: Results, out:
         panel.axvline(default, color="0.6", linestyle=":", label=f"default: {default}")
         panel.set_xscale("log", base=2)
         panel.set_xticks(counts, [str(count) for count in counts])
-        panel.set_ylim(bottom=0)
         panel.set_title(subject.name, fontsize=10)
         panel.set_xlabel("sequences of own text")
         panel.grid(color="0.9")
+    panels[0].set_ylim(bottom=0)  # behind all curves: the panels share it
     panels[0].set_ylabel("KL / KL of round to nearest")
     panels[0].legend(fontsize=8, loc="lower left")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    return figure
 
 
 def parsed() -> argparse.Namespace:
@@ -173,7 +177,8 @@ def main() -> int:
     for subject in found:
         measure(subject, counts, options.threads, results)
     print("\n" + "\n".join(table(found, counts, results)))
-    draw(found, counts, results, options.out)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    drawn(found, counts, results).savefig(options.out, metadata={"Software": None})
     print(f"\n{options.out}")
     return 0
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from golden.corpus import Document, read_corpus, read_text, split_corpus
+from golden.corpus import Document, read_text, split_corpus
 
 PYTHON, C = "python", "C"
 RECORD_CHARS = 1 << 13
@@ -32,16 +32,19 @@ class TextKinds:
     measured: Mapping[str, Sequence[Document]]
 
 
-def text_kinds(file: Path | None = None) -> TextKinds:
-    """The golden models' prose, or the UTF-8 text of `file`, and the kinds that this machine has beside it."""
-    corpus = split_corpus(read_corpus())
+def text_kinds(corpus: Iterable[Document], file: Path | None = None) -> TextKinds:
+    """The prose of the golden models' corpus, or the UTF-8 text of `file`; and the kinds that this machine has.
+
+    A kind of which this machine has nothing is left out.
+    """
+    sides = split_corpus(corpus)
     if file is None:
-        training, held_out = ([item for item in side if item.kind == "prose"] for side in corpus)
+        training, held_out = ([item for item in side if item.kind == "prose"] for side in sides)
         home = "prose"
     else:
         training, held_out = split_corpus(read_text(file))
         home = "text"
-    sources = [item for item in corpus[1] if item.kind == "source"]
+    sources = [item for item in sides[1] if item.kind == "source"]
     found = {home: held_out, PYTHON: sources, C: list(headers(HEADER_FOLDERS))}
     return TextKinds(home, training, {kind: documents for kind, documents in found.items() if documents})
 

@@ -13,10 +13,11 @@ pytest.importorskip("torch", reason="the benchmarks run models, which needs the 
 from benchmarks.int4_quality import is_wanted
 from benchmarks.int4_results import Results
 from benchmarks.int4_rows import NAMES
-from benchmarks.sample_counts import first
-from benchmarks.text_kinds import HEADER_CHARS, MOST_HEADERS, TextKinds, headers, text_kinds, write_calibration_file
-from golden.corpus import TEXT_RUN_CHARS, Document
+from benchmarks.sample_counts import BITS, RTN, Subject, drawn, first
+from benchmarks.text_kinds import HEADER_CHARS, MOST_HEADERS, headers, text_kinds, write_calibration_file
+from golden.corpus import TEXT_RUN_CHARS, Document, read_corpus
 from quantkit.calibration.samples import Source, joined
+from quantkit.registry import open_checkpoint
 
 KINDS = ("prose", "python", "C")
 INPUTS = {"held out": dict.fromkeys(KINDS)}
@@ -113,11 +114,12 @@ def test_rows_are_chosen_by_name_or_by_a_part_of_one():
 
 
 @pytest.fixture(scope="module")
-def kinds() -> TextKinds:
-    return text_kinds()
+def corpus() -> list[Document]:
+    return read_corpus()
 
 
-def test_what_is_measured_is_neither_calibrated_on_nor_trained_on(kinds: TextKinds):
+def test_what_is_measured_is_neither_calibrated_on_nor_trained_on(corpus: list[Document]):
+    kinds = text_kinds(corpus)
     assert kinds.home == "prose"
     assert {item.kind for item in kinds.training} == {"prose"}
     assert not any(item.held_out for item in kinds.training)
@@ -126,16 +128,16 @@ def test_what_is_measured_is_neither_calibrated_on_nor_trained_on(kinds: TextKin
     assert {item.module for item in kinds.training}.isdisjoint(item.module for item in kinds.measured["python"])
 
 
-def test_another_text_takes_the_place_of_our_prose(kinds: TextKinds, tmp_path: Path):
+def test_another_text_takes_the_place_of_our_prose(corpus: list[Document], tmp_path: Path):
     file = tmp_path / "text.txt"
     file.write_text("".join(f"Line {number} of a text.\n" for number in range(TEXT_RUN_CHARS)), encoding="utf-8")
-    found = text_kinds(file)
+    found = text_kinds(corpus, file)
     assert found.home == "text"
     sides = (found.training, found.measured["text"])
     training, measured = ({line for item in side for line in item.text.splitlines()} for side in sides)
     assert training.isdisjoint(measured)
     assert len(training | measured) == TEXT_RUN_CHARS
-    assert found.measured["python"] == kinds.measured["python"]
+    assert found.measured["python"] == text_kinds(corpus).measured["python"]
 
 
 def test_headers_are_taken_from_all_folders_and_none_is_all_of_it(tmp_path: Path):
@@ -170,3 +172,21 @@ def test_the_first_sequences_keep_their_sources():
     assert [source.name for source in taken.coverage.sources] == ["a", "b"]
     assert all(row[0] // 10 == origin for row, origin in zip(taken.sequences, taken.origins, strict=True))
     assert taken.coverage.seed == 3
+
+
+def test_every_curve_lies_within_its_panel(golden_model: Path):
+    pytest.importorskip("matplotlib", reason="the picture needs the extra quantkit[benchmarks]")
+    results, counts = Results(None, INPUTS), (8, 32)
+    found = [Subject(name, open_checkpoint(golden_model), {}) for name in ("low", "high")]
+    for subject, height in zip(found, (0.1, 0.7), strict=True):
+        for count in (RTN, *counts):
+            kl = 1.0 if count == RTN else height + 1 / count
+            results.add(BITS, subject.row(count), {"kl": dict.fromkeys(KINDS, kl)})
+    panels = drawn(found, counts, results).axes
+    for panel, height in zip(panels, (0.1, 0.7), strict=True):
+        curves = [line for line in panel.lines if len(line.get_ydata()) == len(counts) and line.get_marker() == "o"]
+        assert len(curves) == len(KINDS)
+        low, high = panel.get_ylim()
+        for curve in curves:
+            np.testing.assert_allclose(curve.get_ydata(), [height + 1 / 8, height + 1 / 32])
+            assert low <= min(curve.get_ydata()) <= max(curve.get_ydata()) <= high
