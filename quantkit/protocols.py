@@ -48,18 +48,21 @@ class TensorReport:
     error: ||(W - Q) X||^2 / ||W X||^2 over the calibration inputs (||W - Q||^2 / ||W||^2 without them).
     error_of_rounding: the same for round-to-nearest, where the method compared itself with it.
     strength: how far the weights were moved to make up for earlier layers, 0 to 1; None when that was not tried.
-    left_out: the error, on a source that was left out, of codes chosen without it; None when that was not tried.
     fallback: None, or why the method's result was given up for round-to-nearest.
     smoothing: exponent of the input scales (`quantkit.solver.smoothing_search`), 0 where none did better; None when
         that was not tried.
+    left_out: what the error was measured on once more, None where it was not: on these sources it was `error_without`
+        for codes that were chosen without them, and `error_with` for the codes as they are.
     """
 
     error: float
     error_of_rounding: float | None = None
     strength: float | None = None
-    left_out: float | None = None
     fallback: str | None = None
     smoothing: float | None = None
+    left_out: str | None = None
+    error_without: float | None = None
+    error_with: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +148,11 @@ class Method(Protocol):
     @property
     def scales_inputs(self) -> bool:
         """Whether `input_scales` is asked for where the user does not say."""
+        ...
+
+    @property
+    def choices(self) -> tuple[Method, ...]:
+        """Itself in the settings among which sources that are left out choose, the usual ones first."""
         ...
 
     def input_scales(self, readers: Readers, *, threads: int = 1) -> InputScales:

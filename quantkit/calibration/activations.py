@@ -38,11 +38,12 @@ from quantkit.threads import torch_map
 class Stage:
     """Linear layers that read the same inputs.
 
-    folds: statistics of the inputs of every fold (`quantkit.calibration.folds`).
+    names, folds: what is in every fold (`quantkit.calibration.folds`), and statistics of its inputs.
     drift: None when the original stream is not followed, or there is no second fold to judge by.
     """
 
     roles: tuple[Role, ...]
+    names: tuple[str, ...]
     folds: tuple[LayerStatistics, ...]
     drift: Drift | None
 
@@ -165,7 +166,7 @@ class HiddenStates:
             drift = self._drift(group, moved, seen, original, weights)
         cols = seen[0].shape[1]
         folds = tuple(input_statistics(part, cols, self.threads, self.device) for part in self._split(seen))
-        return Stage(group.roles, folds, drift)
+        return Stage(group.roles, tuple(self.folds), folds, drift)
 
     def _drift(
         self,

@@ -38,9 +38,9 @@ from quantkit.calibration.autocast import rounded_products
 from quantkit.calibration.samples import WAVE_TOKENS, weighed_tokens
 from quantkit.calibration.statistics import input_statistics
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.loading import CPU, load_block, read_float32
-from quantkit.models.spec import FINAL_NORM, Role
-from quantkit.models.torch_model import Block, RMSNorm, rotary_tables
+from quantkit.models.loading import CPU, load_block, load_head
+from quantkit.models.spec import Role
+from quantkit.models.torch_model import Block, rotary_tables
 from quantkit.progress import Progress, unwatched
 from quantkit.threads import torch_map
 
@@ -185,7 +185,7 @@ class _Pass:
     def _forwards(self, block: Block, states: Sequence[Tensor], tables: Tables) -> list[Tensor]:
         def forwards(x: Tensor) -> Tensor:
             with rounded_products(self.device, bfloat16=self.bfloat16):
-                y, _ = block(x[None], *tables[len(x)])
+                y = block(x[None], *tables[len(x)])
             made: Tensor = y[0]
             return made
 
@@ -193,12 +193,10 @@ class _Pass:
 
     def _of_logits(self, states: Sequence[Tensor], first: int) -> list[Tensor]:
         """Random v at the logits of every sequence, sent back to the residual stream after all blocks."""
-        spec, weights = self.checkpoint.spec, self.checkpoint.weights
-        norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        norm.weight.copy_(torch.from_numpy(read_float32(weights[FINAL_NORM])))
-        norm = norm.to(self.device).requires_grad_(False)
-        dtype = torch.bfloat16 if self.bfloat16 else torch.float32
-        head = torch.from_numpy(read_float32(weights[spec.head_name])).to(self.device, dtype)
+        spec = self.checkpoint.spec
+        norm, head = load_head(self.checkpoint)
+        norm = norm.to(self.device)
+        head = head.to(self.device, torch.bfloat16 if self.bfloat16 else torch.float32)
 
         def backwards(numbered: tuple[int, Tensor]) -> Tensor:
             number, x = numbered
@@ -228,7 +226,7 @@ class _Pass:
             with torch.inference_mode(mode=False), torch.enable_grad():
                 x = state.clone()[None].requires_grad_()
                 with rounded_products(self.device, bfloat16=self.bfloat16):
-                    y, _ = block(x, *tables[len(state)])
+                    y = block(x, *tables[len(state)])
                 outputs, lengths = zip(*(made.pop((get_ident(), role)) for role in roles), strict=True)
                 before, *found = torch.autograd.grad(y, [x, *outputs], gradient.clone()[None])
                 return before[0], [(g[0].float(), length) for g, length in zip(found, lengths, strict=True)]

@@ -71,7 +71,7 @@ class CalibrationOptions:
 
     files: tuple[CalibrationFile, ...] = ()
     own_text: bool = True
-    sequences: int = 32
+    sequences: int = 128
     length: int = 512
     seed: int = 0
     skip_positions: int = 4
@@ -141,7 +141,7 @@ class Source:
 class Coverage:
     """What a model was calibrated on, as the manifest records it.
 
-    notes: lines about what is not as it should be.
+    own_text: a line about what the model wrote itself. notes: lines about what is not as it should be.
     """
 
     sources: tuple[Source, ...]
@@ -150,6 +150,7 @@ class Coverage:
     longest: int
     distinct_tokens: int
     seed: int | None = None
+    own_text: str | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -184,7 +185,11 @@ def make_samples(
 
 
 def joined(
-    parts: Sequence[tuple[Source, Sequence[np.ndarray]]], *, seed: int | None = None, notes: Sequence[str] = ()
+    parts: Sequence[tuple[Source, Sequence[np.ndarray]]],
+    *,
+    seed: int | None = None,
+    own_text: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Samples:
     """All sequences of several sources, mixed evenly: the first so many of them are of all sources as well."""
     places = sorted(
@@ -200,6 +205,7 @@ def joined(
         longest=max(map(len, mixed)),
         distinct_tokens=_distinct(mixed),
         seed=seed,
+        own_text=own_text,
         notes=tuple(notes),
     )
     return Samples(mixed, tuple(origin for _, origin, _ in places), coverage)
@@ -212,9 +218,13 @@ def merged(made: Sequence[Samples]) -> Samples:
         for samples in made
         for number, source in enumerate(samples.coverage.sources)
     ]
-    seeds = [samples.coverage.seed for samples in made if samples.coverage.seed is not None]
-    notes = [note for samples in made for note in samples.coverage.notes]
-    return joined(parts, seed=seeds[0] if seeds else None, notes=notes)
+    coverages = [samples.coverage for samples in made]
+    return joined(
+        parts,
+        seed=next((coverage.seed for coverage in coverages if coverage.seed is not None), None),
+        own_text=next((coverage.own_text for coverage in coverages if coverage.own_text is not None), None),
+        notes=[note for coverage in coverages for note in coverage.notes],
+    )
 
 
 def _described(source: Source, sequences: Sequence[np.ndarray]) -> Source:

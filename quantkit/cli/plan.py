@@ -23,7 +23,7 @@ def plan(
     group_size: GroupSize = 128,
     symmetric: Symmetric = True,
     recipe: Recipe = None,
-    samples: Samples = 32,
+    samples: Samples = 128,
     length: Length = 512,
     arch: Arch = "native",
     target: Target = None,

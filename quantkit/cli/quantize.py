@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,7 +48,7 @@ def quantize(
         bool,
         typer.Option("--only-files", help="Calibrate on the files alone: good for text like theirs, worse for others."),
     ] = False,
-    samples: Samples = 32,
+    samples: Samples = 128,
     length: Length = 512,
     skip_positions: Annotated[
         int, typer.Option("--skip-positions", min=0, help="Tokens at the start of every sequence left out (P-GPTQ).")
@@ -130,10 +131,28 @@ def quantize(
     output.result(
         {"path": str(out), "size": done.size, "loads_in": loading, "report": report},
         rows,
-        lines=[f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}", loading],
+        lines=[
+            f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}",
+            loading,
+            *_calibration_lines(report["calibration"]),
+        ],
     )
     if report["calibration"] is not None:
         output.notes(report["calibration"]["notes"])
     for name, tensor in report["tensors"].items():
         if tensor["fallback"]:
             output.note(f"{name}: rounded to nearest: {tensor['fallback']}")
+
+
+def _calibration_lines(calibration: Mapping[str, Any] | None) -> Iterator[str]:
+    """What was calibrated on, and how much error is left on each source, with it and without it."""
+    if calibration is None:
+        return
+    if calibration["own_text"] is not None:
+        yield calibration["own_text"]
+    for source in calibration["sources"]:
+        lost = "" if source["kl"] is None else f", KL {source['kl']:.1e}"
+        yield f"{source['name']}: {source['sequences']:,} sequences, {source['tokens']:,} tokens{lost}"
+    for name, errors in calibration["left_out"].items():
+        with_it, without = errors["error_with"], errors["error_without"]
+        yield f"error of layers on {name}: {with_it:.2e}; {without:.2e} for codes chosen without it"

@@ -27,6 +27,11 @@ class ActivationAware:
     weighs_outputs = False
     scales_inputs = True
 
+    @property
+    def choices(self) -> tuple[Method, ...]:
+        """See `quantkit.protocols.Method`."""
+        return (self,)
+
     def input_scales(self, readers: Readers, *, threads: int = 1) -> InputScales:
         """See `quantkit.protocols.Method`: the exponent of the inputs' mean size that serves the layers best."""
         from quantkit.solver.smoothing_search import chosen_scales  # noqa: PLC0415 - imports torch

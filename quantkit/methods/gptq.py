@@ -20,7 +20,7 @@ The work is done in `quantkit.solver.solve`, which needs torch; to plan with a m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Gptq:
-    """The method and its stages; see the module's docstring. All off, damping 0.01, is the textbook's algorithm."""
+    """The method and its stages; see the module's docstring. All off, damping 0.01, is the textbook's algorithm.
+
+    dampings: what else `Stages.damping` may be, where that serves sources that are left out better.
+    """
 
     name: str = field(default="gptq", init=False)
     summary: str = field(default="searched grids, error feedback, coordinate descent: needs calibration", init=False)
@@ -42,6 +45,13 @@ class Gptq:
     scales_inputs: bool = field(default=False, init=False)
 
     stages: Stages = field(default_factory=Stages)
+    dampings: tuple[float, ...] = ()
+
+    @property
+    def choices(self) -> tuple[Method, ...]:
+        """See `quantkit.protocols.Method`: other dampings, where the settings name some."""
+        others = (replace(self.stages, damping=damping) for damping in self.dampings)
+        return self, *(Gptq(stages) for stages in others)
 
     def input_scales(self, readers: Readers, *, threads: int = 1) -> InputScales:
         """See `quantkit.protocols.Method`: AWQ's, where the user asks for them."""
@@ -69,4 +79,4 @@ class Gptq:
         )
 
 
-METHOD: Method = Gptq()
+METHOD: Method = Gptq(dampings=(0.3,))

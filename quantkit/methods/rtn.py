@@ -29,6 +29,11 @@ class RoundToNearest:
     weighs_outputs = False
     scales_inputs = False
 
+    @property
+    def choices(self) -> tuple[Method, ...]:
+        """See `quantkit.protocols.Method`."""
+        return (self,)
+
     def input_scales(self, readers: Readers, *, threads: int = 1) -> InputScales:
         """See `quantkit.protocols.Method`; raises `BadOption`, because nothing is known of the inputs."""
         raise BadOption("rtn is not calibrated, so there is nothing to scale inputs by")

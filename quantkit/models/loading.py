@@ -9,8 +9,8 @@ import torch
 
 from quantkit.errors import NonFiniteValues
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import architecture
-from quantkit.models.torch_model import Block, MiniCPM
+from quantkit.models.spec import FINAL_NORM, architecture
+from quantkit.models.torch_model import Block, MiniCPM, RMSNorm
 from quantkit.tensors.views import BFLOAT16, QuantizedView, Weight
 
 CPU = torch.device("cpu")
@@ -34,11 +34,19 @@ def load_block(checkpoint: Checkpoint, layer: int) -> Block:
     return block.eval().requires_grad_(False)
 
 
-def load_model(checkpoint: Checkpoint) -> MiniCPM:
-    """The whole model, in inference mode: 4 bytes of memory per weight."""
+def load_head(checkpoint: Checkpoint) -> tuple[RMSNorm, torch.Tensor]:
+    """The last norm, and the head's weight, float32 [vocab, hidden]: what turns hidden states into logits."""
+    spec, weights = checkpoint.spec, checkpoint.weights
+    norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps).requires_grad_(False)
+    norm.weight.copy_(torch.from_numpy(read_float32(weights[FINAL_NORM])))
+    return norm, torch.from_numpy(read_float32(weights[spec.head_name]))
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> MiniCPM:
+    """The whole model, in inference mode: 4 bytes of memory per weight, or 2 in bfloat16."""
     with torch.device("meta"):
         model = MiniCPM(checkpoint.spec)
-    model.load_state_dict({name: _tensor(weight) for name, weight in checkpoint.weights.items()}, assign=True)
+    model.load_state_dict({name: _tensor(weight).to(dtype) for name, weight in checkpoint.weights.items()}, assign=True)
     return model.eval().requires_grad_(False)
 
 

@@ -9,8 +9,7 @@ embedding in float32, LongRoPE frequencies as (position * 1/factor) * inv_freq i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,15 +20,31 @@ from quantkit.models.spec import ModelSpec, Role, architecture
 
 
 @dataclass(slots=True)
-class Cache:
-    """Keys and values of every block so far: one pair [batch, kv_heads, past, head_dim] per block."""
+class KeysAndValues:
+    """What a block's attention has seen: keys and values [batch, kv_heads, room, head_dim], filled up to `length`."""
 
-    blocks: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep those of further positions [batch, kv_heads, time, head_dim], in place; views of all so far."""
+        start, self.length = self.length, self.length + keys.shape[2]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+@dataclass(slots=True)
+class Cache:
+    """Keys and values of every block, with room for as many positions as were asked for."""
+
+    blocks: list[KeysAndValues]
 
     @property
     def length(self) -> int:
         """Number of positions held."""
-        return 0 if not self.blocks or self.blocks[0] is None else self.blocks[0][0].shape[2]
+        return self.blocks[0].length
 
 
 class RMSNorm(nn.Module):
@@ -79,26 +94,19 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(queries, spec.hidden_size, bias=False)
         self.head_dim = spec.head_dim
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Attend from x [batch, time, hidden] to `past` and itself.
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: KeysAndValues | None) -> Tensor:
+        """Attend from x [batch, time, hidden] to `past` and itself: the output [batch, time, hidden].
 
         Args:
             x: normalized residual states.
             cos: float32 [time, head_dim] of these positions; `sin` likewise.
             sin: see `cos`.
-            past: keys and values [batch, kv_heads, past, head_dim] of earlier positions, or None.
-
-        Returns:
-            The output [batch, time, hidden], and keys and values including `past`.
+            past: keys and values of earlier positions, to which those of x are added; None = there are none.
         """
-        mixed, present = self.mix(x, cos, sin, past)
-        return self.o_proj(mixed), present
+        mixed: Tensor = self.o_proj(self.mix(x, cos, sin, past))
+        return mixed
 
-    def mix(
-        self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def mix(self, x: Tensor, cos: Tensor, sin: Tensor, past: KeysAndValues | None) -> Tensor:
         """As `forward`, but with the input of o_proj [batch, time, heads * head_dim] in place of its output."""
         batch, time, _ = x.shape
         q, k, v = (
@@ -107,14 +115,18 @@ class Attention(nn.Module):
         )
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+            k, v = past.extended(k, v)
+        if time == 1:  # heads that share keys are rows of one product
+            q = q.reshape(batch, k.shape[1], -1, self.head_dim)
+            mixed = functional.scaled_dot_product_attention(q, k, v)
+            return mixed.reshape(batch, 1, -1)
         mask = None
-        if past is not None:
+        if k.shape[2] > time:
             mask = torch.ones(time, k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - time)
         mixed = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
         )
-        return mixed.transpose(1, 2).reshape(batch, time, -1), (k, v)
+        return mixed.transpose(1, 2).reshape(batch, time, -1)
 
 
 class MLP(nn.Module):
@@ -152,13 +164,11 @@ class Block(nn.Module):
         self.mlp = MLP(spec)
         self.residual_scale = spec.residual_scale
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Residual states x [batch, time, hidden] after this block, and its keys and values; see `Attention`."""
-        mixed, present = self.self_attn(self.input_layernorm(x), cos, sin, past)
-        x = x + mixed * self.residual_scale
-        return x + self.mlp(self.post_attention_layernorm(x)) * self.residual_scale, present
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: KeysAndValues | None = None) -> Tensor:
+        """Residual states x [batch, time, hidden] after this block; see `Attention`."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past) * self.residual_scale
+        after: Tensor = x + self.mlp(self.post_attention_layernorm(x)) * self.residual_scale
+        return after
 
     def reads(self, group: int, x: Tensor, before: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """What the layers of a group read, float32 [time, columns], for one sequence.
@@ -172,7 +182,7 @@ class Block(nn.Module):
         if group == 0:
             read = self.input_layernorm(x)
         elif group == 1:
-            read = self.self_attn.mix(before[None], *rotary, None)[0][0]
+            read = self.self_attn.mix(before[None], *rotary, None)[0]
         elif group == 2:
             read = self.post_attention_layernorm(x)
         else:
@@ -209,19 +219,24 @@ class MiniCPM(nn.Module):
         if not spec.tie_word_embeddings:
             self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits of every position; with a `cache`, `ids` continue it and it grows in place."""
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of every position."""
+        return self.head(self.states(ids))
+
+    def states(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Residual states [batch, time, hidden] behind the last block; with a `cache`, `ids` continue it."""
         past = cache.length if cache is not None else 0
         cos, sin = rotary_tables(self.spec, past, past + ids.shape[1], ids.device)
-        x = self.model.embed_tokens(ids) * self.spec.scale_emb
-        presents: list[tuple[Tensor, Tensor] | None] = []
-        blocks: Sequence[tuple[Tensor, Tensor] | None] = cache.blocks if cache is not None else ()
+        x: Tensor = self.model.embed_tokens(ids) * self.spec.scale_emb
         for index, block in enumerate(self.model.layers):
-            x, present = block(x, cos, sin, blocks[index] if blocks else None)
-            presents.append(present)
-        if cache is not None:
-            cache.blocks = presents
-        return self.head(x)
+            x = block(x, cos, sin, cache.blocks[index] if cache is not None else None)
+        return x
+
+    def cache(self, batch: int, room: int) -> Cache:
+        """An empty cache for `room` positions of `batch` sequences, in the dtype and on the device of the weights."""
+        like = self.model.embed_tokens.weight
+        shape = (batch, self.spec.num_key_value_heads, room, self.spec.head_dim)
+        return Cache([KeysAndValues(like.new_empty(shape), like.new_empty(shape)) for _ in self.model.layers])
 
     def head(self, x: Tensor) -> Tensor:
         """Float32 logits of residual states x [..., hidden]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quantkit.calibration.folds import FOLDS
 from quantkit.calibration.samples import WAVE_TOKENS, weighed_tokens
 from quantkit.errors import BadOption
 from quantkit.memory import machine_memory
@@ -18,16 +19,17 @@ def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> i
     """Estimated peak resident bytes of the quantization step.
 
     Without calibration one tensor is in memory at a time: its float32 values, codes and packed bytes. With it: one
-    block in float32 (original and quantized); its Hessians on fitting and held-out text, of the largest the sum and the
-    factorisation's copies; the hidden states of all calibration tokens in both streams, with the widest layer's inputs
-    in either, weighed, and subtracted; what the Fisher pass keeps of every block: hidden states of one wave of tokens,
-    one matrix of the outputs' size for its layers, and two numbers per token; and what the allocator does not reuse.
+    block in float32 (original and quantized); its Hessians on every fold, of the largest the sum, what is left without
+    a fold, and the factorisation's copies; the hidden states of all calibration tokens in both streams, with the widest
+    layer's inputs in either, weighed, and subtracted; what the Fisher pass keeps of every block: hidden states of one
+    wave of tokens, one matrix of the outputs' size for its layers, and two numbers per token; and what the allocator
+    does not reuse.
     """
     sizes = [rows * cols for rows, cols in matrices(spec)]
     if not calibration_tokens:
         return INTERPRETER_BYTES + max(DENSE_STREAM_BYTES, 10 * max(sizes))
     inputs = input_widths(spec)
-    hessians = 4 * (2 * sum(width**2 for width in inputs) + 6 * max(inputs) ** 2)
+    hessians = 4 * (FOLDS * sum(width**2 for width in inputs) + 6 * max(inputs) ** 2)
     states = 4 * calibration_tokens * (2 * spec.hidden_size + 4 * max(inputs))
     outputs = [spec.layer_shape(role)[0] for role in spec.weighed_roles]
     wave = min(weighed, WAVE_TOKENS)

@@ -28,6 +28,7 @@ from quantkit.pipeline.peak_memory import check_memory
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
+from quantkit.pipeline.source_report import source_reports
 from quantkit.pipeline.weight_errors import WeightErrors
 from quantkit.progress import Progress
 from quantkit.protocols import Layer, Method, TensorReport
@@ -92,7 +93,14 @@ class Quantization:
         if compute.device != "cpu":
             check_device(compute.device, method.name, calibrated=self._calibrated)
         text = (samples or options.calibration) if self._calibrated else None
-        self._work = RunWork(source, self._methods, text, fisher=options.fisher, progress=progress)
+        self._work = RunWork(
+            source,
+            self._methods,
+            text,
+            fisher=options.fisher,
+            bfloat16=self._calibrated and compute.in_bfloat16(),
+            progress=progress,
+        )
         self._reports: dict[str, TensorReport] = {}
         self._weight_errors = WeightErrors(source)
         self._stream: BlockStream | None = None
@@ -142,8 +150,10 @@ class Quantization:
         return scales + sum(kept_bytes(view.shape, view.scheme) for view in views if isinstance(view, QuantizedView))
 
     def report(self) -> dict[str, Any]:
-        """JSON for the manifest: method, scheme, calibration coverage, and every tensor's error and fallback so far."""
-        coverage = self._stream.coverage.to_json() if self._stream is not None else None
+        """JSON for the manifest: method, scheme, calibration text, and every tensor's error and fallback so far."""
+        stream, coverage = self._stream, None
+        if stream is not None:
+            coverage = source_reports(stream.coverage, self._reports, stream.divergences())
         return {
             "method": self._method.name,
             "scheme": self._options.scheme.to_json(),
@@ -278,6 +288,7 @@ class Quantization:
             options,
             threads=self._compute.threads,
             device=torch.device(self._compute.device),
+            bfloat16=self._compute.in_bfloat16(),
             progress=progress,
         )
         if journal is not None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from quantkit.calibration.generation_work import generation_work
+from quantkit.calibration.own_text.generation_work import generation_work
 from quantkit.calibration.samples import CalibrationOptions, Samples, weighed_tokens
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES, ModelSpec, Role
@@ -33,6 +33,7 @@ class RunWork:
         methods: of every weight that is quantized, by name.
         calibration: what calibrated methods run on; None where there are none, and writing is all there is.
         fisher: whether there is a Fisher pass, where a method asks for it.
+        bfloat16: whether calibration text is generated in it.
         progress: who is told.
     """
 
@@ -43,6 +44,7 @@ class RunWork:
         calibration: CalibrationOptions | Samples | None,
         *,
         fisher: bool,
+        bfloat16: bool = False,
         progress: Progress | None,
     ) -> None:
         self._spec = model.spec
@@ -53,7 +55,7 @@ class RunWork:
             weighed = fisher and any(method.weighs_outputs for method in methods.values())
             tokens = _tokens(calibration)
             self._layer_work = {role: _layer_work(model.spec, role, tokens) for role in LINEAR_ROLES}
-            weights[CALIBRATION_TEXT] = _generation(model.spec, calibration)
+            weights[CALIBRATION_TEXT] = _generation(model.spec, calibration, bfloat16=bfloat16)
             weights[FISHER] = _fisher(model.spec, weighed_tokens(tokens)) if weighed else 0.0
             weights |= dict.fromkeys(map(_block, range(self._layers)), sum(self._layer_work.values()))
         weights[WRITING] = 1e-5 * sum(weight.size for weight in model.weights.values())
@@ -108,10 +110,11 @@ def _head_weights(spec: ModelSpec) -> int:
     return spec.vocab_size * spec.hidden_size
 
 
-def _generation(spec: ModelSpec, calibration: CalibrationOptions | Samples) -> float:
+def _generation(spec: ModelSpec, calibration: CalibrationOptions | Samples, *, bfloat16: bool) -> float:
     if not isinstance(calibration, CalibrationOptions) or not calibration.own_text:
         return 0.0
-    return generation_work(spec, replace(calibration, files=(), sequences=calibration.shares()[-1]))
+    own = replace(calibration, files=(), sequences=calibration.shares()[-1])
+    return generation_work(spec, own, bfloat16=bfloat16)
 
 
 def _fisher(spec: ModelSpec, tokens: int) -> float:

@@ -168,25 +168,34 @@ class Tokenizer:
         return self.chats([messages], add_generation_prompt=add_generation_prompt, options=options)[0]
 
     def chats(
-        self, conversations: Sequence[Messages], *, add_generation_prompt: bool, options: ChatOptions = PLAIN_CHAT
+        self,
+        conversations: Sequence[Messages],
+        *,
+        add_generation_prompt: bool,
+        options: ChatOptions | Sequence[ChatOptions] = PLAIN_CHAT,
     ) -> list[str]:
         """Many conversations, rendered in one go as transformers does; without the BOS that `encode` adds.
+
+        options: for all of them, or one for each; the template and the clock are those of the first.
 
         Raises:
             BadOption: the model has no chat template, or none of that name.
             MalformedFile, MissingDependency: see `quantkit.text.chat_template.render`.
         """
+        each = [options] * len(conversations) if isinstance(options, ChatOptions) else options
+        if not each:
+            return []
         vocabulary = self.vocabulary
-        template = chosen_template(vocabulary.chat_template, dict(vocabulary.named_templates), options)
+        template = chosen_template(vocabulary.chat_template, dict(vocabulary.named_templates), each[0])
         specials = {
             name: vocabulary.tokens[i] for name in SPECIALS if (i := getattr(vocabulary, f"{name}_id")) is not None
         }
         variables = [
-            chat_variables(messages, options, specials=specials, add_generation_prompt=add_generation_prompt)
-            for messages in conversations
+            chat_variables(messages, given, specials=specials, add_generation_prompt=add_generation_prompt)
+            for messages, given in zip(conversations, each, strict=True)
         ]
         bos = "".join(vocabulary.tokens[index] for index in self.beginning)
-        return [text.removeprefix(bos) for text in render(template, variables, now=options.now)]
+        return [text.removeprefix(bos) for text in render(template, variables, now=each[0].now)]
 
 
 class StreamDecoder:

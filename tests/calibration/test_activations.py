@@ -70,7 +70,7 @@ def test_every_stage_sees_the_weights_that_were_put_in_before_it():
             block.weight(role).mul_(0.5)
     # `block` now holds all replaced weights: its plain forward pass must give what the stages gave one by one.
     cos, sin = hidden.rotary[16]
-    expected, _ = block(before[None], cos, sin)
+    expected = block(before[None], cos, sin)
     np.testing.assert_allclose(hidden.states[0].numpy(), expected[0].numpy(), rtol=1e-5, atol=1e-5)
 
 
@@ -159,8 +159,8 @@ def test_drift_is_the_correlation_of_what_a_layer_lacks_with_what_it_sees(skip: 
     scale = checkpoint.spec.residual_scale
     for index, found in enumerate(drift.folds):
         cos, sin = hidden.rotary[len(before[index])]
-        wanted, _ = original(before[index][None], cos, sin)
-        mixed = block.self_attn.mix(block.input_layernorm(before[index][None]), cos, sin, None)[0]
+        wanted = original(before[index][None], cos, sin)
+        mixed = block.self_attn.mix(block.input_layernorm(before[index][None]), cos, sin, None)
         stream = before[index] + block.self_attn.o_proj(mixed)[0] * scale
         x = block.mlp.gated(block.post_attention_layernorm(stream))
         lacking = (wanted[0] - stream) / scale - original.mlp.down_proj(x)

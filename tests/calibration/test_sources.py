@@ -40,6 +40,16 @@ def test_files_alone_need_no_generation(tmp_path: Path, checkpoint: Checkpoint):
     made = calibration_samples(checkpoint, options)
     assert [(source.name, source.sequences) for source in made.coverage.sources] == [("0.txt", 5)]
     assert made.coverage.seed is None
+    (note,) = made.coverage.notes
+    assert "the given files alone" in note
+
+
+def test_a_file_that_has_far_less_than_is_wanted_is_named(tmp_path: Path, checkpoint: Checkpoint):
+    line, *_ = files(tmp_path, "one line")
+    made = calibration_samples(checkpoint, CalibrationOptions(files=(line,), sequences=8, length=48))
+    (note,) = made.coverage.notes
+    assert "0.txt: only" in note
+    assert "of 192 tokens that were wanted" in note
 
 
 def test_the_same_text_twice_is_one_source(tmp_path: Path, checkpoint: Checkpoint):
@@ -48,7 +58,8 @@ def test_the_same_text_twice_is_one_source(tmp_path: Path, checkpoint: Checkpoin
     once = calibration_samples(checkpoint, CalibrationOptions(files=twice[:1], own_text=False, sequences=6, length=24))
     assert [row.tolist() for row in made.sequences] == [row.tolist() for row in once.sequences]
     assert [(source.name, source.weight) for source in made.coverage.sources] == [("0.txt", 1.5)]
-    (note,) = made.coverage.notes
+    note, alone = made.coverage.notes
+    assert "the given files alone" in alone
     assert "0.txt" in note
     assert "1.txt" in note
     assert "the same text" in note

@@ -16,7 +16,7 @@ CHANGED = (
     "quantkit/solver/__init__.py",
     "quantkit/tensors/packing.py",
     "quantkit/methods/rtn.py",
-    "quantkit/calibration/prompts.txt",
+    "quantkit/calibration/own_text/prompts.txt",
     "exporters/hf.py",
     "exporters/gguf/blocks.py",
     "runtimes/transformers.py",

@@ -31,7 +31,10 @@ def test_a_block_comes_back_from_its_bytes(bits: int, scale_dtype: str) -> None:
         )
         for name, rows in (("a", 5), ("b", 3))
     }
-    reports = {"a": TensorReport(0.1 + 0.2, 1e-300, None, "why"), "b": TensorReport(0.0, None, 0.5, smoothing=0.35)}
+    reports = {
+        "a": TensorReport(0.1 + 0.2, 1e-300, None, "why", left_out="c", error_without=0.3, error_with=0.1),
+        "b": TensorReport(0.0, None, 0.5, smoothing=0.35),
+    }
     scales = {Role.V: rng.random(7).astype(np.float32), Role.MLP_NORM: rng.random(5).astype(np.float32)}
     data = encoded_block(tensors, reports, scales)
     found, found_reports, found_scales = decoded_block(memoryview(data))

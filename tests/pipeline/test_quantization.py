@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit import registry
 from quantkit.calibration.autocast import has_bfloat16_products
 from quantkit.calibration.samples import CalibrationFile, CalibrationOptions, Samples, make_samples
 from quantkit.calibration.statistics import LayerStatistics
 from quantkit.errors import BadOption, NonFiniteValues, QuantkitError, UnsupportedSpec, ValueOutOfRange
+from quantkit.methods.gptq import Gptq
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.models.loading import load_block, load_model
@@ -136,7 +136,7 @@ def test_two_threads_give_the_same_numbers_as_one(method: str):
 
 def codes_by_whole_passes(source: Checkpoint, rows: Samples, spec: AffineGroups) -> list[np.ndarray]:
     """Codes by the slow way: for every stage a pass of the whole model, with hooks that catch the layers' inputs."""
-    model, method, codes = load_model(source), registry.method("gptq"), []
+    model, method, codes = load_model(source), Gptq(), []
     for block in model.model.layers:
         for stage in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)):
             owner = block.self_attn if stage[0] in "qo" else block.mlp
@@ -159,7 +159,7 @@ def test_every_layer_is_calibrated_on_the_outputs_of_all_quantized_ones_before_i
     source, rows = memory_checkpoint(tiny_config(num_hidden_layers=2)), samples(250, 230)
     spec = replace(INT4, bits=3)
     plain = {"skip_positions": 0, "propagate": False, "fisher": False, "bfloat16": False}
-    run = quantized(source, spec, "gptq", calibration=rows, **plain)
+    run = quantized(source, spec, Gptq(), calibration=rows, **plain)
     ours = [tensor.codes for tensor in tensors_of(run.checkpoint).values()]
     slow = codes_by_whole_passes(source, rows, spec)
     for one, other in zip(ours, slow, strict=True):

@@ -201,7 +201,7 @@ def test_text_that_the_model_wrote_is_not_written_again(
         raise AssertionError("generated again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("quantkit.calibration.sources.generated_samples", explode)
+        patch.setattr("quantkit.calibration.sources.own_text", explode)
         quantize(model, out, calibration=options)
         assert (out / "model.safetensors").read_bytes() == wanted
         with pytest.raises(AssertionError, match="generated again"):

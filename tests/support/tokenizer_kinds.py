@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from quantkit.calibration.own_text.prompts import bundled_text
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.text.tokenizers.splitting import SPLITTINGS, isolated
 from quantkit.text.tokenizers.splitting import byte_level as byte_step
@@ -45,7 +45,7 @@ def byte_level(cuts: Callable[[], Any], size: int = 800) -> dict[str, Any]:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = resources.files("quantkit.calibration").joinpath("prompts.txt").read_text(encoding="utf-8")
+    text = bundled_text()
     tokenizer.train_from_iterator([*STRINGS, text, text], trainer)
     value: dict[str, Any] = json.loads(tokenizer.to_str())
     return value

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from quantkit.artifacts.journal import Journal
 from quantkit.calibration.activations import HiddenStates, Inputs
+from quantkit.calibration.divergence import divergences
 from quantkit.calibration.fisher import Sensitivities, sensitivities
 from quantkit.calibration.samples import Samples
 from quantkit.models.checkpoint import Checkpoint
@@ -123,6 +124,16 @@ class BlockStream:
             weight.copy_(torch.from_numpy(tensor.dequantized()))
         self._hidden.advance(block, original)
         return reports
+
+    def divergences(self) -> list[float | None] | None:
+        """KL of every source after the last block (`quantkit.calibration.divergence`).
+
+        None before, and where the original's stream was not followed.
+        """
+        if self.layer + 1 < self._spec.num_hidden_layers or not self._hidden.original:
+            return None
+        with single_threaded_torch():
+            return divergences(self._source, self._samples, self._hidden)
 
     def _choices(self, original: Block) -> dict[Role, InputScales]:
         """Scales for the layers behind each norm or matrix that may be divided."""

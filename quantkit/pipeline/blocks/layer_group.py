@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quantkit.calibration.activations import Stage
 from quantkit.calibration.statistics import LayerStatistics
-from quantkit.pipeline.blocks.left_out import LeftOut, Task
+from quantkit.pipeline.blocks.left_out import Judgement, LeftOut, Task
 from quantkit.protocols import Layer, Method, TensorReport
 from quantkit.solver.cholesky import divided
 from quantkit.solver.error_compensation import of_outputs, regression_factor
@@ -50,17 +50,39 @@ class StageSolver:
     def _calibrated(self, method: Method, tasks: Mapping[str, Task]) -> dict[str, tuple[QuantizedTensor, TensorReport]]:
         left_out = LeftOut(self._stage, self._everything, tasks, self._threads)
         strengths = left_out.strengths
-        layers = [
-            Layer(name, self._aim(task.weight, strengths[name]), task.scheme, task.sensitivity)
-            for name, task in tasks.items()
-        ]
-        made = {
-            name: (tensor, replace(report, strength=strengths[name]))
-            for name, (tensor, report) in zip(
-                tasks, method.quantize(layers, self._everything, threads=self._threads), strict=True
-            )
-        }
-        return made | self._judged(left_out, tasks, made)
+        chosen, judgements = self._chosen(left_out, method, tasks)
+        aims = {name: self._aim(task.weight, strengths[name]) for name, task in tasks.items()}
+        layers = [Layer(name, aims[name], task.scheme, task.sensitivity) for name, task in tasks.items()]
+        made = chosen.quantize(layers, self._everything, threads=self._threads)
+        results = {}
+        for name, (tensor, report) in zip(tasks, made, strict=True):
+            results[name] = tensor, replace(report, strength=strengths[name])
+            judgement = judgements.get(name) if report.fallback is None else None
+            if judgement is not None:
+                with_it = left_out.error(self._turn, name, aims[name], tensor)
+                reported = replace(
+                    report,
+                    strength=strengths[name],
+                    left_out=self._stage.names[self._turn],
+                    error_without=judgement.error,
+                    error_with=with_it,
+                )
+                results[name] = tensor, reported
+                if judgement.lost > judgement.lost_by_rounding and self._loses(left_out, chosen, name):
+                    rounded = round_to_nearest(tasks[name].weight.cpu().numpy(), tasks[name].scheme)
+                    why = "it lost to round-to-nearest on text left out"
+                    results[name] = rounded, replace(reported, fallback=why)
+        return results
+
+    def _chosen(
+        self, left_out: LeftOut, method: Method, tasks: Mapping[str, Task]
+    ) -> tuple[Method, dict[str, Judgement]]:
+        """The settings that serve the fold left out best, and how its codes do there; the usual ones without folds."""
+        if len(self._stage.folds) == 1:
+            return method, {}
+        tried = [(choice, left_out.judged(self._turn, choice, list(tasks))) for choice in method.choices]
+        chosen, judgements = min(tried, key=lambda pair: sum(judgement.error for judgement in pair[1]))
+        return chosen, dict(zip(tasks, judgements, strict=True))
 
     def _aim(self, W: Tensor, alpha: float | None) -> np.ndarray:
         """W moved, where the original is followed, to make up for what the layers before lost."""
@@ -70,28 +92,9 @@ class StageSolver:
         aim: np.ndarray = W.cpu().numpy()
         return aim
 
-    def _judged(
-        self,
-        left_out: LeftOut,
-        tasks: Mapping[str, Task],
-        made: Mapping[str, tuple[QuantizedTensor, TensorReport]],
-    ) -> dict[str, tuple[QuantizedTensor, TensorReport]]:
-        """The method's results with their error on what was left out, or round-to-nearest where that serves better."""
-        names = [name for name, (_, report) in made.items() if report.fallback is None]
-        if not names or len(self._stage.folds) == 1:
-            return {}
-        results = {}
-        for name, judgement in zip(names, left_out.judged(self._turn, names), strict=True):
-            tensor, report = made[name]
-            results[name] = tensor, replace(report, left_out=judgement.error)
-            if judgement.lost > judgement.lost_by_rounding and self._loses(left_out, name):
-                rounded = round_to_nearest(tasks[name].weight.cpu().numpy(), tasks[name].scheme)
-                results[name] = rounded, replace(report, fallback="it lost to round-to-nearest on text left out")
-        return results
-
-    def _loses(self, left_out: LeftOut, name: str) -> bool:
+    def _loses(self, left_out: LeftOut, chosen: Method, name: str) -> bool:
         """Whether round-to-nearest is better on all folds together."""
-        found = [left_out.judged(fold, [name])[0] for fold in range(len(self._stage.folds))]
+        found = [left_out.judged(fold, chosen, [name])[0] for fold in range(len(self._stage.folds))]
         return sum(one.lost for one in found) > sum(one.lost_by_rounding for one in found)
 
     @cached_property

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class Task:
 class Judgement:
     """Squared output error on what was left out: of codes and of round-to-nearest, up to the same constant.
 
-    error: of the codes against what they aim at, as a share of the outputs' energy.
+    error: of the codes against what they aim at, as a share of the outputs' energy, on the rows that stand for a layer.
     """
 
     lost: float
@@ -82,10 +83,10 @@ class LeftOut:
             for name, task in self._tasks.items()
         }
 
-    def judged(self, fold: int, names: Sequence[str]) -> list[Judgement]:
-        """Codes of layers of one method, chosen without a fold, on that fold."""
+    def judged(self, fold: int, method: Method, names: Sequence[str]) -> list[Judgement]:
+        """Codes that a method chooses without a fold, on that fold."""
         layers = [self._layer(name, fold) for name in names]
-        method, rest = self._tasks[names[0]].method, self._everything.without(self._stage.folds[fold])
+        rest = self._everything.without(self._stage.folds[fold])
         made = method.quantize(layers, rest, threads=self._threads)
         return [
             self._judgement(fold, self._tasks[name], layer, tensor)
@@ -127,6 +128,16 @@ class LeftOut:
         M = None if drift is None else of_outputs(drift, drift.folds[fold], task.weight, task.rows)
         changes = changes_of(W, (tensor, round_to_nearest(W.cpu().numpy(), task.scheme)), self._threads)
         lost, lost_by_rounding = output_energies(changes, H, self._threads, weights=G, drift=M)
-        off = changes[0] + W - torch.from_numpy(layer.weight).to(W.device)
-        energy, power = output_energies([off, W], H, self._threads)
-        return Judgement(lost, lost_by_rounding, max(energy, 0.0) / power if power > 0 else 0.0)
+        return Judgement(lost, lost_by_rounding, self._error(W, layer.weight, tensor, H))
+
+    def error(self, fold: int, name: str, aim: np.ndarray, tensor: QuantizedTensor) -> float:
+        """Of the codes of a whole layer against what they aim at, on a fold, as `Judgement.error`."""
+        task = self._tasks[name]
+        hessian = self._stage.folds[fold].hessian
+        return self._error(task.weight[task.rows], aim[task.rows], tensor.part(task.rows), hessian)
+
+    def _error(self, W: Tensor, aim: np.ndarray, tensor: QuantizedTensor, hessian: Tensor) -> float:
+        aimed = torch.from_numpy(np.ascontiguousarray(aim)).to(W.device)
+        (off,) = changes_of(aimed, (tensor,), self._threads)
+        energy, power = output_energies([off, W.contiguous()], hessian, self._threads)
+        return max(energy, 0.0) / power if power > 0 else 0.0
