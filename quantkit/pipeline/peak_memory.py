@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantkit.calibration.folds import FOLDS
-from quantkit.calibration.samples import WAVE_TOKENS, weighed_tokens
+from quantkit.calibration.own_text.generation_work import generation_memory
+from quantkit.calibration.samples import WAVE_TOKENS, CalibrationOptions, weighed_tokens
 from quantkit.errors import BadOption
 from quantkit.memory import machine_memory
 from quantkit.models.spec import ModelSpec
@@ -38,13 +41,19 @@ def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> i
     return TORCH_BYTES + round(ALLOCATED * used)
 
 
-def check_memory(spec: ModelSpec, sequences: int, tokens: int, *, weighs: bool) -> None:
+def generation_peak(spec: ModelSpec, options: CalibrationOptions, *, threads: int, bfloat16: bool) -> int:
+    """Estimated peak resident bytes while the model writes its share of the calibration text."""
+    own = replace(options, files=(), sequences=options.shares()[-1])
+    return TORCH_BYTES + round(ALLOCATED * generation_memory(spec, own, threads=threads, bfloat16=bfloat16))
+
+
+def check_memory(spec: ModelSpec, sequences: int, tokens: int, *, weighs: bool, at_least: int = 0) -> None:
     """Raise `BadOption` when calibrating on `sequences` of together `tokens` tokens takes more than this machine has.
 
-    weighs: whether outputs are weighed by a Fisher pass.
+    weighs: whether outputs are weighed by a Fisher pass. at_least: what something else takes before.
     """
     available = machine_memory()
-    needed = peak_memory(spec, tokens, weighed_tokens(tokens) if weighs else 0)
+    needed = max(at_least, peak_memory(spec, tokens, weighed_tokens(tokens) if weighs else 0))
     if available is not None and needed > available:
         raise BadOption(
             f"calibrating on {sequences:,} sequences, {tokens:,} tokens, needs about {needed / 1e9:,.1f} GB of "

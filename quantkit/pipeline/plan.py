@@ -21,11 +21,14 @@ from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.pipeline.options import QuantizeOptions
-from quantkit.pipeline.peak_memory import input_widths, matrices, peak_memory
+from quantkit.pipeline.peak_memory import generation_peak, input_widths, matrices, peak_memory
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.verdicts import as_written, loading_line, taking, verdicts
 from quantkit.protocols import ExportOptions, Verdict
 from quantkit.tensors.views import TensorView, Weight
+
+THREADS = 2
+"""That write calibration text, in float32, as far as plans know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +129,7 @@ def plan(
     """
     checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
     result, method = checkpoint, None
-    tokens, weighed, methods = 0, 0, {}
+    tokens, weighed, writing, methods = 0, 0, 0, {}
     if options is not None:
         method = registry.method(options.method) if isinstance(options.method, str) else options.method
         assignments = options.recipe.assign(checkpoint.spec, options.scheme, method.name)
@@ -135,6 +138,8 @@ def plan(
         wanted = options.calibration.sequences * options.calibration.length
         tokens = wanted if any(one.needs_calibration for one in used) else 0
         weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
+        if tokens and options.calibration.own_text:
+            writing = generation_peak(checkpoint.spec, options.calibration, threads=THREADS, bfloat16=False)
         result = planned(checkpoint, assignments)
     weights = tuple(
         PlannedWeight(name=name, shape=weight.shape, type=_type(weight), method=methods.get(name))
@@ -150,7 +155,7 @@ def plan(
         targets=tuple(
             _target(result, *(parse_target(target) if isinstance(target, str) else target)) for target in targets
         ),
-        peak_memory_bytes=peak_memory(checkpoint.spec, tokens, weighed),
+        peak_memory_bytes=max(peak_memory(checkpoint.spec, tokens, weighed), writing),
         seconds=_seconds(checkpoint, tokens, weighed),
     )
 
@@ -197,7 +202,7 @@ def _seconds(checkpoint: Checkpoint, calibration_tokens: int, weighed: int) -> f
     if not calibration_tokens:
         return streaming
     sizes = matrices(spec)
-    passes = 2 * calibration_tokens + 3 * weighed
+    passes = 3 * calibration_tokens + 3 * weighed  # generated, and two streams
     forward = 2 * passes * sum(rows * cols for rows, cols in sizes)
     hessian = 4 * calibration_tokens * sum(width**2 for width in input_widths(spec))
     solver = sum(4 * rows * cols**2 + 4 * cols**3 for rows, cols in sizes)

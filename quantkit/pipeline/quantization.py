@@ -24,7 +24,7 @@ from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.options import QuantizeOptions
-from quantkit.pipeline.peak_memory import check_memory
+from quantkit.pipeline.peak_memory import check_memory, generation_peak
 from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
@@ -281,8 +281,9 @@ class Quantization:
         if kept is not None:
             self._work.skip(CALIBRATION_TEXT)
             return decoded_samples(kept)
-        own = options.shares()[-1]
-        check_memory(self._source.spec, own, own * options.length, weighs=self._weighs)
+        own, compute = options.shares()[-1], self._compute
+        writing = generation_peak(self._source.spec, options, threads=compute.threads, bfloat16=compute.in_bfloat16())
+        check_memory(self._source.spec, own, own * options.length, weighs=self._weighs, at_least=writing)
         samples = own_samples(
             self._source,
             options,
