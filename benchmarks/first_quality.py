@@ -98,7 +98,7 @@ def ours(checkpoint: Checkpoint, run: Quantization) -> MiniCPM:
 
 
 @torch.no_grad()
-def textbook(checkpoint: Checkpoint, bits: int, samples: Samples) -> MiniCPM:
+def textbook(checkpoint: Checkpoint, bits: int, samples: Samples, group: int = GROUP) -> MiniCPM:
     """The model by the paper's loop: for every stage of every block a pass from the start."""
     model = load_model(checkpoint)
     torch.set_num_threads(1)
@@ -118,7 +118,7 @@ def textbook(checkpoint: Checkpoint, bits: int, samples: Samples) -> MiniCPM:
                     model(torch.from_numpy(row)[None])
             hook.remove()
             for layer in layers:
-                layer.weight.copy_(torch.from_numpy(textbook_loop(layer.weight.numpy(), H, bits)))
+                layer.weight.copy_(torch.from_numpy(textbook_loop(layer.weight.numpy(), H, bits, group)))
     return model
 
 
@@ -126,15 +126,15 @@ class _CaughtError(Exception):
     """Ends a pass when the inputs that it was made for are known."""
 
 
-def textbook_loop(weight: np.ndarray, H: np.ndarray, bits: int) -> np.ndarray:
+def textbook_loop(weight: np.ndarray, H: np.ndarray, bits: int, group: int) -> np.ndarray:
     """Algorithm 1 of the GPTQ paper, without its lazy batches."""
     W, Q = weight.astype(np.float64), np.zeros(weight.shape)
     cols = W.shape[1]
     U = np.linalg.cholesky(np.linalg.inv(H + 0.01 * np.mean(np.diag(H)) * np.eye(cols))).T
     half = 2 ** (bits - 1)
     for j in range(cols):
-        if j % GROUP == 0:
-            scale = np.abs(W[:, j : j + GROUP]).max(axis=1) / (half - 0.5)
+        if j % group == 0:
+            scale = np.abs(W[:, j : j + group]).max(axis=1) / (half - 0.5)
             scale = scale.astype(np.float16).astype(np.float64)
         Q[:, j] = scale * np.clip(np.rint(W[:, j] / scale), -half, half - 1)
         W[:, j:] -= np.outer((W[:, j] - Q[:, j]) / U[j, j], U[j, j:])

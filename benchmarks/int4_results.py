@@ -1,4 +1,4 @@
-"""The figures of `benchmarks/int4_quality.py`: kept in a file, shown as a table, held against the targets."""
+"""The figures of `benchmarks/int4_quality.py`: kept in a file, shown as tables, held against the targets."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import gptqmodel_runs
+from benchmarks.int4_rows import DEFAULT, FILE_ALONE, RTN, TEXTBOOK, WITH_FILE
 from quantkit.artifacts.publishing import source_digest
 from quantkit.models.checkpoint import Checkpoint
 
-STAGE = "ours: "
-"""How the names of our stages begin."""
 NAME_WIDTH = 30
 
-MAX_TO_DEFAULT = 0.50
-MAX_TO_BEST = 0.80
-BEST_AT_BITS = 4
-"""The best of GPTQModel's options has a target at this width only."""
+JUDGED_BITS = 4
+"""Targets against round to nearest and GPTQModel hold at this width."""
+DEFAULT_TO_RTN = 0.17
+FILE_TO_RTN_AT_HOME, FILE_TO_RTN_ELSEWHERE = 0.12, 0.20
+FILE_TO_TEXTBOOK_ELSEWHERE: Mapping[int, float] = {3: 0.25, 2: 0.35}
+"""By bits."""
+ALONE_TO_GPTQMODEL, ALONE_TO_ITS_BEST = 0.50, 0.80
+"""On the kind of text that both are calibrated on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +38,21 @@ class Verdict:
 
 
 def inputs_of(
-    checkpoint: Checkpoint, sequences: Sequence[np.ndarray], rows: Sequence[torch.Tensor], group_size: int
+    checkpoint: Checkpoint,
+    sequences: Sequence[np.ndarray],
+    rows: Mapping[str, Sequence[torch.Tensor]],
+    group_size: int,
 ) -> dict[str, Any]:
     """What figures depend on beside the row and the bits; figures with equal inputs may stand in one table."""
 
-    def digest(tokens: Sequence[np.ndarray]) -> str:
-        return hashlib.sha256(json.dumps([row.tolist() for row in tokens]).encode()).hexdigest()
+    def digest(tokens: Sequence[np.ndarray]) -> dict[str, Any]:
+        text = json.dumps([row.tolist() for row in tokens])
+        return {"sequences": len(tokens), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
     return {
         "model": [file["sha256"] for file in source_digest(checkpoint.inputs)],
-        "calibration": {"sequences": len(sequences), "sha256": digest(sequences)},
-        "held out": {"sequences": len(rows), "sha256": digest([row.numpy() for row in rows])},
+        "calibration": digest(sequences),
+        "held out": {kind: digest([row.numpy() for row in found]) for kind, found in rows.items()},
         "group size": group_size,
     }
 
@@ -72,48 +80,54 @@ class Results:
         if self.file is not None:
             self.file.write_text(json.dumps({"inputs": self.inputs, "figures": self.figures}, indent=1) + "\n")
 
-    def kl(self, bits: int, name: str) -> float | None:
-        """The figure of a row, where it was measured."""
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of text, in their order."""
+        return list(self.inputs["held out"])
+
+    def kl(self, bits: int, name: str, kind: str) -> float | None:
+        """The figure of a row on a kind of text, where it was measured."""
         row = self.figures.get(bits, {}).get(name)
-        return None if row is None else float(row["kl"])
+        return None if row is None else float(row["kl"][kind])
 
-    def table(self, names: Sequence[str]) -> Iterator[str]:
-        """A line per row, all bits side by side: KL, its ratio to round to nearest, of a stage to the row above."""
-        widths = sorted(self.figures, reverse=True)
-        yield " " * NAME_WIDTH + "".join(f"{f'KL, {bits} bits':>14}{'x rtn':>8}{'x above':>9}" for bits in widths)
-        above: dict[int, float | None] = {}
+    def table(self, bits: int, names: Sequence[str]) -> Iterator[str]:
+        """A line per row, all kinds of text side by side: KL and its ratio to round to nearest; then seconds."""
+        heads = "".join(f"{kind:>12}{'x rtn':>8}" for kind in self.kinds)
+        yield f"{f'KL, {bits} bits':{NAME_WIDTH}}{heads}{'seconds':>10}"
         for name in names:
-            found = {bits: self.kl(bits, name) for bits in widths}
-            if any(kl is not None for kl in found.values()):
-                before = above if name.startswith(STAGE) else {}
-                cells = (_cells(kl, self.kl(bits, "rtn"), before.get(bits)) for bits, kl in found.items())
-                yield (f"{name:{NAME_WIDTH}}" + "".join(cells)).rstrip()
-            above = found
+            if name in self.figures[bits]:
+                figure = self.figures[bits][name]
+                cells = "".join(_cells(figure["kl"][kind], self.kl(bits, RTN, kind)) for kind in self.kinds)
+                yield f"{name:{NAME_WIDTH}}{cells}{figure['seconds']:>10.1f}"
 
-    def verdicts(self, ours: str, default: str, options: Sequence[str]) -> list[Verdict]:
-        """The targets, at all bits that were measured."""
-        found = []
+    def verdicts(self, home: str) -> Iterator[Verdict]:
+        """The targets, at all bits that were measured; `home` is the kind of text that is calibrated on."""
         for bits in sorted(self.figures, reverse=True):
-            mine, by_default = self.kl(bits, ours), self.kl(bits, default)
-            label = f"{bits} bits, default / GPTQModel"
-            found.append(_verdict(f"{label}, its default", mine, by_default, MAX_TO_DEFAULT))
-            if bits == BEST_AT_BITS:
-                tried = [(kl, name) for name in options if (kl := self.kl(bits, name)) is not None]
-                best, name = min(tried, default=(None, "none"))
-                found.append(_verdict(f"{label}, best of {len(tried)} options ({name})", mine, best, MAX_TO_BEST))
-        return found
+            for kind in self.kinds:
+                if bits == JUDGED_BITS:
+                    yield self._verdict(bits, kind, DEFAULT, RTN, DEFAULT_TO_RTN)
+                    most = FILE_TO_RTN_AT_HOME if kind == home else FILE_TO_RTN_ELSEWHERE
+                    yield self._verdict(bits, kind, WITH_FILE, RTN, most)
+                elif bits in FILE_TO_TEXTBOOK_ELSEWHERE and kind != home:
+                    yield self._verdict(bits, kind, WITH_FILE, TEXTBOOK, FILE_TO_TEXTBOOK_ELSEWHERE[bits])
+            if bits == JUDGED_BITS:
+                yield self._verdict(bits, home, FILE_ALONE, gptqmodel_runs.DEFAULT, ALONE_TO_GPTQMODEL)
+                yield self._verdict(bits, home, FILE_ALONE, self._best_of_gptqmodel(bits, home), ALONE_TO_ITS_BEST)
+
+    def _best_of_gptqmodel(self, bits: int, kind: str) -> str:
+        """The row of GPTQModel that is best on a kind of text; its default where none was measured."""
+        tried = [(kl, name) for name in gptqmodel_runs.OPTIONS if (kl := self.kl(bits, name, kind)) is not None]
+        return min(tried, default=(0.0, gptqmodel_runs.DEFAULT))[1]
+
+    def _verdict(self, bits: int, kind: str, name: str, other: str, most: float) -> Verdict:
+        mine, against = self.kl(bits, name, kind), self.kl(bits, other, kind)
+        label = f"{bits} bits, {kind}: {name} / {other}"
+        if mine is None or against is None:
+            return Verdict(f"----        {label}, not measured", missed=False)
+        missed = mine > most * against
+        return Verdict(f"{'FAIL' if missed else 'pass'}  {mine / against:.3f} {label}, at most {most:g}", missed)
 
 
-def _cells(kl: float | None, rtn: float | None, above: float | None) -> str:
-    """Three columns; empty where there is nothing to compare with."""
-    if kl is None:
-        return " " * 31
-    ratios = (f"{kl / other:.3f}" if other else "" for other in (rtn, above))
-    return f"{kl:14.3e}" + "".join(f"{text:>{width}}" for text, width in zip(ratios, (8, 9), strict=True))
-
-
-def _verdict(label: str, mine: float | None, other: float | None, most: float) -> Verdict:
-    if mine is None or other is None:
-        return Verdict(f"{label}: not measured", missed=False)
-    missed = mine > most * other
-    return Verdict(f"{'FAIL' if missed else 'pass'}  {mine / other:.3f} {label}, at most {most:g}", missed)
+def _cells(kl: float, rtn: float | None) -> str:
+    """Two columns; the second is empty where there is nothing to compare with."""
+    return f"{kl:12.3e}{f'{kl / rtn:.3f}' if rtn else '':>8}"
