@@ -29,7 +29,7 @@ from quantkit.progress import Progress
 from quantkit.text.tokenizer import Tokenizer, find_tokenizer
 
 FILES_ALONE = (
-    "calibrated on the given files alone: text of other kinds lost 1.2 to 1.3 times as much, where it was measured, as "
+    "calibrated on the given files alone: text of other kinds lost 1.1 to 1.3 times as much, where it was measured, as "
     "with the model's own text beside them"
 )
 """`python -m benchmarks.int4_quality`: the rows of the default with a file, and of the file alone."""
