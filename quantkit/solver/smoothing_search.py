@@ -34,6 +34,8 @@ from quantkit.threads import torch_map
 
 STEPS = 20
 """Exponents tried, 0 included."""
+COARSE = 4
+"""One exponent in so many is tried where a fold is left out: that only has to tell whether choosing pays."""
 ROWS = 128
 """Rows of a layer that decide, evenly spread over it."""
 SMALLEST = 1e-4
@@ -116,7 +118,7 @@ def _pays_on(fold: _Fold, search: _Search, folds: Sequence[_Fold]) -> bool:
     others = [other for other in folds if other is not fold]
     if not any(bool((other.hessian.diagonal() > 0).any()) for other in others):
         return False
-    best, scale = search.best(others)
+    best, scale = search.best(others, every=COARSE)
     plain, smoothed = search.losses((search.scales(others)[0], scale), others, fold.hessian)
     return best > 0 and smoothed < plain
 
@@ -142,11 +144,11 @@ class _Search:
         magnitude = _magnitude([x for fold in folds for x in fold.inputs], self.outputs, self.layers.head_dim)
         return [self.layers.before.feasible(_scale(magnitude, step / STEPS)) for step in range(STEPS)]
 
-    def best(self, folds: Sequence[_Fold]) -> tuple[int, Tensor]:
-        """The number of the exponent that serves these folds best, and its scales."""
+    def best(self, folds: Sequence[_Fold], every: int = 1) -> tuple[int, Tensor]:
+        """The number of the exponent that serves these folds best, of `every` so many one, and its scales."""
         scales = self.scales(folds)
-        losses = self.losses(scales, folds, _sum(folds))
-        best = min(range(STEPS), key=losses.__getitem__)
+        losses = self.losses(scales[::every], folds, _sum(folds))
+        best = every * min(range(len(losses)), key=losses.__getitem__)
         return best, scales[best]
 
     def losses(self, scales: Sequence[Tensor], folds: Sequence[_Fold], hessian: Tensor) -> list[float]:
