@@ -1,7 +1,7 @@
 """How much text must a model write itself before more of it makes the quantized model no better?
 
     python -m benchmarks.sample_counts [--model DIR ...] [--counts 8 32 128 512] [--json FILE]
-                                       [--out docs/sample-counts.png]
+                                       [--out FILE]
 
 KL(original || quantized) of what `quantkit quantize` makes by itself, as a share of that of round to nearest, 4 bits
 in groups of 128, on the three kinds of held-out text of `benchmarks/int4_quality.py`. The text is generated once, as
