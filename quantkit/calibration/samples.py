@@ -120,7 +120,7 @@ class Source:
     """Where some of the sequences come from, as the manifest records it.
 
     name: of the file, or "own text: code". kind: "text", "jsonl", "parquet", "generated", or what was given. digest:
-    SHA-256 of the file, or of the prompts. weight: how much all of it counts.
+    SHA-256 of the file, or of the prompts. weight: how much all of it counts. own: whether the model wrote it.
     """
 
     name: str
@@ -130,11 +130,7 @@ class Source:
     sequences: int = 0
     tokens: int = 0
     distinct_tokens: int = 0
-
-    @property
-    def own(self) -> bool:
-        """Whether the model wrote it."""
-        return self.name.startswith(OWN_TEXT)
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

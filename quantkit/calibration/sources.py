@@ -112,7 +112,10 @@ def own_samples(
     for kind, sequence in zip(made.kinds, made.sequences, strict=True):
         by_kind.setdefault(kind, []).append(sequence)
     parts = [
-        (Source(name=f"{OWN_TEXT}: {kind}", kind=kind, digest=made.digest, weight=1 / len(by_kind)), sequences)
+        (
+            Source(name=f"{OWN_TEXT}: {kind}", kind=kind, digest=made.digest, weight=1 / len(by_kind), own=True),
+            sequences,
+        )
         for kind, sequences in by_kind.items()
     ]
     notes = [made.note] if made.note is not None else []

@@ -15,7 +15,13 @@ def samples(lengths: Mapping[str, list[int]], weights: Mapping[str, float] | Non
     """Sequences of each source, by its name."""
     parts = [
         (
-            Source(name=name, kind="text", digest="", weight=(weights or {}).get(name, 1.0)),
+            Source(
+                name=name,
+                kind="text",
+                digest="",
+                weight=(weights or {}).get(name, 1.0),
+                own=name in {*KINDS, "own text"},
+            ),
             [np.zeros(length, np.int64) for length in given],
         )
         for name, given in lengths.items()
@@ -55,6 +61,14 @@ def test_a_source_is_left_out_as_a_whole(names: list[str], folds: dict[str, set[
     assert len(named) == len(set().union(*folds.values()))
     for name, (fold,) in folds.items():
         assert name in named[fold].split(" + ")
+
+
+def test_a_file_is_not_own_text_by_its_name():
+    assert by_source(samples({"own text.txt": FIVE, **dict.fromkeys(KINDS[:2], FIVE)})) == {
+        "own text.txt": {0},
+        KINDS[0]: {1},
+        KINDS[1]: {2},
+    }
 
 
 def test_a_single_source_is_cut_into_runs():
