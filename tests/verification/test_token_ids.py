@@ -39,8 +39,9 @@ def test_work_goes_on_with_token_ids_and_it_is_said_why(kind: str, tmp_path: Pat
     )
     made = quantize(source, tmp_path / "quantized", options)
     calibration = made.manifest["report"]["calibration"]
-    assert reason in calibration["note"]
-    assert calibration["source"] == "generated"
+    (note,) = calibration["notes"]
+    assert reason in note
+    assert [(source["name"], source["own"]) for source in calibration["sources"]] == [("own text: drawn", True)]
     for against in ({"golden": done.path}, {"against": source}):
         report = verify(made.path, engine="reference", **against)
         assert report.passed, report
