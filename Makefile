@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/quantkit demo --out demo-output --overwrite
 
+# A process per core, each with whole files of tests and one thread; more than four hardly help, and take memory.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # mypy sees the package as it is installed: exporters and runtimes inside quantkit.
 lint: $(VENV)/.dev

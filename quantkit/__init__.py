@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from quantkit.pipeline.verdicts import loads_in as loads_in
     from quantkit.protocols import ExportOptions as ExportOptions
     from quantkit.registry import containers as containers
+    from quantkit.registry import default_scheme as default_scheme
     from quantkit.registry import engines as engines
     from quantkit.registry import open_checkpoint as open_checkpoint
+    from quantkit.tensors.scheme import Scheme as Scheme
     from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
     from quantkit.tensors.schemes.offset_groups import OffsetGroups as OffsetGroups
     from quantkit.text.chat_template import ChatOptions as ChatOptions
@@ -68,8 +70,10 @@ _HOMES = {
     "Recipe": "pipeline.recipe",
     "Report": "verification.report",
     "Sampling": "verification.continuation",
+    "Scheme": "tensors.scheme",
     "Target": "pipeline.plan",
     "containers": "registry",
+    "default_scheme": "registry",
     "engines": "registry",
     "export": "pipeline.runs",
     "generate": "verification.continuation",
@@ -104,8 +108,10 @@ __all__ = [
     "Recipe",
     "Report",
     "Sampling",
+    "Scheme",
     "Target",
     "containers",
+    "default_scheme",
     "engines",
     "export",
     "generate",

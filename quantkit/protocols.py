@@ -136,6 +136,16 @@ class Method(Protocol):
         ...
 
     @property
+    def default_scheme(self) -> Scheme:
+        """How codes become weights where the user does not say."""
+        ...
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether weights that lie on its levels as they are are taken over, code for code, and no others changed."""
+        ...
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether it reads statistics of the inputs."""
         ...

@@ -9,6 +9,7 @@ from quantkit import discovery
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.layouts.unreadable import unreadable
 from quantkit.protocols import Exporter, Kernel, Method, Runtime
+from quantkit.tensors.scheme import Scheme
 
 
 def names(room: str) -> tuple[str, ...]:
@@ -19,6 +20,11 @@ def names(room: str) -> tuple[str, ...]:
 def method(name: str) -> Method:
     """The quantization method `name`; raises `BadOption` for an unknown one."""
     return cast(Method, discovery.load("quantkit.methods", name, "method"))
+
+
+def default_scheme(method_name: str) -> Scheme:
+    """What a method quantizes to where the user does not say; raises `BadOption` for an unknown one."""
+    return method(method_name).default_scheme
 
 
 def exporter(name: str) -> Exporter:

@@ -16,12 +16,16 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a model is: family, shapes, types, quantization, bits per weight. Reads headers only."""
+    """Show what a model is: family, shapes, types, quantization, bits per weight.
+
+    Reads headers, and the linear weights where they are ternary.
+    """
     from quantkit import inspection, leftovers, open_checkpoint
 
     output = Output(as_json=as_json)
     checkpoint = open_checkpoint(path)
-    found = inspection(checkpoint)
+    with output.progress(f"reading {path.name}") as progress:
+        found = inspection(checkpoint, progress=progress)
     summary = table("", "")
     for key, value in found.facts.items():
         summary.add_row(key, str(value))
@@ -32,6 +36,6 @@ def inspect(
     for tensor in found.tensors if tensors else ():
         listing.add_row(tensor.name, tensor.type, " x ".join(map(str, tensor.shape)))
     shown = [summary, kinds, listing] if tensors else [summary, kinds]
-    output.result({**found.to_json(), "notes": list(checkpoint.notes)}, *shown)
-    output.notes(checkpoint.notes)
+    output.result({**found.to_json(), "notes": [*checkpoint.notes, *found.ternary.notes]}, *shown)
+    output.notes((*checkpoint.notes, *found.ternary.notes))
     output.notes(leftovers(path.absolute().parent))

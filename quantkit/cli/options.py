@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from quantkit import Scheme
+
+METHODS = "rtn (round to nearest), gptq or awq (calibrated), ternary (taken over, else calibrated)."
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, at the very end.")]
@@ -33,14 +38,67 @@ Threads = Annotated[
 Engine = Annotated[str, typer.Option("--engine", help="auto, or the name of an engine (see `quantkit formats`).")]
 Method = Annotated[
     str | None,
-    typer.Option("--method", help="rtn (round to nearest), gptq or awq (calibrated).", show_default=False),
+    typer.Option("--method", help=METHODS, show_default=False),
 ]
 Recipe = Annotated[
     Path | None,
     typer.Option("--recipe", help="TOML file of exceptions by role or name (docs/recipes.md).", show_default=False),
 ]
-Bits = Annotated[int, typer.Option("--bits", min=2, max=8, help="Bits per code.")]
-GroupSize = Annotated[int, typer.Option("--group-size", help="Input columns per scale; -1 = one scale per row.")]
-Symmetric = Annotated[bool, typer.Option("--sym/--asym", help="Fixed zero point in the middle, or one per group.")]
+Bits = Annotated[int | None, typer.Option("--bits", min=2, max=8, help="Bits per code.", show_default="4, ternary 2")]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        "--group-size", help="Input columns per scale; -1 = one scale per row.", show_default="128, ternary -1"
+    ),
+]
+Symmetric = Annotated[
+    bool | None,
+    typer.Option("--sym/--asym", help="Fixed zero point in the middle, or one per group.", show_default="sym"),
+]
+Levels = Annotated[
+    int | None,
+    typer.Option("--levels", min=3, max=4, help="ternary: 3, or 4 for -1, 0, 1, 2 (GGUF's Q2_0).", show_default="3"),
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="ternary: refuse a ternary model of which some weights are not; else those stay dense."
+    ),
+]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Calibration sequences.")]
 Length = Annotated[int, typer.Option("--length", min=2, help="Tokens per calibration sequence.")]
+
+FOUR_LEVEL_GROUP = 64
+"""Columns of a block of GGUF's Q2_0, which is what four levels are for."""
+
+
+def chosen_scheme(
+    method: str,
+    *,
+    bits: int | None,
+    group_size: int | None,
+    symmetric: bool | None,
+    scale_dtype: str | None = None,
+    levels: int | None,
+) -> Scheme:
+    """The method's own scheme with what the user has set.
+
+    Raises:
+        BadOption: an unknown method, or `levels` for one that is not ternary.
+        UnsupportedSpec: settings that no scheme has.
+    """
+    from quantkit import default_scheme
+    from quantkit.errors import BadOption
+
+    scheme = default_scheme(method)
+    given: dict[str, Any] = {
+        "bits": bits,
+        "group_size": group_size,
+        "symmetric": symmetric,
+        "scale_dtype": scale_dtype,
+    }
+    if levels is not None and not getattr(scheme, "ternary", False):
+        raise BadOption(f"--levels is for --method ternary, not {method}", hint="choose --bits")
+    if levels == 4:
+        given |= {"ternary": False, "group_size": group_size or FOUR_LEVEL_GROUP}
+    return scheme.with_settings(**{name: value for name, value in given.items() if value is not None})

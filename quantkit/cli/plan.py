@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli.options import Arch, Bits, GroupSize, Json, Length, Method, Recipe, Samples, Symmetric, Target
+from quantkit.cli.options import (
+    Arch,
+    Bits,
+    GroupSize,
+    Json,
+    Length,
+    Levels,
+    Method,
+    Recipe,
+    Samples,
+    Strict,
+    Symmetric,
+    Target,
+    chosen_scheme,
+)
 from quantkit.cli.output import Output, human_size, table
 
 if TYPE_CHECKING:
@@ -19,9 +33,11 @@ def plan(
     source: Annotated[Path, typer.Argument(help="A model folder, a quantized folder, or a single-file artifact.")],
     to: Annotated[str, typer.Option("--to", help="Containers, FORMAT or FORMAT:TYPE, separated by commas.")],
     method: Method = None,
-    bits: Bits = 4,
-    group_size: GroupSize = 128,
-    symmetric: Symmetric = True,
+    bits: Bits = None,
+    group_size: GroupSize = None,
+    symmetric: Symmetric = None,
+    levels: Levels = None,
+    strict: Strict = False,
     recipe: Recipe = None,
     samples: Samples = 128,
     length: Length = 512,
@@ -30,22 +46,26 @@ def plan(
     tensors: Annotated[bool, typer.Option("--tensors", help="List what every tensor becomes.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show exact sizes, peak memory, time and engines of what would be written; reads headers only, writes nothing."""
-    from quantkit import AffineGroups, CalibrationOptions, QuantizeOptions, parse_target
+    """Show exact sizes, peak memory, time and engines of what would be written, and write nothing.
+
+    Reads headers only; for method ternary also the weights, because what is ternary already is taken over.
+    """
+    from quantkit import CalibrationOptions, QuantizeOptions, parse_target
     from quantkit import Recipe as Rules
     from quantkit import plan as make_plan
     from quantkit.errors import BadOption
 
     if recipe is not None and method is None:
-        raise BadOption("--recipe is an exception to --method, which is missing", hint="add --method rtn, gptq or awq")
+        raise BadOption("--recipe is an exception to --method, which is missing", hint="add --method gptq")
     output = Output(as_json=as_json)
     options = None
     if method is not None:
         options = QuantizeOptions(
             method=method,
-            scheme=AffineGroups(bits=bits, group_size=group_size, symmetric=symmetric),
+            scheme=chosen_scheme(method, bits=bits, group_size=group_size, symmetric=symmetric, levels=levels),
             recipe=Rules.read(recipe) if recipe is not None else Rules(),
             calibration=CalibrationOptions(sequences=samples, length=length),
+            strict=strict,
         )
     targets = [parse_target(item, arch=arch, target=target) for item in to.split(",")]
     made = make_plan(source, targets, options)

@@ -10,17 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from quantkit.cli.options import (
+    METHODS,
     Arch,
     Bits,
     GroupSize,
     Json,
     Length,
+    Levels,
     Out,
     Overwrite,
     Recipe,
     Samples,
+    Strict,
     Symmetric,
     Threads,
+    chosen_scheme,
 )
 from quantkit.cli.output import Output, human_size, table
 
@@ -28,11 +32,16 @@ from quantkit.cli.output import Output, human_size, table
 def quantize(
     model: Annotated[Path, typer.Argument(help="A dense model: a folder, or any artifact with 16 or 32-bit weights.")],
     out: Out,
-    method: Annotated[str, typer.Option("--method", help="rtn (round to nearest), gptq or awq (calibrated).")] = "gptq",
-    bits: Bits = 4,
-    group_size: GroupSize = 128,
-    symmetric: Symmetric = True,
-    scale_dtype: Annotated[str, typer.Option("--scale-dtype", help="float16, bfloat16 or float32.")] = "float16",
+    method: Annotated[str, typer.Option("--method", help=METHODS)] = "gptq",
+    bits: Bits = None,
+    group_size: GroupSize = None,
+    symmetric: Symmetric = None,
+    levels: Levels = None,
+    scale_dtype: Annotated[
+        str | None,
+        typer.Option("--scale-dtype", help="float16, bfloat16 or float32.", show_default="float16, ternary bfloat16"),
+    ] = None,
+    strict: Strict = False,
     recipe: Recipe = None,
     calibration: Annotated[
         list[str] | None,
@@ -88,7 +97,6 @@ def quantize(
     A run that was stopped, by whatever, goes on after its last finished block when the same command is given again.
     """
     from quantkit import (
-        AffineGroups,
         CalibrationFile,
         CalibrationOptions,
         Compute,
@@ -100,7 +108,9 @@ def quantize(
     from quantkit import quantize as make
 
     output = Output(as_json=as_json)
-    scheme = AffineGroups(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
+    scheme = chosen_scheme(
+        method, bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype, levels=levels
+    )
     options = QuantizeOptions(
         method=method,
         scheme=scheme,
@@ -116,6 +126,7 @@ def quantize(
         propagate=propagate,
         smooth=smooth,
         fisher=fisher,
+        strict=strict,
     )
     compute = Compute(threads=threads or os.cpu_count() or 1, device=device, bfloat16=bfloat16)
     checkpoint = open_checkpoint(model)

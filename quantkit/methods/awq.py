@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.schemes.affine_groups import INT4
 
 if TYPE_CHECKING:
     from quantkit.calibration.statistics import LayerStatistics
@@ -23,8 +24,10 @@ class ActivationAware:
 
     name = "awq"
     summary = "scaled inputs, searched grids, nearest codes: needs calibration"
+    default_scheme = INT4
     needs_calibration = True
     weighs_outputs = False
+    takes_over = False
     scales_inputs = True
 
     @property

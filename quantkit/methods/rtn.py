@@ -12,6 +12,7 @@ from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.rounding import round_to_nearest, squared_error, stacked_rows
 from quantkit.tensors.scheme import Scheme
+from quantkit.tensors.schemes.affine_groups import INT4
 from quantkit.threads import ordered_map
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ class RoundToNearest:
 
     name = "rtn"
     summary = "round to nearest: fast, needs no calibration"
+    default_scheme = INT4
     needs_calibration = False
     weighs_outputs = False
+    takes_over = False
     scales_inputs = False
 
     @property

@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its headers alone."""
+"""What a checkpoint is, from its headers, and from its weights where they are ternary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 from quantkit.files.planned_files import PlannedTensor
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.family.recognition import described
-from quantkit.models.spec import RopeSpec
+from quantkit.models.spec import LINEAR_ROLES, RopeSpec
+from quantkit.progress import Progress
+from quantkit.tensors.ternary import TernaryWeights, ternary_weights
 from quantkit.tensors.views import TensorView, Weight
 
 
@@ -25,20 +27,26 @@ class KindCount:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Facts in reading order, sums per type, and every tensor."""
+    """Facts in reading order, sums per type, every tensor, and which dense weights are ternary as they lie."""
 
     facts: Mapping[str, Any]
     kinds: tuple[KindCount, ...]
     tensors: tuple[PlannedTensor, ...]
+    ternary: TernaryWeights
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         return asdict(self)
 
 
-def inspection(checkpoint: Checkpoint) -> Inspection:
-    """Describe `checkpoint`; no tensor data is read."""
+def inspection(checkpoint: Checkpoint, *, progress: Progress | None = None) -> Inspection:
+    """Describe `checkpoint`.
+
+    Of every dense linear weight the first rows are read, and the others where those are ternary.
+    """
     spec = checkpoint.spec
+    linears = [checkpoint.weights[slot.name] for slot in spec.slots() if slot.role in LINEAR_ROLES]
+    ternary = ternary_weights([view for view in linears if isinstance(view, TensorView)], progress=progress)
     tensors = tuple(_describe(name, weight) for name, weight in checkpoint.weights.items())
     weights = sum(weight.size for weight in checkpoint.weights.values())
     total = sum(tensor.nbytes for tensor in tensors)
@@ -67,7 +75,7 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
         row[0] += 1
         row[1] += weight.size
         row[2] += tensor.nbytes
-    return Inspection(facts, tuple(KindCount(kind, *row) for kind, row in counts.items()), tensors)
+    return Inspection(facts, tuple(KindCount(kind, *row) for kind, row in counts.items()), tensors, ternary)
 
 
 def _rope(rope: RopeSpec) -> str:

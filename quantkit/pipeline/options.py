@@ -8,9 +8,7 @@ from quantkit.calibration.samples import CalibrationOptions
 from quantkit.pipeline.recipe import Recipe
 from quantkit.protocols import Method
 from quantkit.tensors.scheme import Scheme
-from quantkit.tensors.schemes.affine_groups import AffineGroups
 
-INT4 = AffineGroups(bits=4, group_size=128)
 NO_EXCEPTIONS = Recipe()
 OWN_TEXT = CalibrationOptions()
 
@@ -21,7 +19,7 @@ class QuantizeOptions:
 
     method: of every linear layer that the recipe does not decide; see `quantkit.registry.names("methods")`, or one of
         their kind with settings of its own.
-    scheme: theirs, likewise.
+    scheme: theirs, likewise; None = the method's own (`quantkit.protocols.Method.default_scheme`).
     recipe: exceptions.
     calibration: what to calibrate on.
     propagate: whether each layer makes up for what the layers before it lost.
@@ -29,12 +27,14 @@ class QuantizeOptions:
         ask for it.
     fisher: whether errors of outputs count by what they do to the predictions (`quantkit.calibration.fisher`), for
         methods that can tell them apart.
+    strict: whether to refuse a model of which only some weights are ternary as they lie; else the others stay dense.
     """
 
     method: str | Method = "gptq"
-    scheme: Scheme = INT4
+    scheme: Scheme | None = None
     recipe: Recipe = NO_EXCEPTIONS
     calibration: CalibrationOptions = OWN_TEXT
     propagate: bool = True
     smooth: bool | None = None
     fisher: bool = True
+    strict: bool = False

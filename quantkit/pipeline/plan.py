@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.peak_memory import generation_peak, input_widths, matrices, peak_memory
-from quantkit.pipeline.planned_model import planned
+from quantkit.pipeline.planned_model import decided, planned
 from quantkit.pipeline.verdicts import as_written, loading_line, taking, verdicts
 from quantkit.protocols import ExportOptions, Verdict
 from quantkit.tensors.views import TensorView, Weight
@@ -128,19 +128,19 @@ def plan(
         UnsupportedSpec: a weight that the scheme cannot divide into groups.
     """
     checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
-    result, method = checkpoint, None
+    result, method, scheme = checkpoint, None, None
     tokens, weighed, writing, methods = 0, 0, 0, {}
     if options is not None:
-        method = registry.method(options.method) if isinstance(options.method, str) else options.method
-        assignments = options.recipe.assign(checkpoint.spec, options.scheme, method.name)
-        methods = {name: assigned.method for name, assigned in assignments.items() if assigned.scheme is not None}
-        used = [method if name == method.name else registry.method(name) for name in set(methods.values())]
+        decisions = decided(checkpoint, options)
+        method, scheme, used = decisions.method, decisions.scheme, decisions.methods.values()
+        methods = {name: one.name for name, one in decisions.methods.items()}
         wanted = options.calibration.sequences * options.calibration.length
         tokens = wanted if any(one.needs_calibration for one in used) else 0
         weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
         if tokens and options.calibration.own_text:
             writing = generation_peak(checkpoint.spec, options.calibration, threads=THREADS, bfloat16=False)
-        result = planned(checkpoint, assignments)
+        result = planned(checkpoint, decisions.weights.assignments)
+        result = replace(result, notes=(*result.notes, *decisions.weights.notes))
     weights = tuple(
         PlannedWeight(name=name, shape=weight.shape, type=_type(weight), method=methods.get(name))
         for name, weight in result.weights.items()
@@ -149,7 +149,7 @@ def plan(
         source=checkpoint.path.name,
         parameters=sum(weight.size for weight in checkpoint.weights.values()),
         method=method.name if method is not None else None,
-        scheme=str(options.scheme) if options is not None else None,
+        scheme=str(scheme) if scheme is not None else None,
         tensors=dict(Counter(weight.type for weight in weights)),
         weights=weights,
         targets=tuple(

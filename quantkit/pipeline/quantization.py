@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantkit import registry
 from quantkit.artifacts.journal import Journal
 from quantkit.artifacts.output_paths import resolve
 from quantkit.calibration.compute import Compute, check_device, check_torch
@@ -25,7 +24,7 @@ from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.peak_memory import check_memory, generation_peak
-from quantkit.pipeline.planned_model import planned
+from quantkit.pipeline.planned_model import decided, planned
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
 from quantkit.pipeline.source_report import source_reports
@@ -73,15 +72,13 @@ class Quantization:
         self._options = options
         self._compute = compute
         self._given = samples
-        method = registry.method(options.method) if isinstance(options.method, str) else options.method
-        self._method = method
-        assignments = options.recipe.assign(source.spec, options.scheme, method.name)
-        plan = planned(source, assignments)
-        self._methods = {
-            name: method if assignment.method == method.name else registry.method(assignment.method)
-            for name, assignment in assignments.items()
-            if assignment.scheme is not None
-        }
+        decisions = decided(source, options, threads=compute.threads, progress=progress)
+        method = self._method = decisions.method
+        self._scheme = decisions.scheme
+        plan = planned(source, decisions.weights.assignments)
+        plan = replace(plan, notes=(*plan.notes, *decisions.weights.notes))
+        self._methods = decisions.methods
+        self._exact = decisions.weights.exact
         calibrated = [used.name for used in self._methods.values() if used.needs_calibration]
         self._calibrated = bool(calibrated)
         if calibrated:
@@ -156,7 +153,7 @@ class Quantization:
             coverage = source_reports(stream.coverage, self._reports, stream.divergences())
         return {
             "method": self._method.name,
-            "scheme": self._options.scheme.to_json(),
+            "scheme": self._scheme.to_json(),
             "recipe": self._options.recipe.to_json(),
             "device": self._compute.device,
             "bfloat16": self._calibrated and self._compute.in_bfloat16(),
@@ -209,6 +206,8 @@ class Quantization:
         weight = np.asarray(self._source.weights[view.name].read(), np.float32)
         layer = Layer(view.name, weight, view.scheme)
         ((tensor, report),) = self._methods[view.name].quantize([layer], None, threads=self._compute.threads)
+        if view.name in self._exact and report.error:
+            raise RuntimeError(f"{view.name} is not what was found to be ternary")
         self._reports[view.name] = report
         return tensor
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SHRINKS = (0.4, 0.5, 0.58, 0.65, 0.71, 0.76, 0.81, 0.85, 0.89, 0.925, 0.955, 0.98, 1.0, 1.04)
 """Shares of the covering scale that are tried."""
+TERNARY_SHRINKS = tuple(0.12 * 1.12**step for step in range(20))
+"""The same for three levels, whose best scale lies far below the largest weight of a long row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +152,7 @@ class AffineGroups(Scheme):
         if self.symmetric:
             covering = torch.maximum(-low, high) / (self.span / 2)
             for sign in (1.0,) if self.ternary else (1.0, -1.0):
-                for shrink in SHRINKS:
+                for shrink in TERNARY_SHRINKS if self.ternary else SHRINKS:
                     yield Fit(self._nearest_scale(covering * (sign * shrink)))
             return
         step = (high - low) / self.span
@@ -194,6 +196,11 @@ class AffineGroups(Scheme):
         """See `Scheme`."""
         return levels + float(self.midpoint) if fit.first is None else levels - fit.first
 
+    def with_settings(self, **settings: Any) -> Scheme:  # noqa: ANN401 - of the type of the field
+        """See `Scheme`; with more bits, a ternary scheme becomes one that has as many levels as its codes."""
+        ternary = self.ternary and settings.get("bits", self.bits) == self.bits
+        return super(AffineGroups, self).with_settings(**{"ternary": ternary, **settings})
+
     def to_json(self) -> dict[str, Any]:
         """See `Scheme`. What is not ternary has the four settings that files of all versions know."""
         settings = asdict(self)
@@ -204,6 +211,12 @@ class AffineGroups(Scheme):
         if self.ternary:
             return f"ternary {group}"
         return f"int{self.bits} {group} {'sym' if self.symmetric else 'asym'}"
+
+
+INT4 = AffineGroups(bits=4, group_size=128)
+"""What most engines have kernels for."""
+TERNARY = AffineGroups(bits=2, group_size=PER_ROW, scale_dtype="bfloat16", ternary=True)
+"""As BitCPM is trained: a scale per row, which bfloat16 files hold exactly."""
 
 
 def affine(name: str, scheme: Scheme, *, container: str) -> AffineGroups:
