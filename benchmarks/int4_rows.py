@@ -24,6 +24,7 @@ from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.quantization import Quantization
 from quantkit.protocols import Method
 from quantkit.solver.stages import Stages
+from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 
 RTN, TEXTBOOK = "rtn", "textbook"
@@ -129,8 +130,12 @@ def by_stage(setting: Setting, bits: int, stage: Stage) -> Made:
 
 def by_default(setting: Setting, bits: int, calibration: CalibrationOptions) -> Made:
     """The model as a whole run makes it, own text included."""
-    scheme = AffineGroups(bits=bits, group_size=setting.group_size)
-    return _by_run(setting, QuantizeOptions(scheme=scheme, calibration=calibration), None)
+    return by_scheme(setting, "gptq", AffineGroups(bits=bits, group_size=setting.group_size), calibration)
+
+
+def by_scheme(setting: Setting, method: str, scheme: Scheme, calibration: CalibrationOptions) -> Made:
+    """The same by any method, on any scheme."""
+    return _by_run(setting, QuantizeOptions(method=method, scheme=scheme, calibration=calibration), None)
 
 
 def _by_run(setting: Setting, options: QuantizeOptions, samples: Samples | None) -> Made:
