@@ -16,7 +16,7 @@ from benchmarks.first_quality import ours, textbook
 from quantkit import registry
 from quantkit.calibration.compute import Compute
 from quantkit.calibration.samples import CalibrationFile, CalibrationOptions, Samples
-from quantkit.methods.gptq import Gptq
+from quantkit.methods.gptq import USUAL, Gptq
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import load_model
 from quantkit.models.torch_model import MiniCPM
@@ -56,18 +56,19 @@ STAGES = (
     Stage(name="ours: + search", method=Gptq(Stages(rounds=0, damping=0.01)), propagate=False),
     Stage(name="ours: + refine", method=Gptq(Stages(damping=0.01)), propagate=False),
     Stage(name="ours: + damping", method=Gptq(), propagate=False),
-    Stage(name="ours: + propagation", method=Gptq()),
-    Stage(name=FILE_ALONE, method=Gptq(), fisher=True),
-    Stage(name="ours: + smoothing", method=Gptq(), fisher=True, smooth=True),
+    Stage(name="ours: + rounds", method=Gptq(USUAL), propagate=False),
+    Stage(name="ours: + propagation", method=Gptq(USUAL)),
+    Stage(name=FILE_ALONE, method=registry.method("gptq"), fisher=True),
+    Stage(name="ours: + smoothing", method=registry.method("gptq"), fisher=True, smooth=True),
     Stage(name="ours: awq", method=registry.method("awq")),
 )
 WITHOUT = (
-    Stage(name="less P-GPTQ", method=Gptq(), skip_positions=0, fisher=True),
-    Stage(name="less act-order", method=Gptq(Stages(act_order=False)), fisher=True),
-    Stage(name="less search", method=Gptq(Stages(search=False)), fisher=True),
-    Stage(name="less refine", method=Gptq(Stages(rounds=0)), fisher=True),
-    Stage(name="less damping", method=Gptq(Stages(damping=0.01)), fisher=True),
-    Stage(name="less propagation", method=Gptq(), propagate=False, fisher=True),
+    Stage(name="less P-GPTQ", method=Gptq(USUAL), skip_positions=0, fisher=True),
+    Stage(name="less act-order", method=Gptq(replace(USUAL, act_order=False)), fisher=True),
+    Stage(name="less search", method=Gptq(replace(USUAL, search=False)), fisher=True),
+    Stage(name="less refine", method=Gptq(replace(USUAL, rounds=0)), fisher=True),
+    Stage(name="less damping", method=Gptq(replace(USUAL, damping=0.01)), fisher=True),
+    Stage(name="less propagation", method=Gptq(USUAL), propagate=False, fisher=True),
 )
 OURS = (*STAGES, *WITHOUT)
 NAMES = (RTN, TEXTBOOK, *(stage.name for stage in OURS), DEFAULT, WITH_FILE, *gptqmodel_runs.OPTIONS)

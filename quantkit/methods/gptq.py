@@ -24,6 +24,7 @@ from typing import ClassVar
 
 from quantkit.protocols import Method
 from quantkit.solver.calibrated import StagedMethod
+from quantkit.solver.stages import Stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,4 +35,5 @@ class Gptq(StagedMethod):
     summary: ClassVar[str] = "searched grids, error feedback, coordinate descent: needs calibration"
 
 
-METHOD: Method = Gptq(dampings=(0.3,))
+USUAL = Stages(rounds=3)
+METHOD: Method = Gptq(USUAL, dampings=(0.3,))
