@@ -66,11 +66,10 @@ class QuantizedTensor:
     def numbers_digest(self) -> str:
         """SHA-256, hexadecimal, of the numbers that an engine computes with, whatever container holds them.
 
-        Over the shape, then the codes, then of every group its scale and the value of code 0, both in little-endian
-        float32. Two tensors of one digest have the same weights, code by code.
+        Over the shape and what `Scheme.numbers` has. Two tensors of one digest have the same weights, level by level.
         """
         sha256 = hashlib.sha256(np.array(self.shape, "<i8").tobytes())
-        for part in (self.codes, *(x.astype("<f4") for x in self.scheme.effective(self.arrays))):
+        for part in self.scheme.numbers(self.codes, self.arrays):
             sha256.update(np.ascontiguousarray(part).data)
         return sha256.hexdigest()
 

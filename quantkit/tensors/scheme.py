@@ -161,6 +161,33 @@ class Scheme(ABC):
     def effective(self, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Of every group its scale, and the value of code 0: float32 (rows, groups)."""
 
+    def zero_code(self, arrays: Mapping[str, np.ndarray]) -> int | None:
+        """The code, 0 to 255, that stands for 0 in all groups alike; None where it differs, or is no code."""
+        scale, offset = self.effective(arrays)
+        used = np.flatnonzero(scale)
+        code = np.rint(-offset.flat[used[0]] / scale.flat[used[0]]) if used.size else np.float32(-1)
+        alike = 0 <= code <= 255 and (offset == scale * -code).all()
+        return int(code) if alike else None
+
+    def numbers(self, codes: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
+        """What engines compute with, as `QuantizedTensor.numbers_digest` hashes it: little-endian arrays in order.
+
+        Where one code stands for 0 everywhere (symmetric codes), it is what stays when a container stores the codes in
+        more bits or the scales for smaller groups: the levels, int8 (rows, cols); then of every run of groups of a row
+        that have one scale, the place of its first weight, int64, and the scale, float32. Elsewhere it is the codes,
+        uint8 (rows, cols), and of every group its scale and the value of code 0, float32 (rows, groups).
+        """
+        scale, offset = (np.ascontiguousarray(x.astype("<f4")) for x in self.effective(arrays))
+        zero = self.zero_code(arrays)
+        if zero is None or int(codes.max()) - zero > 127 or int(codes.min()) - zero < -128:
+            yield from (codes, scale, offset)
+            return
+        yield (codes - np.uint8(zero)).view(np.int8)  # wraps
+        starts = np.ones(scale.shape, bool)
+        starts[:, 1:] = np.diff(scale.view("<u4"), axis=1) != 0
+        yield np.flatnonzero(starts).astype("<i8") * self.group_width(codes.shape[1])
+        yield scale[starts]
+
     @abstractmethod
     def covering(self, groups: np.ndarray) -> dict[str, np.ndarray]:
         """Parameters whose levels cover the range of every group.

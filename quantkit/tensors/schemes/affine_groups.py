@@ -104,6 +104,11 @@ class AffineGroups(Scheme):
         scale = arrays["scale"].astype(np.float32)
         return scale, scale * -arrays["zero"].astype(np.float32)
 
+    def zero_code(self, arrays: Mapping[str, np.ndarray]) -> int | None:
+        """See `Scheme`."""
+        zero = arrays["zero"]
+        return int(zero.flat[0]) if zero.size and (zero == zero.flat[0]).all() else None
+
     def covering(self, groups: np.ndarray) -> dict[str, np.ndarray]:
         """See `Scheme`."""
         low = np.minimum(groups.min(axis=-1), 0).astype(np.float64)

@@ -3,7 +3,7 @@
 dense       the digest is that of the original's values, rounded on the way as a dense artifact may round them
 norms       the same; or what the run's manifest says that smoothing made of them (without a manifest: anything that
             the layers behind make up for, which their errors tell)
-quantized   the digest of codes, scales and offsets is the manifest's, and that of what the run made, where the
+quantized   the digest of levels, scales and offsets is the manifest's, and that of what the run made, where the
             container keeps it; the dense weights that the manifest says it was made of are the original's; the error
             from the original, with smoothing undone, is the recorded one, from above and from below; where none is
             recorded it is at most `WORST` times what rounding to the artifact's own grid costs

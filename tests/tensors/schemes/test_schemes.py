@@ -110,6 +110,49 @@ def test_a_digest_does_not_depend_on_how_a_zero_point_is_held() -> None:
     assert offsets.numbers_digest() == affine.numbers_digest()
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_digest_of_what_q4_1_holds_of_a_grid_is_the_grids(symmetric: bool) -> None:
+    """Offsets that are whole steps, alike in all groups or not; float32, as float16 holds few of them."""
+    affine = round_to_nearest(weights(), AffineGroups(bits=4, group_size=32, symmetric=symmetric))
+    scale, offset = affine.scheme.effective(affine.arrays)
+    offsets = QuantizedTensor(
+        OffsetGroups(bits=4, group_size=32, scale_dtype="float32"), affine.codes, {"scale": scale, "offset": offset}
+    )
+    assert offsets.numbers_digest() == affine.numbers_digest()
+
+
+def test_a_digest_does_not_depend_on_how_wide_the_groups_are_stored() -> None:
+    tensor = round_to_nearest(weights(), AffineGroups(bits=3, group_size=64))
+    finer = QuantizedTensor(
+        AffineGroups(bits=3, group_size=16),
+        tensor.codes,
+        {name: np.repeat(values, 4, axis=1) for name, values in tensor.arrays.items()},
+    )
+    assert finer.numbers_digest() == tensor.numbers_digest()
+    finer.arrays["scale"][2, 3] *= 2
+    assert finer.numbers_digest() != tensor.numbers_digest()
+
+
+def test_a_scale_that_moves_to_another_group_or_row_changes_the_digest() -> None:
+    scheme, codes = AffineGroups(bits=2, group_size=2, ternary=True), np.ones((2, 4), np.uint8)
+    zero = np.ones((2, 2), np.uint8)
+    digests = {
+        QuantizedTensor(scheme, codes, {"scale": np.array(scale, np.float16), "zero": zero}).numbers_digest()
+        for scale in ([[1, 1], [2, 2]], [[1, 2], [2, 2]], [[1, 2], [1, 1]], [[1, 1], [1, 2]], [[2, 2], [1, 1]])
+    }
+    assert len(digests) == 5
+
+
+def test_codes_of_eight_bits_above_a_zero_point_of_zero_are_no_levels() -> None:
+    """200 would be -56 in int8."""
+    scheme, scale = AffineGroups(bits=8, group_size=2, symmetric=False), np.ones((1, 1), np.float16)
+    high, low = (
+        QuantizedTensor(scheme, np.array([codes], np.uint8), {"scale": scale, "zero": np.array([[zero]], np.uint8)})
+        for codes, zero in (([0, 200], 0), ([56, 0], 56))
+    )
+    assert high.numbers_digest() != low.numbers_digest()
+
+
 def test_ternary_weights_are_minus_scale_nothing_or_scale() -> None:
     tensor = round_to_nearest(weights(), AffineGroups(bits=2, group_size=32, ternary=True))
     scale = np.repeat(tensor.scale.astype(np.float32), 32, axis=1)
