@@ -56,11 +56,13 @@ def _sentence(text: str | None) -> str:
 
 def formats_table() -> str:
     """README's table of formats, from the registry."""
-    lines = ["| format | types or targets | engines | what it is |", "|---|---|---|---|"]
+    lines = ["| format | types or targets | `--bits` | engines | what it is |", "|---|---|---|---|---|"]
     for name in registry.names("exporters"):
         exporter = registry.exporter(name)
         types = " ".join(f"`{kind}`" for kind in (*exporter.types, *exporter.targets))
-        lines.append(f"| `{name}` | {types} | {', '.join(map(_engine, exporter.engines))} | {exporter.summary} |")
+        widths = " ".join(map(str, exporter.widths))
+        engines = ", ".join(map(_engine, exporter.engines))
+        lines.append(f"| `{name}` | {types} | {widths} | {engines} | {exporter.summary} |")
     return "\n".join(lines)
 
 

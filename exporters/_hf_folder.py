@@ -171,6 +171,7 @@ def plan_folder(
     options: Mapping[str, Any],
     files: Iterable[PlannedFile] = (),
     notes: Iterable[str] = (),
+    stored: Mapping[str, QuantizedView] | None = None,
 ) -> PlannedArtifact:
     """Plan the folder of `model` (see `architecture_of`), one unit per block.
 
@@ -183,6 +184,7 @@ def plan_folder(
         options: what the manifest records.
         files: whatever else the container wants in the folder.
         notes: what the user should know, besides the model's own notes.
+        stored: see `PlannedArtifact`.
     """
     config = native_config(model)
     norm = model.weights[FINAL_NORM]
@@ -201,6 +203,7 @@ def plan_folder(
         options=options,
         notes=(*model.notes, *_notes(model, layout, container), *notes),
         measure=measured(model, read),
+        stored=stored or {},
     )
 
 

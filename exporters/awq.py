@@ -7,9 +7,9 @@ Per quantized module P of N rows, K columns and G groups per row; codes q and ze
     P.scales   float16 [G, N]
     weight[n, k] = scales[g, n] * (q - z), g = k // group size; ORDER = 0 2 4 6 1 3 5 7
 
-A symmetric grid has z = 8 everywhere, and is read back as one for that. All quantized layers share one group size;
-embedding and head are dense (quantized ones of the source become float32 values). N is a multiple of 32: AutoAWQ's
-packer makes buffers of N // 32 * 4 words.
+Symmetric codes of fewer bits, ternary ones among them, are stored as 4 bits. A symmetric grid has z = 8 everywhere,
+and is read back as one for that. All quantized layers share one group size; embedding and head are dense (quantized
+ones of the source become float32 values). N is a multiple of 32: AutoAWQ's packer makes buffers of N // 32 * 4 words.
 Sources: package autoawq 0.2.9, `modules/linear/gemm.py`, `utils/packing_utils.py`; vLLM 0.32.0, `auto_awq.py`.
 """
 
@@ -44,6 +44,7 @@ from quantkit.exporters._hf_folder import (
     read_checkpoint,
     taken_parts,
 )
+from quantkit.exporters._widths import checked_bits, recorded_options, stored_wider
 from quantkit.files.member import read_member_json
 from quantkit.files.planned_files import Buffer, PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
@@ -78,6 +79,7 @@ class AWQ:
     summary = "Hugging Face folder in AutoAWQ's GEMM layout, 4 bits"
     types = (FORMAT,)
     targets = ()
+    widths = (BITS,)
     engines = ("vllm", "reference")
 
     def recognizes(self, path: Path) -> bool:
@@ -91,12 +93,15 @@ class AWQ:
         """Plan the folder: one unit per block, dense weights in the dtype that the source has them in.
 
         Raises:
-            BadOption: an unknown type or architecture.
+            BadOption: an unknown type, width or architecture.
             UnsupportedSpec: a weight that does not fit; names it. Also while writing: a bfloat16 scale that float16
                 does not hold.
         """
         checked_type(options.type, self.types, container=METHOD)
-        model = architecture_of(checkpoint, options, container=METHOD, linears_only=True)
+        checked_bits(options.bits, self.widths, container=METHOD)
+        source = architecture_of(checkpoint, options, container=METHOD, linears_only=True)
+        wider = stored_wider(source, BITS, container=METHOD, linears_only=True)
+        model = wider.model
         quantized = quantized_views(model, linears_only=True)
         for weight in quantized:
             _check_scheme(weight.name, affine(weight.name, weight.scheme, container=METHOD))
@@ -108,7 +113,9 @@ class AWQ:
             _quantization_config(model, quantized[0].scheme.group_size),
             container=METHOD,
             read=self.read,
-            options={"type": FORMAT, "arch": options.arch},
+            options={"type": FORMAT, **recorded_options(options)},
+            notes=wider.notes,
+            stored=wider.changed,
         )
 
     def read(self, path: Path) -> Checkpoint:

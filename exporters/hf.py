@@ -21,6 +21,7 @@ from quantkit.errors import BadOption, QuantkitError
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.exporters._hf_folder import read_checkpoint
 from quantkit.exporters._recorded import measured
+from quantkit.exporters._widths import checked_bits
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedTensor, blob
 from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
@@ -43,6 +44,7 @@ class HuggingFace:
     summary = "Hugging Face folder with dense weights"
     types = tuple(FLOATS)
     targets = ()
+    widths = ()
     engines = ("transformers", "vllm", "reference")
 
     def recognizes(self, path: Path) -> bool:
@@ -69,10 +71,11 @@ class HuggingFace:
         Without a type, dense sources keep the dtype of each tensor and quantized ones become bf16.
 
         Raises:
-            BadOption: an unknown type or architecture.
+            BadOption: an unknown type or architecture, or a width.
         """
         if options.type not in (None, *self.types):
             raise BadOption(f"hf has no type {options.type!r}", hint=f"choose one of: {', '.join(self.types)}")
+        checked_bits(options.bits, self.widths, container=self.name)
         model = with_architecture(checkpoint, options.arch)
         type_name = "bf16" if options.type is None and model.holds_codes else options.type
         if type_name is None and model is not checkpoint:

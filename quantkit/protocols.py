@@ -34,11 +34,14 @@ class ExportOptions:
     type: element type in the container's words ("q4_0", "bf16"); None = the exporter's default for this source.
     arch: "native" keeps the family's scalars in the config; "llama" folds them into the weights.
     target: which engine's layout, where the container has several; None = the first of `Exporter.targets`.
+    bits: one of `Exporter.widths`: symmetric codes of fewer bits are stored in so many, which changes no number; None =
+        as narrow as the container has them.
     """
 
     type: str | None = None
     arch: str = "native"
     target: str | None = None
+    bits: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +203,8 @@ class Exporter(Protocol):
     types: tuple[str, ...]
     targets: tuple[str, ...]
     """Engines whose layouts of this container differ; empty for most, where there is nothing to choose."""
+    widths: tuple[int, ...]
+    """Bits in which symmetric codes can be stored; empty where there is nothing to choose."""
     engines: tuple[str, ...]
     """Names of the runtimes in `runtimes/` that load this container."""
 

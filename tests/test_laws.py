@@ -50,6 +50,12 @@ MIXED = {
     Role.UP: AffineGroups(bits=2, group_size=64, symmetric=False),
     Role.LM_HEAD: AffineGroups(bits=8, group_size=32),
 }
+TERNARY_MIX = {
+    **dict.fromkeys((Role.Q, Role.K, Role.V), AffineGroups(bits=2, group_size=64, ternary=True)),
+    Role.O: AffineGroups(bits=2, group_size=128, ternary=True, scale_dtype="bfloat16"),
+    Role.DOWN: AffineGroups(bits=4, group_size=64),
+    Role.LM_HEAD: AffineGroups(bits=2, group_size=64, ternary=True),
+}
 SOURCES: dict[str, Callable[[], Checkpoint]] = {
     "dense": lambda: model(MINICPM, dense),
     "dense-llama": lambda: model(LLAMA, dense),
@@ -60,6 +66,10 @@ SOURCES: dict[str, Callable[[], Checkpoint]] = {
         MINICPM, linears(AffineGroups(bits=4, group_size=128, scale_dtype="bfloat16"))
     ),
     "int8-row-sym": lambda: model(MINICPM, linears(AffineGroups(bits=8, group_size=-1))),
+    "int3-g64-sym": lambda: model(MINICPM, linears(AffineGroups(bits=3, group_size=64))),
+    "ternary-g64": lambda: model(MINICPM, linears(AffineGroups(bits=2, group_size=64, ternary=True))),
+    "ternary-row-wide": lambda: model(WIDE, linears(AffineGroups(bits=2, group_size=-1, ternary=True))),
+    "ternary-mixed-llama": lambda: model(LLAMA, lambda slot: TERNARY_MIX.get(slot.role)),
     "int3-g64-asym": lambda: model(MINICPM, linears(AffineGroups(bits=3, group_size=64, symmetric=False))),
     "mixed-llama": lambda: model(LLAMA, lambda slot: MIXED.get(slot.role)),
     "everything-int8": lambda: model(LLAMA, lambda slot: MIXED[Role.LM_HEAD] if len(slot.shape) == 2 else None),
@@ -87,7 +97,8 @@ def shown(offer: tuple[str | None, ...]) -> str:
 
 
 ARCHITECTURES = [(name, "native") for name in SOURCES] + [
-    (name, "llama") for name in ("dense", "int4-g128-sym", "int4-g128-wide", "int4-g32-asym")
+    (name, "llama")
+    for name in ("dense", "int4-g128-sym", "int4-g128-wide", "int4-g32-asym", "ternary-g64", "ternary-row-wide")
 ]
 
 
@@ -97,6 +108,15 @@ def test_an_exporter_holds_its_laws(offer: Offer, name: str, arch: str, tmp_path
     exporter, kind, target = offer
     options = ExportOptions(type=kind, arch=arch, target=target)
     check_exporter(registry.exporter(exporter), source(name), options, tmp_path)
+
+
+WIDTHS = [(name, bits) for name in registry.names("exporters") for bits in registry.exporter(name).widths]
+
+
+@pytest.mark.parametrize("name", ["int3-g64-sym", "ternary-row-wide", "ternary-mixed-llama"])
+@pytest.mark.parametrize(("exporter", "bits"), WIDTHS)
+def test_an_exporter_holds_its_laws_with_wider_codes(exporter: str, bits: int, name: str, tmp_path: Path) -> None:
+    check_exporter(registry.exporter(exporter), source(name), ExportOptions(bits=bits), tmp_path)
 
 
 @pytest.mark.parametrize("offer", [offer for offer in offers() if offer[1] is None], ids=shown)

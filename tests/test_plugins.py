@@ -72,6 +72,7 @@ class Toy:
     summary = "float32 values, one tensor behind the other"
     types = ()
     targets = ()
+    widths = ()
     engines = ("toy", "reference")
 
     def recognizes(self, path: Path) -> bool:

@@ -4,6 +4,9 @@
      "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, ...}, ...}},
      "ignore": ["lm_head"], ...}
 
+A group whose name is "ternary_" and a number has codes 1, 2 and 3 of 2 bits alone, which stand for -1, 0 and 1. Names
+of groups are free: to other loaders it is a group of 2 bits.
+
 A target is a class ("Linear"), the exact name of a module, or "re:" and a regular expression that the start of the
 name must match. Where several match, an exact name wins over an expression, and an expression over a class; what
 `ignore` matches stays dense. Source: package compressed-tensors 0.20.0, `quantization/quant_config.py`,
@@ -28,6 +31,8 @@ LAYOUT_VERSION = "0.20.0"
 """Version of the package whose layout this is; loaders ignore it, people read it."""
 
 EMBEDDING, HEAD = (name.removesuffix(".weight") for name in (model_names.EMBEDDING, model_names.HEAD))
+TERNARY_BITS = 2
+TERNARY_NAME = re.compile(r"ternary_\d+", re.ASCII)
 MAX_TARGETS = 10_000
 MAX_EXPRESSIONS = 32
 MAX_EXPRESSION_LENGTH = 200
@@ -56,9 +61,10 @@ def quantization_config(specs: Mapping[str, AffineGroups | None]) -> dict[str, A
         _scheme(spec, _targets(modules) if len(grids) == 1 else modules)
         for spec, modules in grids.items()
     ]  # fmt: skip
+    names = [f"{'ternary' if spec.ternary else 'group'}_{index}" for index, spec in enumerate(grids)]
     dense = [module for module, spec in specs.items() if spec is None and module not in (EMBEDDING, HEAD)]
     return {
-        "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
+        "config_groups": dict(zip(names, groups, strict=True)),
         "format": FORMAT,
         "global_compression_ratio": None,
         # A tied head has no weight of its own, but the module is there and would be taken for a quantized one.
@@ -133,6 +139,12 @@ def read_schemes(config: Mapping[str, Any], where: str) -> Schemes:
         if not isinstance(group, Mapping):
             raise UnsupportedSpec(f"{place} is not spelled out as an object, but {str(group)[:80]!r}")
         spec = _read_group(group, place)
+        if TERNARY_NAME.fullmatch(name):
+            if spec.bits != TERNARY_BITS or not spec.symmetric:
+                raise BadConfig(
+                    f"{place}: what is named ternary has symmetric codes of {TERNARY_BITS} bits, not {spec}"
+                )
+            spec = replace(spec, ternary=True)
         by_target |= dict.fromkeys(_read_targets(group.get("targets"), f"{place}: targets"), spec)
     return Schemes(by_target, tuple(_read_targets(config.get("ignore") or [], f"{where}: ignore")))
 

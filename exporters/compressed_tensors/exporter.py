@@ -9,6 +9,8 @@ Per quantized module P of N rows, K columns and G groups per row, b bits; codes 
     P.weight_scale       float [N, G]
     weight = scale * (q - z), z = 2**(b - 1) where there is no P.weight_zero_point
 
+Ternary weights are codes 1, 2 and 3 of 2 bits, and the name of their group in config.json says that 0 does not occur.
+
 Everything else lies as in any Hugging Face folder; `config.json` says in `quantization_config` which module is which.
 The package speaks of signed codes, q - 2**(b - 1), but stores these. Source: package compressed-tensors 0.20.0,
 `compressors/pack_quantized/`. Files of older versions differ for 3, 5, 6 and 7 bits and are refused by their shapes.
@@ -40,6 +42,7 @@ from quantkit.exporters._hf_folder import (
     read_checkpoint,
     taken_parts,
 )
+from quantkit.exporters._widths import checked_bits, recorded_options, stored_wider
 from quantkit.exporters.compressed_tensors.config import (
     FORMAT,
     METHOD,
@@ -71,6 +74,7 @@ class CompressedTensors:
     summary = "Hugging Face folder with packed integer weights; what `quantize` writes"
     types = (FORMAT,)
     targets = ()
+    widths = tuple(range(2, 9))
     engines = ("transformers", "vllm", "reference")
 
     def recognizes(self, path: Path) -> bool:
@@ -86,19 +90,25 @@ class CompressedTensors:
         """Plan the folder: one unit per block, dense weights in the dtype that the source has them in.
 
         Raises:
-            UnsupportedSpec: no weight is quantized.
-            BadOption: an unknown type or architecture.
+            UnsupportedSpec: no weight is quantized; or one that cannot be stored in the bits asked for.
+            BadOption: an unknown type, width or architecture.
         """
         checked_type(options.type, self.types, container=METHOD)
+        bits = checked_bits(options.bits, self.widths, container=METHOD)
         model = architecture_of(checkpoint, options, container=METHOD)
-        specs = module_schemes(model, container=METHOD)
+        wider = stored_wider(
+            model, bits or min(self.widths), container=METHOD, asked=bits is not None, keeps_ternary=True
+        )
+        specs = module_schemes(wider.model, container=METHOD)
         return plan_folder(
-            model,
+            wider.model,
             Layout(_shapes, _buffers),
             quantization_config(specs),
             container=METHOD,
             read=self.read,
-            options={"type": FORMAT, "arch": options.arch},
+            options={"type": FORMAT, **recorded_options(options)},
+            notes=wider.notes,
+            stored=wider.changed,
         )
 
     def read(self, path: Path) -> Checkpoint:
@@ -144,6 +154,11 @@ def _layout(shape: tuple[int, int], spec: AffineGroups, name: str) -> Shapes:
     return layout
 
 
+def _lowest(scheme: AffineGroups) -> int:
+    """The stored code of code 0."""
+    return int(2 ** (scheme.bits - 1)) - scheme.midpoint if scheme.symmetric else 0
+
+
 def _words(codes: int, bits: int) -> int:
     return -(-codes * bits // 32)
 
@@ -151,7 +166,7 @@ def _words(codes: int, bits: int) -> int:
 def _buffers(name: str, tensor: QuantizedTensor) -> Iterator[Buffer]:
     scheme = affine(name, tensor.scheme, container=METHOD)
     yield np.array(tensor.shape, SHAPE_DTYPE)
-    yield pack_bitstream(tensor.codes, scheme.bits)
+    yield pack_bitstream(tensor.codes + np.uint8(_lowest(scheme)), scheme.bits)
     if not scheme.symmetric:
         yield np.ascontiguousarray(pack_bitstream(tensor.zero.T, scheme.bits).T)
     yield np.ascontiguousarray(tensor.scale)
@@ -189,6 +204,12 @@ def _unpacked(
     if not spec.symmetric:
         zero = np.ascontiguousarray(unpack_bitstream(parts[ZERO].read().T, spec.bits, rows).T)
     codes = unpack_bitstream(parts[PACKED].read(), spec.bits, cols)
+    lowest = _lowest(spec)
+    if lowest and (codes < lowest).any():
+        raise InconsistentCheckpoint(
+            f"{name}: config.json says {spec}, but there are codes below {lowest}, which stands for -1"
+        )
+    codes -= np.uint8(lowest)
     return named_tensor(name, spec, codes, scale, zero)
 
 

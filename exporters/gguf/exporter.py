@@ -33,6 +33,7 @@ from quantkit.errors import (
     UnsupportedSpec,
 )
 from quantkit.exporters._recorded import measured
+from quantkit.exporters._widths import checked_bits
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.choice import TYPES, chosen_types, main_type, wanted_type
@@ -87,6 +88,7 @@ class GGUF:
     summary = "single file for llama.cpp, Ollama, LM Studio and others"
     types = tuple(TYPES)
     targets = ()
+    widths = ()
     engines = ("llama-cpp", "reference")
 
     def recognizes(self, path: Path) -> bool:
@@ -111,6 +113,7 @@ class GGUF:
             UnsupportedSpec: a quantized weight that the type cannot hold; names the tensor.
             UnsupportedModel, MalformedFile, InconsistentCheckpoint: from the tokenizer, see `read_vocabulary`.
         """
+        checked_bits(options.bits, self.widths, container=self.name)
         model = with_architecture(checkpoint, options.arch)
         chosen = chosen_types(model, wanted_type(options))
         vocabulary = read_vocabulary(model) if has_vocabulary(model) else None

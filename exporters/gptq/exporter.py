@@ -8,7 +8,8 @@ Per quantized module P of N rows, K columns and G groups per row, b bits; codes 
     P.scales   float16 [G, N]
     weight[n, k] = scales[g, n] * (q - z), g = g_idx[k]
 
-For 2, 4 and 8 bits that is nibble k % 8 (and so on) of word k // 8; for 3 bits it is 32 codes in 3 words.
+For 2, 4 and 8 bits that is nibble k % 8 (and so on) of word k // 8; for 3 bits it is 32 codes in 3 words. Ternary
+weights are plain codes of 2 bits, 1 to 3.
 
 v1 (`checkpoint_format: gptq`, what every loader reads) is written for symmetric grids only: z - 1 is negative for a
 zero point of 0, writers disagree on what that becomes (a borrow from the next field, or all ones in every field
@@ -41,6 +42,7 @@ from quantkit.exporters._hf_folder import (
     quantized_views,
     read_checkpoint,
 )
+from quantkit.exporters._widths import checked_bits, recorded_options, stored_wider
 from quantkit.exporters.gptq.config import BITS, METHOD, quantization_config, read_settings, settings_of
 from quantkit.exporters.gptq.order import LatestRead
 from quantkit.exporters.gptq.reading import QWEIGHT, WORD, part_shapes, taken_weight
@@ -56,7 +58,8 @@ from quantkit.tensors.scheme import PER_ROW
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
-GROUP_SIZES = (32, 64, 128, PER_ROW)
+GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024, PER_ROW)
+"""Those that GPTQModel has kernels for; vLLM takes 32, 64, 128 and rows."""
 STEP = 32
 """Rows and columns are multiples of it: every loader's kernels ask for that."""
 
@@ -68,6 +71,7 @@ class GPTQ:
     summary = "Hugging Face folder in the layout of GPTQModel and AutoGPTQ"
     types = ("v1", "v2")
     targets = ()
+    widths = BITS
     engines = ("vllm", "reference")
 
     def recognizes(self, path: Path) -> bool:
@@ -83,12 +87,15 @@ class GPTQ:
         Without a type it is v1 when every grid is symmetric, else v2.
 
         Raises:
-            BadOption: an unknown type or architecture.
+            BadOption: an unknown type, width or architecture.
             UnsupportedSpec: a weight that does not fit; names it. Also while writing: a bfloat16 scale that float16
                 does not hold.
         """
         wanted = checked_type(options.type, self.types, container=METHOD)
-        model = architecture_of(checkpoint, options, container=METHOD, linears_only=True)
+        bits = checked_bits(options.bits, self.widths, container=METHOD)
+        source = architecture_of(checkpoint, options, container=METHOD, linears_only=True)
+        wider = stored_wider(source, bits or min(BITS), container=METHOD, asked=bits is not None, linears_only=True)
+        model = wider.model
         quantized = quantized_views(model, linears_only=True)
         schemes = {weight.name: affine(weight.name, weight.scheme, container=METHOD) for weight in quantized}
         for weight in quantized:
@@ -104,9 +111,10 @@ class GPTQ:
             config,
             container=METHOD,
             read=self.read,
-            options={"type": kind, "arch": options.arch},
+            options={"type": kind, **recorded_options(options)},
             files=(blob("quantize_config.json", text.encode()),),
-            notes=_notes(schemes.values()),
+            notes=(*wider.notes, *_notes(schemes.values())),
+            stored=wider.changed,
         )
 
     def read(self, path: Path) -> Checkpoint:
@@ -155,8 +163,10 @@ def _check_scheme(name: str, spec: AffineGroups, kind: str | None) -> None:
     elif spec.scale_dtype == "float32":
         problem = f"{METHOD} has float16 scales"
     if problem:
+        wider = spec.symmetric and spec.bits not in BITS
         raise UnsupportedSpec(
-            f"{name}: {problem}; this is {spec} with {spec.scale_dtype} scales", hint="compressed-tensors holds it"
+            f"{name}: {problem}; this is {spec} with {spec.scale_dtype} scales",
+            hint="store it in wider codes with --bits 8" if wider else "compressed-tensors holds it",
         )
     if kind == "v1" and not spec.symmetric:
         raise UnsupportedSpec(
@@ -176,9 +186,11 @@ def _check_shape(weight: QuantizedView) -> None:
 
 
 def _notes(schemes: Iterable[AffineGroups]) -> Iterator[str]:
-    odd = {str(scheme) for scheme in schemes if scheme.bits not in (4, 8) or not scheme.symmetric}
+    odd = [scheme for scheme in schemes if scheme.bits not in (4, 8) or not scheme.symmetric]
     if odd:
-        yield f"{', '.join(sorted(odd))}: GPTQModel loads it; vLLM takes symmetric 4 and 8 bits only"
+        way_out = "; --bits 4 stores the same numbers for it" if all(scheme.symmetric for scheme in odd) else ""
+        names = ", ".join(sorted({str(scheme) for scheme in odd}))
+        yield f"{names}: GPTQModel loads it; vLLM takes symmetric 4 and 8 bits only{way_out}"
 
 
 def _shapes(view: QuantizedView) -> Shapes:

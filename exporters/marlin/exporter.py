@@ -15,6 +15,8 @@ cpm.cu   What CPM.cu loads. q, k and v of a block are one matrix `self_attn.qkv_
 ist      The checkpoint of IST-DASLab's kernel, also loaded by AutoGPTQ, and by vLLM before it dropped it. Every layer
          by itself; K is a multiple of 128, N of 256. `quantize_config.json` repeats the settings.
 
+Symmetric codes of fewer bits, ternary ones among them, are stored as 4 bits.
+
 Embedding, head and norms are dense float16 or bfloat16, as the source has them; float32 becomes float16, which is
 what both engines run in by default. CPM.cu casts scales to the dtype that it runs in: with `--dtype float16` it
 computes with the very values of the file. Source: IST-DASLab `marlin/__init__.py`; CPM.cu
@@ -33,6 +35,7 @@ from quantkit.errors import BadOption, IncompleteCheckpoint, QuantkitError
 from quantkit.exporters._hf_config import config_files, with_dtype
 from quantkit.exporters._hf_folder import architecture_of, check_fused, read_checkpoint
 from quantkit.exporters._recorded import measured
+from quantkit.exporters._widths import checked_bits, recorded_options, stored_wider
 from quantkit.exporters.marlin.matrices import (
     Matrix,
     buffers,
@@ -42,6 +45,7 @@ from quantkit.exporters.marlin.matrices import (
     uniform_grid,
 )
 from quantkit.exporters.marlin.targets import (
+    BITS,
     CPM_CU,
     CPM_CU_FILES,
     CPM_CU_STEM,
@@ -83,6 +87,7 @@ class Marlin:
     summary = "Hugging Face folder in the order of the Marlin kernel, 4 bits, for CPM.cu or IST-DASLab's own"
     types = ()
     targets = tuple(TARGETS)
+    widths = (BITS,)
     engines = ("reference",)
 
     def recognizes(self, path: Path) -> bool:
@@ -98,14 +103,16 @@ class Marlin:
         """Plan the folder: one unit per block.
 
         Raises:
-            BadOption: a type, or an unknown target or architecture.
+            BadOption: a type, or an unknown target, width or architecture.
             UnsupportedSpec: a weight or a rotary embedding that does not fit. Also while writing: a bfloat16 scale
                 that float16 does not hold.
         """
         if options.type is not None:
             raise BadOption(f"{NAME} has no type {options.type!r}", hint="leave it out")
         target = chosen(options.target)
-        model = architecture_of(checkpoint, options, container=NAME)
+        checked_bits(options.bits, self.widths, container=NAME)
+        wider = stored_wider(architecture_of(checkpoint, options, container=NAME), BITS, container=NAME)
+        model = wider.model
         check_fused(model, container=NAME)
         spec = uniform_grid(model)
         check_rope(model, target)
@@ -124,8 +131,9 @@ class Marlin:
                 *(blob(name, read()) for name, read in sorted(model.files.items())),
             ),
             tensors=tuple(_planned(item, spec) for item in parts),
-            options={"arch": options.arch, "target": target.name},
-            notes=(*model.notes, *notes_on(model.spec, target)),
+            options={"target": target.name, **recorded_options(options)},
+            notes=(*model.notes, *wider.notes, *notes_on(model.spec, target)),
+            stored=wider.changed,
             measure=measured(model, self.read),
             name_keywords=NAME_KEYWORDS if target is CPM_CU else (),
         )

@@ -20,6 +20,14 @@ def export(
     ] = None,
     arch: Arch = "native",
     target: Target = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            "--bits",
+            help="Store narrower symmetric codes, ternary ones too, in so many bits; for engines that take no others.",
+            show_default="the codes' own",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -28,7 +36,7 @@ def export(
     from quantkit import loads_in, open_checkpoint, parse_target
 
     output = Output(as_json=as_json)
-    name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target)
+    name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target, bits=bits)
     checkpoint = open_checkpoint(source)
     output.notes(checkpoint.notes)
     with output.progress(f"reading {source.name}") as progress:

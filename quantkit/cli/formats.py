@@ -16,6 +16,7 @@ def formats(as_json: Json = False) -> None:
     for container in containers():
         kinds = " ".join((*container.types, *container.targets))
         rows.add_row(container.name, kinds, ", ".join(container.engines), container.summary)
+    widths = "; ".join(f"{c.name} {' '.join(map(str, c.widths))}" for c in containers() if c.widths)
     here = table("engine", "here", "loads", "of")
     for engine in engines():
         loads = ", ".join(engine.formats)
@@ -27,6 +28,7 @@ def formats(as_json: Json = False) -> None:
                     "name": c.name,
                     "types": list(c.types),
                     "targets": list(c.targets),
+                    "widths": list(c.widths),
                     "engines": list(c.engines),
                     "summary": c.summary,
                 }
@@ -44,4 +46,5 @@ def formats(as_json: Json = False) -> None:
         },
         rows,
         here,
+        lines=[f"codes can be stored wider than they are (export --bits): {widths}"],
     )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def plan(
     source: Annotated[Path, typer.Argument(help="A model folder, a quantized folder, or a single-file artifact.")],
-    to: Annotated[str, typer.Option("--to", help="Containers, FORMAT or FORMAT:TYPE, separated by commas.")],
+    to: Annotated[str, typer.Option("--to", help="Containers, FORMAT, FORMAT:TYPE or FORMAT:TYPE:BITS, with commas.")],
     method: Method = None,
     bits: Bits = None,
     group_size: GroupSize = None,
@@ -73,7 +73,7 @@ def plan(
     for container in made.targets:
         rows.add_row(
             container.format,
-            container.type,
+            container.type if container.bits is None else f"{container.type} in {container.bits} bits",
             human_size(container.size) if container.size is not None else "-",
             f"{container.bits_per_weight:.2f}" if container.bits_per_weight is not None else "-",
             f"refused: {container.refusal}" if container.refusal else "",

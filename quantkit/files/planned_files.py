@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import one_line
+from quantkit.tensors.views import QuantizedView
 
 Buffer = bytes | bytearray | memoryview | np.ndarray
 """Anything with C-contiguous bytes; arrays are written in their own (little-endian) memory order."""
@@ -65,6 +66,7 @@ class PlannedArtifact:
     figures: what is known once every unit was produced, for the manifest.
     measure: reads the finished files, given where they lie (the folder, or the single file), and says what the manifest
     records of the numbers in them; None = nothing is.
+    stored: the quantized weights that lie in the artifact on another scheme than in its source, by name.
     name_keywords: words of which the output's name must contain one, because an engine looks there; empty = any name.
     """
 
@@ -75,6 +77,7 @@ class PlannedArtifact:
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     figures: Callable[[], Mapping[str, Any]] = dict
+    stored: Mapping[str, QuantizedView] = field(default_factory=dict)
     name_keywords: tuple[str, ...] = ()
     measure: Callable[[Path], Mapping[str, Any]] | None = None
 

@@ -35,13 +35,14 @@ THREADS = 2
 class Target:
     """One container that was asked for: its exact size, or why it cannot hold the result.
 
-    engines: those that load it. kernels: what every engine's kernels say to it. loads_in: the same in one line, None
-    where the container cannot hold it.
+    bits: what narrower codes are stored in, None = as they are. engines: those that load it. kernels: what every
+    engine's kernels say to it. loads_in: the same in one line, None where the container cannot hold it.
     """
 
     format: str
     type: str
     arch: str
+    bits: int | None
     size: int | None
     bits_per_weight: float | None
     engines: tuple[str, ...]
@@ -95,20 +96,27 @@ class Plan:
         return {**asdict(self), "possible": self.possible, "disk_bytes": self.disk_bytes}
 
 
-def parse_target(text: str, *, arch: str = "native", target: str | None = None) -> tuple[str, ExportOptions]:
-    """Read FORMAT or FORMAT:TYPE, such as `gguf:q4_0`.
+def parse_target(
+    text: str, *, arch: str = "native", target: str | None = None, bits: int | None = None
+) -> tuple[str, ExportOptions]:
+    """Read FORMAT, FORMAT:TYPE or FORMAT:TYPE:BITS, such as `gguf:q4_0` or `gptq::4`; `bits` is for what says none.
 
     Raises:
-        BadOption: an unknown format, or a type or target that the format does not have.
+        BadOption: an unknown format, or a type, target or width of codes that the format does not have.
     """
-    name, _, kind = text.strip().partition(":")
+    name, kind, width = (*text.strip().split(":", 2), "", "")[:3]
     exporter = registry.exporter(name)
     if kind and kind not in exporter.types:
         raise BadOption(f"{name} has no type {kind!r}", hint=f"types of {name}: {', '.join(exporter.types) or 'none'}")
     if target is not None and target not in exporter.targets:
         choices = f"targets of {name}: {', '.join(exporter.targets)}" if exporter.targets else "leave --target out"
         raise BadOption(f"{name} has no target {target!r}", hint=choices)
-    return name, ExportOptions(type=kind or None, arch=arch, target=target)
+    if width:
+        bits = int(width) if width.isdecimal() and len(width) == 1 else 0
+    if bits is not None and bits not in exporter.widths:
+        choices = ", ".join(map(str, exporter.widths)) or "none; leave it out"
+        raise BadOption(f"{name} has no choice of {width or bits} bits", hint=f"widths of {name}: {choices}")
+    return name, ExportOptions(type=kind or None, arch=arch, target=target, bits=bits)
 
 
 def plan(
@@ -120,7 +128,7 @@ def plan(
 
     Args:
         model: a folder, a single-file artifact, or an open checkpoint. Headers are read, weights are not.
-        targets: containers, "FORMAT" or "FORMAT:TYPE", or what `parse_target` makes of these.
+        targets: containers, "FORMAT", "FORMAT:TYPE" or "FORMAT:TYPE:BITS", or what `parse_target` makes of these.
         options: how to quantize; None = not at all.
 
     Raises:
@@ -171,6 +179,7 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
             format=name,
             type=options.type or "default",
             arch=options.arch,
+            bits=options.bits,
             size=None,
             bits_per_weight=None,
             engines=(),
@@ -182,6 +191,7 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
         format=name,
         type=str(artifact.options.get("type") or options.type or "default"),
         arch=options.arch,
+        bits=options.bits,
         size=artifact.size,
         bits_per_weight=artifact.size * 8 / parameters,
         engines=taking(name, found),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from quantkit.models.folding import folded
 from quantkit.protocols import Kernel, Verdict
 from quantkit.tensors.cast import FLOATS
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
+from quantkit.tensors.widening import widened_weights
 
 FOLD = "--arch llama"
 """The option that folds a native MiniCPM into a plain Llama."""
+WIDEN = "export --bits"
+"""The option that stores narrow codes in more bits."""
 DENSE_TYPES = {*FLOATS, *map(str, FLOATS.values())}
 """What `PlannedTensor.type` says of dense tensors, by user's or by numpy's name."""
 
@@ -34,18 +38,26 @@ def verdicts(model: Checkpoint, *, target: str | None = None) -> tuple[Verdict, 
     found = []
     for kernel in registry.kernels(model.format, target):
         verdict = kernel.verdict(model)
-        if verdict.refusal is not None and _takes_folded(kernel, model):
-            verdict = replace(verdict, mend=FOLD)
-        found.append(verdict)
+        found.append(verdict if verdict.refusal is None else replace(verdict, mend=_mend(kernel, model)))
     return tuple(found)
 
 
-def _takes_folded(kernel: Kernel, model: Checkpoint) -> bool:
-    """Whether a kernel takes the plain Llama that `model` can be folded into; not every family can."""
-    try:
-        return kernel.verdict(folded(model)).refusal is None
-    except UnsupportedModel:
-        return False
+def _mend(kernel: Kernel, model: Checkpoint) -> str | None:
+    """The options that make a kernel take `model`, None where none does."""
+    changes = _changes(model)
+    return next((options for options, changed in changes if kernel.verdict(changed).refusal is None), None)
+
+
+def _changes(model: Checkpoint) -> Iterator[tuple[str, Checkpoint]]:
+    """`model` as options make it: folded into a plain Llama, which not every family can be; in wider codes; both."""
+    plain = [("", model)]
+    with suppress(UnsupportedModel):
+        plain.append((FOLD, folded(model)))
+    yield from plain[1:]
+    for options, changed in plain if model.holds_codes else ():
+        for bits in registry.exporter(model.format).widths:
+            weights = widened_weights(changed.weights, bits, keeps_ternary=True)
+            yield f"{WIDEN} {bits} {options}".strip(), replace(changed, weights=weights)
 
 
 def loads_in(artifact: str | Path | Checkpoint, *, target: str | None = None) -> str:
@@ -92,13 +104,16 @@ def _taker(engine: str, found: Sequence[Verdict]) -> str:
 def as_written(model: Checkpoint, planned: PlannedArtifact) -> Checkpoint:
     """`model`, which has the architecture that it will have, as it will lie in the artifact.
 
-    Quantized weights that the container keeps dense are dense.
+    Quantized weights that the container keeps dense are dense, and codes are as wide as it stores them.
     """
     dense = {tensor.name for tensor in planned.tensors if tensor.type in DENSE_TYPES}
-    weights: dict[str, Weight] = {
-        name: _values(weight) if isinstance(weight, QuantizedView) and name in dense else weight
-        for name, weight in model.weights.items()
-    }
+
+    def written(name: str, weight: Weight) -> Weight:
+        if not isinstance(weight, QuantizedView):
+            return weight
+        return _values(weight) if name in dense else planned.stored.get(name, weight)
+
+    weights = {name: written(name, weight) for name, weight in model.weights.items()}
     return replace(model, format=planned.format, weights=weights)
 
 

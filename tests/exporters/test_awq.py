@@ -88,6 +88,29 @@ def test_the_smallest_module_has_the_literal_words(tmp_path: Path) -> None:
     assert parts["scales"][0, :3].tobytes().hex() == "003800c00038"
 
 
+def test_ternary_weights_are_the_words_of_codes_about_8(tmp_path: Path) -> None:
+    """Output n of every input is n % 3 - 1: codes 7 8 9 7 8 9 7 8 | 9 7 8 ..., in AutoAWQ's order."""
+    config = tiny_config(
+        vocab_size=8, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, dim_model_base=8,
+    )  # fmt: skip
+    spec = AffineGroups(bits=2, group_size=32, ternary=True)
+    codes = np.repeat((np.arange(32, dtype=np.uint8) % 3)[:, None], 32, axis=1)
+    tensor = QuantizedTensor(
+        spec, codes, {"scale": np.full((32, 1), 0.5, np.float16), "zero": np.ones((32, 1), np.uint8)}
+    )
+    folder = written(quantized_model(config, linears(spec), replaced={f"{Q}.weight": tensor}), tmp_path / "m")
+    parts = parts_of(folder, Q)
+    assert [f"{word:08x}" for word in parts["qweight"].view(np.uint32)[0]] == [
+        "89787897", "78979789", "97898978", "89787897",
+    ]  # fmt: skip
+    assert {f"{word:08x}" for word in parts["qzeros"].view(np.uint32).ravel()} == {"88888888"}
+    back = EXPORTER.read(folder).weights[f"{Q}.weight"]
+    assert isinstance(back, QuantizedView)
+    assert back.scheme == AffineGroups(bits=4, group_size=32)
+    assert back.read().numbers_digest() == tensor.numbers_digest()
+
+
 @pytest.mark.parametrize("spec", [SYM4, ASYM4, replace(ASYM4, group_size=-1)], ids=str)
 def test_every_word_is_what_the_text_of_the_layout_says(spec: AffineGroups, tmp_path: Path) -> None:
     checkpoint = quantized_model(MINICPM, linears(spec))

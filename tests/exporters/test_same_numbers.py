@@ -6,6 +6,8 @@ integers, they are those of the run.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +23,7 @@ from quantkit.protocols import Exporter, ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.schemes.offset_groups import OffsetGroups
-from quantkit.tensors.views import QuantizedView
+from quantkit.tensors.views import QuantizedView, Weight
 from tests.support.memory import memory_checkpoint, tiny_config
 from tests.support.runs import quantized
 
@@ -60,6 +62,20 @@ def run(kind: str) -> Checkpoint:
     return memory_checkpoint(CONFIG, arrays)
 
 
+@cache
+def ternary_run() -> Checkpoint:
+    """A run of ternary weights in groups of 128, all groups of a matrix with one scale, as BitNet's layout has them."""
+    made = quantized(memory_checkpoint(CONFIG), AffineGroups(bits=2, group_size=128, ternary=True), "rtn").checkpoint
+    arrays: dict[str, np.ndarray | QuantizedTensor] = {}
+    for name, view in made.weights.items():
+        weight = view.read()
+        if isinstance(weight, QuantizedTensor):
+            scale = np.full_like(weight.scale, np.median(weight.scale))
+            weight = QuantizedTensor(weight.scheme, weight.codes, {"scale": scale, "zero": weight.zero})
+        arrays[name] = weight
+    return memory_checkpoint(CONFIG, arrays)
+
+
 def offers() -> list[str]:
     """CONTAINER:TYPE@TARGET of everything that can be asked for; without a type or target where there is none."""
     containers = [registry.exporter(name) for name in registry.names("exporters")]
@@ -71,10 +87,18 @@ def offers() -> list[str]:
     ]
 
 
+def wider_offers() -> list[str]:
+    """`offers` with /BITS behind those that store codes wider than they are."""
+    widths = {container.name: container.widths for container in map(registry.exporter, registry.names("exporters"))}
+    return [f"{offer}/{bits}" for offer in offers() for bits in widths[re.split("[:@]", offer)[0]]]
+
+
 def read_offer(offer: str) -> tuple[Exporter, ExportOptions]:
+    offer, _, bits = offer.partition("/")
     asked, _, target = offer.partition("@")
     name, _, type_ = asked.partition(":")
-    return registry.exporter(name), ExportOptions(type=type_ or None, target=target or None)
+    chosen = ExportOptions(type=type_ or None, target=target or None, bits=int(bits) if bits else None)
+    return registry.exporter(name), chosen
 
 
 def in_container(checkpoint: Checkpoint, offer: str, folder: Path) -> dict[str, QuantizedTensor]:
@@ -137,3 +161,37 @@ def test_from_container_to_container_nothing_changes(first: str, second: str, ki
     for weight, tensor in straight.items():
         for part in ("codes", "scale", "zero"):
             assert np.array_equal(getattr(there[weight], part), getattr(tensor, part)), f"{weight}: {part}"
+
+
+HOLD_TERNARY = {*HOLD["sym"], "gptq:v1/4", "compressed-tensors:pack-quantized/4"}
+"""What must hold ternary weights; others may."""
+
+
+def digests(weights: Mapping[str, Weight] | Mapping[str, QuantizedTensor]) -> dict[str, str]:
+    read = {name: view.read() if isinstance(view, QuantizedView) else view for name, view in weights.items()}
+    return {name: tensor.numbers_digest() for name, tensor in read.items() if isinstance(tensor, QuantizedTensor)}
+
+
+@pytest.mark.parametrize("offer", [*offers(), *wider_offers()])
+def test_ternary_weights_have_one_digest_in_every_container(offer: str, tmp_path: Path) -> None:
+    """Whatever number a code has there, and however wide it is; where there are dense values, they are the same."""
+    model = ternary_run()
+    found = in_container(model, offer, tmp_path)
+    assert found or offer not in HOLD_TERNARY
+    wanted = digests(model.weights)
+    assert len(wanted) == 7
+    linears = {name: tensor for name, tensor in found.items() if name in wanted}
+    assert not found or digests(linears) == wanted
+
+
+@pytest.mark.parametrize("second", sorted(HOLD_TERNARY))
+@pytest.mark.parametrize("first", sorted(HOLD_TERNARY))
+def test_ternary_weights_go_from_container_to_container(first: str, second: str, tmp_path: Path) -> None:
+    exporter, options = read_offer(first)
+    publish(exporter.prepare(ternary_run(), options), tmp_path / "first-int4")
+    there = digests(in_container(registry.open_checkpoint(tmp_path / "first-int4"), second, tmp_path))
+    if first == "gguf:q4_0" and second.startswith("marlin"):
+        assert there == {}, "it quantizes the embedding, which is dense here"
+        return
+    wanted = digests(ternary_run().weights)
+    assert {name: there.get(name) for name in wanted} == wanted

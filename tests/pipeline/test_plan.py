@@ -64,6 +64,35 @@ def test_the_planned_size_follows_the_recipe(tiny_checkpoint: Path, tmp_path: Pa
     assert (by_name[K_1].type, by_name[K_1].method) == ("int4 g128 sym", "rtn")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("gptq", (None, None)),
+        ("gptq:v2", ("v2", None)),
+        ("gptq:v2:4", ("v2", 4)),
+        ("gptq::8", (None, 8)),
+        ("compressed-tensors::2", (None, 2)),
+    ],
+)
+def test_a_target_may_name_a_type_and_the_width_of_codes(text: str, expected: tuple[str | None, int | None]):
+    _, options = parse_target(text)
+    assert (options.type, options.bits) == expected
+
+
+@pytest.mark.parametrize("text", ["gptq::5", "gptq:v2:x", "gptq:v2:4:4", "gptq::04", "awq::8", "hf::4", "gguf:q4_0:4"])
+def test_a_width_that_a_container_does_not_have_is_refused_with_those_that_it_has(text: str):
+    with pytest.raises(BadOption, match="has no choice of") as refusal:
+        parse_target(text)
+    assert (refusal.value.hint or "").startswith(f"widths of {text.partition(':')[0]}: ")
+
+
+def test_a_width_beside_the_text_is_for_a_text_without_one():
+    assert parse_target("gptq:v1", bits=4)[1].bits == 4
+    assert parse_target("gptq:v1:8", bits=4)[1].bits == 8
+    with pytest.raises(BadOption, match="hf has no choice of 4 bits"):
+        parse_target("hf", bits=4)
+
+
 def test_a_plan_reads_no_tensor():
     source = memory_checkpoint(tiny_config(hidden_size=256, intermediate_size=512))
 

@@ -13,6 +13,7 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.cli.app import main
 from quantkit.errors import UnsupportedModel
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.plan import parse_target, plan
@@ -20,6 +21,7 @@ from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.recipe import Recipe
 from quantkit.pipeline.verdicts import as_written, loading_line, verdicts
 from quantkit.protocols import ExportOptions, Verdict
+from quantkit.runtimes._kernels._rules import KernelRules
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import memory_checkpoint, tiny_config
 from tests.support.runs import quantized
@@ -83,11 +85,53 @@ def test_folding_is_offered_only_where_it_helps():
         assert said.mend == mend
 
 
+TERNARY = AffineGroups(bits=2, group_size=64, ternary=True)
+
+
+def test_wider_codes_are_offered_where_they_make_an_engine_take_a_model():
+    source = memory_checkpoint(tiny_config(hidden_size=256, intermediate_size=512))
+    options = QuantizeOptions(method="rtn", scheme=TERNARY)
+    for container, arch, mends in (
+        ("gptq", "native", {"vllm-cpu": "export --bits 4", "gptqmodel-torch": "--arch llama"}),
+        (CT, "llama", {"vllm-cpu": "export --bits 4", "vllm-cuda-marlin": "export --bits 4", "transformers": None}),
+        ("gptq::4", "native", {"vllm-cpu": None, "gptqmodel-torch": "--arch llama"}),
+        ("awq", "native", {"vllm-cpu": None, "vllm-cuda-marlin": None}),
+    ):
+        (made,) = plan(source, [parse_target(container, arch=arch)], options).targets
+        assert made.bits == (4 if "::" in container else None)
+        said = {verdict.kernel: verdict.mend for verdict in made.kernels}
+        assert {kernel: said[kernel] for kernel in mends} == mends, container
+    uneven = QuantizeOptions(method="rtn", scheme=replace(TERNARY, group_size=16))
+    (made,) = plan(source, ["gptq"], uneven).targets
+    (said,) = [verdict for verdict in made.kernels if verdict.kernel == "vllm-cpu"]
+    assert (said.refusal or "").endswith("it takes 4 bits only")
+    assert said.mend is None, "groups of 16 stay groups of 16"
+
+
+def test_both_are_offered_where_both_are_needed():
+    model = planned_ternary(TERNARY)
+    kernel = KernelRules(
+        name="k", engine="e", containers=(CT,), architectures=("llama",),
+        check=lambda matrix: None if matrix.spec.bits == 4 else "is narrow",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "kernels", lambda container, target: (kernel,))
+        (found,) = verdicts(replace(model, format=CT))
+    assert found.mend == "export --bits 4 --arch llama"
+    assert loading_line(CT, [found]).endswith("(k: needs export --bits 4 --arch llama)")
+
+
+def planned_ternary(grid: AffineGroups) -> Checkpoint:
+    source = memory_checkpoint(tiny_config(hidden_size=256, intermediate_size=512))
+    return planned(source, Recipe().assign(source.spec, grid, "rtn"))
+
+
 CASES = {
     "dense": ("hf", None),
     "int4 sym": (CT, SYM4),
     "int4 asym": (CT, ASYM4),
     "int3 rows": (CT, AffineGroups(bits=3, group_size=-1)),
+    "ternary": (CT, AffineGroups(bits=2, group_size=128, ternary=True)),
 }
 
 

@@ -225,12 +225,12 @@ TERNARY = AffineGroups(bits=2, group_size=PER_ROW, scale_dtype="bfloat16", terna
 
 
 def affine(name: str, scheme: Scheme, *, container: str) -> AffineGroups:
-    """`scheme` of the weight `name`, for a container whose zero points are integers and whose codes use all levels.
+    """`scheme` of the weight `name`, for a container whose zero points are integers.
 
     Raises:
-        UnsupportedSpec: it is another scheme, or ternary.
+        UnsupportedSpec: it is another scheme.
     """
-    if isinstance(scheme, AffineGroups) and not scheme.ternary:
+    if isinstance(scheme, AffineGroups):
         return scheme
     raise UnsupportedSpec(
         f"{name}: {container} holds integer codes with an integer zero point, not {scheme}",

@@ -46,7 +46,7 @@ def with_rope(**changes: Any) -> dict[str, Any]:
 
 
 REFUSED: Mapping[str, tuple[dict[str, Any], Choice, ExportOptions, str]] = {
-    "three bits": (MINICPM, linears(AffineGroups(bits=3, group_size=128)), CPM_CU, "q_proj.*4 bits only"),
+    "eight bits": (MINICPM, linears(AffineGroups(bits=8, group_size=128)), CPM_CU, "q_proj.*4 bits only"),
     "asymmetric": (
         MINICPM,
         linears(AffineGroups(bits=4, group_size=128, symmetric=False)),
