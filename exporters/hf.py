@@ -6,8 +6,9 @@
                                    pass; or shards model-0000I-of-0000N.safetensors and model.safetensors.index.json
     tokenizer*, *.jinja, ...       as they were
 
-Types: bf16, f16, f32. A quantized weight is written as the values that it stands for, rounded once
-to that type.
+Types: bf16, f16, f32. A quantized weight is written as the values that it stands for, rounded once to that type; where
+that changes any, the manifest's figure `ROUNDED` says by how much of a value at most. Ternary weights whose scales are
+bfloat16 are exact in bf16: so BitCPM's own checkpoints hold them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from quantkit.models.recognition import parse_config
 from quantkit.models.spec import EMBEDDING
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
-from quantkit.tensors.views import TensorView, Weight
+from quantkit.tensors.views import QuantizedView, TensorView, Weight
+
+ROUNDED = "largest_rounding"
 
 
 class HuggingFace:
@@ -80,9 +83,10 @@ class HuggingFace:
         type_name = "bf16" if options.type is None and model.holds_codes else options.type
         if type_name is None and model is not checkpoint:
             model = with_source_dtypes(model, checkpoint)
+        rounded: dict[str, float] = {}
         entries = [_entry(weight, type_name) for weight in model.weights.values()]
         units = [
-            TensorUnit(entry.name, (entry,), _producer(weight, entry.dtype))
+            TensorUnit(entry.name, (entry,), _producer(weight, entry.dtype, rounded))
             for entry, weight in zip(entries, model.weights.values(), strict=True)
         ]
         embedding = next(entry for entry in entries if entry.name == EMBEDDING)
@@ -98,6 +102,7 @@ class HuggingFace:
             options={"type": type_name or _common_type(entries), "arch": options.arch},
             notes=model.notes,
             measure=measured(model, self.read),
+            figures=lambda: {ROUNDED: rounded} if rounded else {},
         )
 
     def read(self, path: Path) -> Checkpoint:
@@ -135,14 +140,26 @@ def _entry(weight: Weight, type_name: str | None) -> TensorEntry:
     return TensorEntry(weight.name, FLOATS[type_name or "bf16"], weight.shape)
 
 
-def _producer(weight: Weight, dtype: np.dtype) -> Callable[[], Iterator[Buffer]]:
+def _producer(weight: Weight, dtype: np.dtype, rounded: dict[str, float]) -> Callable[[], Iterator[Buffer]]:
+    """The values of `weight` as `dtype`; what rounding codes to it changes is noted in `rounded`."""
+
     def produce() -> Iterator[Buffer]:
         position = 0
         for chunk in weight.chunks() if isinstance(weight, TensorView) else weight.dequantized_chunks():
-            yield converted(weight.name, chunk, dtype, offset=position)
+            values = converted(weight.name, chunk, dtype, offset=position)
+            if isinstance(weight, QuantizedView) and (change := _largest_change(chunk, values)):
+                rounded[weight.name] = max(change, rounded.get(weight.name, 0.0))
+            yield values
             position += chunk.size
 
     return produce
+
+
+def _largest_change(exact: np.ndarray, rounded: np.ndarray) -> float:
+    """The largest difference relative to an element of `exact`, float32."""
+    wide = rounded.astype(np.float32)
+    changed = wide != exact
+    return float(np.max(np.abs(wide[changed] - exact[changed]) / np.abs(exact[changed]), initial=0.0))
 
 
 EXPORTER = HuggingFace()

@@ -50,6 +50,13 @@ def export(
             f"note: minimums are rounded to float16: weights of {len(moved)} tensors move by at most {steps:.2g} "
             f"steps ({worst})"
         )
+    rounded = done.manifest["figures"].get("largest_rounding", {})
+    if rounded:
+        worst, share = max(rounded.items(), key=lambda item: float(item[1]))
+        output.note(
+            f"note: {len(rounded)} quantized weights are rounded to {done.manifest['options']['type']}, a value by at "
+            f"most {share:.2g} of itself ({worst})"
+        )
     loading = loads_in(done.path, target=target)
     weights = sum(weight.size for weight in checkpoint.weights.values())
     output.result(
