@@ -36,7 +36,7 @@ from golden.corpus import read_modules
 from quantkit.calibration.samples import CalibrationFile, CalibrationOptions
 from quantkit.calibration.sources import file_samples
 from quantkit.pipeline.options import QuantizeOptions
-from quantkit.pipeline.plan import Plan, plan
+from quantkit.pipeline.planning.plan import Plan, plan
 from quantkit.registry import open_checkpoint
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from quantkit.models.checkpoint import Checkpoint as Checkpoint
     from quantkit.models.inspection import inspection as inspection
     from quantkit.pipeline.options import QuantizeOptions as QuantizeOptions
-    from quantkit.pipeline.plan import Plan as Plan
-    from quantkit.pipeline.plan import Target as Target
-    from quantkit.pipeline.plan import parse_target as parse_target
-    from quantkit.pipeline.plan import plan as plan
+    from quantkit.pipeline.planning.plan import Plan as Plan
+    from quantkit.pipeline.planning.plan import plan as plan
+    from quantkit.pipeline.planning.recommendation import every_target as every_target
+    from quantkit.pipeline.planning.target import Target as Target
+    from quantkit.pipeline.planning.target import parse_target as parse_target
+    from quantkit.pipeline.planning.verdicts import loads_in as loads_in
     from quantkit.pipeline.recipe import Recipe as Recipe
     from quantkit.pipeline.runs import export as export
     from quantkit.pipeline.runs import quantize as quantize
-    from quantkit.pipeline.verdicts import loads_in as loads_in
     from quantkit.protocols import ExportOptions as ExportOptions
     from quantkit.registry import containers as containers
     from quantkit.registry import default_scheme as default_scheme
@@ -63,7 +64,7 @@ _HOMES = {
     "ExportOptions": "protocols",
     "Golden": "verification.golden",
     "OffsetGroups": "tensors.schemes.offset_groups",
-    "Plan": "pipeline.plan",
+    "Plan": "pipeline.planning.plan",
     "Published": "artifacts.publishing",
     "QuantizeOptions": "pipeline.options",
     "QuantkitError": "errors",
@@ -71,18 +72,19 @@ _HOMES = {
     "Report": "verification.report",
     "Sampling": "verification.continuation",
     "Scheme": "tensors.scheme",
-    "Target": "pipeline.plan",
+    "Target": "pipeline.planning.target",
     "containers": "registry",
     "default_scheme": "registry",
     "engines": "registry",
+    "every_target": "pipeline.planning.recommendation",
     "export": "pipeline.runs",
     "generate": "verification.continuation",
     "inspection": "models.inspection",
     "leftovers": "artifacts.leftovers",
-    "loads_in": "pipeline.verdicts",
+    "loads_in": "pipeline.planning.verdicts",
     "open_checkpoint": "registry",
-    "parse_target": "pipeline.plan",
-    "plan": "pipeline.plan",
+    "parse_target": "pipeline.planning.target",
+    "plan": "pipeline.planning.plan",
     "quantize": "pipeline.runs",
     "read_golden": "verification.golden",
     "record_golden": "verification.recording",
@@ -113,6 +115,7 @@ __all__ = [
     "containers",
     "default_scheme",
     "engines",
+    "every_target",
     "export",
     "generate",
     "inspection",

@@ -15,7 +15,7 @@ from quantkit.errors import BadOption
 from quantkit.models.spec import ModelSpec
 
 MAX_SEQUENCES, MAX_LENGTH, MAX_SEED, MAX_WEIGHT = 1 << 32, 1 << 24, (1 << 63) - 1, 1e6
-"""Of calibration options; what memory allows is less (`quantkit.pipeline.peak_memory`)."""
+"""Of calibration options; what memory allows is less (`quantkit.pipeline.planning.peak_memory`)."""
 WEIGHED_TOKENS = 2048
 """The fewest that `weighed_tokens` takes."""
 ALL_WEIGHED_FROM = 1 << 15

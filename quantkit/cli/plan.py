@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,10 +29,15 @@ from quantkit.cli.output import Output, human_size, table
 if TYPE_CHECKING:
     from quantkit import Target as PlannedTarget
 
+ALL = "all"
+"""Every container, in every type."""
+
 
 def plan(
     source: Annotated[Path, typer.Argument(help="A model folder, a quantized folder, or a single-file artifact.")],
-    to: Annotated[str, typer.Option("--to", help="Containers, FORMAT, FORMAT:TYPE or FORMAT:TYPE:BITS, with commas.")],
+    to: Annotated[
+        str, typer.Option("--to", help="Containers, FORMAT, FORMAT:TYPE or FORMAT:TYPE:BITS, with commas; or all.")
+    ],
     method: Method = None,
     bits: Bits = None,
     group_size: GroupSize = None,
@@ -50,7 +56,7 @@ def plan(
 
     Reads headers only; for method ternary also the weights, because what is ternary already is taken over.
     """
-    from quantkit import CalibrationOptions, QuantizeOptions, parse_target
+    from quantkit import CalibrationOptions, QuantizeOptions, every_target, parse_target
     from quantkit import Recipe as Rules
     from quantkit import plan as make_plan
     from quantkit.errors import BadOption
@@ -67,7 +73,8 @@ def plan(
             calibration=CalibrationOptions(sequences=samples, length=length),
             strict=strict,
         )
-    targets = [parse_target(item, arch=arch, target=target) for item in to.split(",")]
+    wanted = every_target() if to == ALL else to.split(",")
+    targets = [parse_target(item, arch=arch, target=target) for item in wanted]
     made = make_plan(source, targets, options)
     rows = table("format", "type", "size", "bits/weight", "", right=("size", "bits/weight"))
     for container in made.targets:
@@ -81,7 +88,8 @@ def plan(
     listing = table("tensor", "shape", "becomes", "by")
     for weight in made.weights:
         listing.add_row(weight.name, " x ".join(map(str, weight.shape)), weight.type, weight.method or "")
-    told = [line for container in made.targets for line in _loading(container)]
+    names = _names(made.targets)
+    told = [line for name, container in zip(names, made.targets, strict=True) for line in _loading(name, container)]
     counts = ", ".join(f"{count} x {kind}" for kind, count in made.tensors.items())
     output.result(
         made.to_json(),
@@ -92,23 +100,40 @@ def plan(
             f"peak memory about {human_size(made.peak_memory_bytes)}, about {made.seconds:.0f} s, "
             f"disk {human_size(made.disk_bytes)}",
             *told,
+            *(
+                f"{one.engine}: smallest {one.smallest}, fastest {one.fastest}"
+                for one in (made.best if len(made.targets) > 1 else ())
+            ),
         ],
     )
-    for container in made.targets:
-        for note in container.notes:
-            output.note(f"{container.format}: {note}")
+    shared = _shared_notes(made.targets)
+    output.notes(shared)
+    for name, container in zip(names, made.targets, strict=True):
+        output.notes(f"{name}: {note}" for note in container.notes if note not in shared)
         if container.hint:
-            output.note(f"{container.format}: hint: {container.hint}")
-    if not made.possible:
+            output.note(f"{name}: hint: {container.hint}")
+    if not made.possible and to != ALL:
         raise typer.Exit(2)
 
 
-def _loading(container: PlannedTarget) -> Iterator[str]:
+def _shared_notes(targets: Sequence[PlannedTarget]) -> list[str]:
+    """What is to be told of every container that can be written, once."""
+    written = [target for target in targets if target.size is not None]
+    return [note for note in (written[0].notes if written else ()) if all(note in one.notes for one in written)]
+
+
+def _names(targets: Sequence[PlannedTarget]) -> list[str]:
+    """What to call each: by its format, with its type where there are several of that format."""
+    counts = Counter(target.format for target in targets)
+    return [target.label if counts[target.format] > 1 else target.format for target in targets]
+
+
+def _loading(name: str, container: PlannedTarget) -> Iterator[str]:
     """What loads one container, and why a kernel does not, or at what cost it does."""
     if container.loads_in is not None:
-        yield f"{container.format} {container.loads_in}"
+        yield f"{name} {container.loads_in}"
     for verdict in container.kernels:
         if verdict.refusal is not None and verdict.mend is None:
-            yield f"{container.format}: {verdict.kernel} refuses: {verdict.refusal}"
+            yield f"{name}: {verdict.kernel} refuses: {verdict.refusal}"
         elif verdict.remark is not None:
-            yield f"{container.format}: {verdict.kernel} takes it, but {verdict.remark}"
+            yield f"{name}: {verdict.kernel} takes it, but {verdict.remark}"

@@ -23,8 +23,8 @@ from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.options import QuantizeOptions
-from quantkit.pipeline.peak_memory import check_memory, generation_peak
 from quantkit.pipeline.planned_model import decided, planned
+from quantkit.pipeline.planning.peak_memory import check_memory, generation_peak
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
 from quantkit.pipeline.source_report import source_reports

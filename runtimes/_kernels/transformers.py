@@ -5,7 +5,8 @@ config.json, and no more. (`trust_remote_code=True` changes nothing, as the fold
 
 Of quantized folders its usual path wants zero points in another shape than they are stored in, and leaves a quantized
 embedding alone; dequantizing while loading takes both, but knows a single grid only. Source: transformers 5.24
-`quantizers/quantizer_compressed_tensors.py`, compressed-tensors 0.20; tests/pipeline/test_verdicts.py loads each.
+`quantizers/quantizer_compressed_tensors.py`, compressed-tensors 0.20. All
+are loaded in tests/pipeline/planning/test_verdicts.py.
 """
 
 from __future__ import annotations

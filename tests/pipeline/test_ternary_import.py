@@ -11,7 +11,8 @@ from quantkit import registry
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.spec import LINEAR_ROLES
 from quantkit.pipeline.options import QuantizeOptions
-from quantkit.pipeline.plan import plan
+from quantkit.pipeline.planning.plan import plan
+from quantkit.pipeline.planning.recommendation import every_target
 from quantkit.pipeline.quantization import Quantization
 from quantkit.pipeline.recipe import Recipe
 from quantkit.tensors.schemes.affine_groups import TERNARY, AffineGroups
@@ -77,6 +78,18 @@ def test_a_plan_tells_what_will_be_taken_over(tmp_path):
     made = plan(model(tmp_path, odd=True), ["hf"], QuantizeOptions(method="ternary"))
     assert made.tensors["ternary row"] == 13
     assert any(f"{DOWN} is not ternary" in note for note in made.targets[0].notes)
+
+
+def test_a_plan_of_every_container_says_which_is_best_in_each_engine(tmp_path):
+    made = plan(model(tmp_path), list(every_target()), QuantizeOptions(method="ternary"))
+    labels = {target.label: target for target in made.targets}
+    assert set(labels) >= {"awq:gemm", "gptq:v1", "gptq:v1:4", "gguf:q4_0", "marlin", "hf:bf16"}
+    for one in made.best:
+        taken = [t for t in made.targets if any(v.engine == one.engine and v.refusal is None for v in t.kernels)]
+        assert labels[one.smallest].size == min(target.size for target in taken)
+    best = {one.engine: one for one in made.best}
+    assert labels[best["vllm"].fastest].bits in (4, None)
+    assert "llama-cpp" in best
 
 
 def test_any_other_model_is_calibrated_on_three_levels(tmp_path):

@@ -16,7 +16,7 @@ from quantkit.cli.app import main
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.spec import Role
 from quantkit.pipeline.options import QuantizeOptions
-from quantkit.pipeline.plan import Plan, parse_target, plan
+from quantkit.pipeline.planning.plan import Plan, parse_target, plan
 from quantkit.pipeline.recipe import Recipe
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import TensorView

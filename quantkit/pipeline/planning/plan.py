@@ -17,40 +17,20 @@ import numpy as np
 
 from quantkit import registry
 from quantkit.calibration.samples import weighed_tokens
-from quantkit.errors import BadOption, UnsupportedSpec
+from quantkit.errors import UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.pipeline.options import QuantizeOptions
-from quantkit.pipeline.peak_memory import generation_peak, input_widths, matrices, peak_memory
 from quantkit.pipeline.planned_model import decided, planned
-from quantkit.pipeline.verdicts import as_written, loading_line, taking, verdicts
-from quantkit.protocols import ExportOptions, Verdict
+from quantkit.pipeline.planning.peak_memory import generation_peak, input_widths, matrices, peak_memory
+from quantkit.pipeline.planning.recommendation import Recommendation, recommended
+from quantkit.pipeline.planning.target import ONLY_TYPE, Target, parse_target
+from quantkit.pipeline.planning.verdicts import as_written, loading_line, taking, verdicts
+from quantkit.protocols import ExportOptions
 from quantkit.tensors.views import TensorView, Weight
 
 THREADS = 2
 """That write calibration text, in float32, as far as plans know."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """One container that was asked for: its exact size, or why it cannot hold the result.
-
-    bits: what narrower codes are stored in, None = as they are. engines: those that load it. kernels: what every
-    engine's kernels say to it. loads_in: the same in one line, None where the container cannot hold it.
-    """
-
-    format: str
-    type: str
-    arch: str
-    bits: int | None
-    size: int | None
-    bits_per_weight: float | None
-    engines: tuple[str, ...]
-    refusal: str | None = None
-    hint: str | None = None
-    notes: tuple[str, ...] = ()
-    kernels: tuple[Verdict, ...] = ()
-    loads_in: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,36 +67,19 @@ class Plan:
         return all(target.refusal is None for target in self.targets)
 
     @property
+    def best(self) -> tuple[Recommendation, ...]:
+        """The smallest and the fastest of the targets in every engine that takes one."""
+        return recommended(self.targets)
+
+    @property
     def disk_bytes(self) -> int:
         """Space that all targets need together."""
         return sum(target.size or 0 for target in self.targets)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {**asdict(self), "possible": self.possible, "disk_bytes": self.disk_bytes}
-
-
-def parse_target(
-    text: str, *, arch: str = "native", target: str | None = None, bits: int | None = None
-) -> tuple[str, ExportOptions]:
-    """Read FORMAT, FORMAT:TYPE or FORMAT:TYPE:BITS, such as `gguf:q4_0` or `gptq::4`; `bits` is for what says none.
-
-    Raises:
-        BadOption: an unknown format, or a type, target or width of codes that the format does not have.
-    """
-    name, kind, width = (*text.strip().split(":", 2), "", "")[:3]
-    exporter = registry.exporter(name)
-    if kind and kind not in exporter.types:
-        raise BadOption(f"{name} has no type {kind!r}", hint=f"types of {name}: {', '.join(exporter.types) or 'none'}")
-    if target is not None and target not in exporter.targets:
-        choices = f"targets of {name}: {', '.join(exporter.targets)}" if exporter.targets else "leave --target out"
-        raise BadOption(f"{name} has no target {target!r}", hint=choices)
-    if width:
-        bits = int(width) if width.isdecimal() and len(width) == 1 else 0
-    if bits is not None and bits not in exporter.widths:
-        choices = ", ".join(map(str, exporter.widths)) or "none; leave it out"
-        raise BadOption(f"{name} has no choice of {width or bits} bits", hint=f"widths of {name}: {choices}")
-    return name, ExportOptions(type=kind or None, arch=arch, target=target, bits=bits)
+        best = [asdict(one) for one in self.best]
+        return {**asdict(self), "best": best, "possible": self.possible, "disk_bytes": self.disk_bytes}
 
 
 def plan(
@@ -177,7 +140,7 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
     except UnsupportedSpec as refusal:
         return Target(
             format=name,
-            type=options.type or "default",
+            type=options.type or ONLY_TYPE,
             arch=options.arch,
             bits=options.bits,
             size=None,
@@ -189,7 +152,7 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
     found = verdicts(as_written(source, artifact), target=options.target)
     return Target(
         format=name,
-        type=str(artifact.options.get("type") or options.type or "default"),
+        type=str(artifact.options.get("type") or options.type or ONLY_TYPE),
         arch=options.arch,
         bits=options.bits,
         size=artifact.size,

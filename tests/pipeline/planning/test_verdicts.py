@@ -16,17 +16,17 @@ from quantkit.errors import UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
 from quantkit.pipeline.options import QuantizeOptions
-from quantkit.pipeline.plan import parse_target, plan
 from quantkit.pipeline.planned_model import planned
+from quantkit.pipeline.planning.plan import parse_target, plan
+from quantkit.pipeline.planning.verdicts import as_written, loading_line, verdicts
 from quantkit.pipeline.recipe import Recipe
-from quantkit.pipeline.verdicts import as_written, loading_line, verdicts
 from quantkit.protocols import ExportOptions, Verdict
 from quantkit.runtimes._kernels._rules import KernelRules
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import memory_checkpoint, tiny_config
 from tests.support.runs import quantized
 
-MODEL = Path(__file__).resolve().parents[2] / "golden" / "model"
+MODEL = Path(__file__).resolve().parents[3] / "golden" / "model"
 SYM4, ASYM4 = AffineGroups(bits=4, group_size=128), AffineGroups(bits=4, group_size=128, symmetric=False)
 CT = "compressed-tensors"
 

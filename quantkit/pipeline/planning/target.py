@@ -1,0 +1,63 @@
+"""Containers that a plan is asked for, and what it finds out about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantkit import registry
+from quantkit.errors import BadOption
+from quantkit.protocols import ExportOptions, Verdict
+
+ONLY_TYPE = "default"
+"""Said of containers that have no types to choose from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One container that was asked for: its exact size, or why it cannot hold the result.
+
+    bits: what narrower codes are stored in, None = as they are. engines: those that load it. kernels: what every
+    engine's kernels say to it. loads_in: the same in one line, None where the container cannot hold it.
+    """
+
+    format: str
+    type: str
+    arch: str
+    bits: int | None
+    size: int | None
+    bits_per_weight: float | None
+    engines: tuple[str, ...]
+    refusal: str | None = None
+    hint: str | None = None
+    notes: tuple[str, ...] = ()
+    kernels: tuple[Verdict, ...] = ()
+    loads_in: str | None = None
+
+    @property
+    def label(self) -> str:
+        """In the words of `parse_target`."""
+        kind = "" if self.type == ONLY_TYPE else self.type
+        return f"{self.format}:{kind}:{self.bits or ''}".rstrip(":")
+
+
+def parse_target(
+    text: str, *, arch: str = "native", target: str | None = None, bits: int | None = None
+) -> tuple[str, ExportOptions]:
+    """Read FORMAT, FORMAT:TYPE or FORMAT:TYPE:BITS, such as `gguf:q4_0` or `gptq::4`; `bits` is for what says none.
+
+    Raises:
+        BadOption: an unknown format, or a type, target or width of codes that the format does not have.
+    """
+    name, kind, width = (*text.strip().split(":", 2), "", "")[:3]
+    exporter = registry.exporter(name)
+    if kind and kind not in exporter.types:
+        raise BadOption(f"{name} has no type {kind!r}", hint=f"types of {name}: {', '.join(exporter.types) or 'none'}")
+    if target is not None and target not in exporter.targets:
+        choices = f"targets of {name}: {', '.join(exporter.targets)}" if exporter.targets else "leave --target out"
+        raise BadOption(f"{name} has no target {target!r}", hint=choices)
+    if width:
+        bits = int(width) if width.isdecimal() and len(width) == 1 else 0
+    if bits is not None and bits not in exporter.widths:
+        choices = ", ".join(map(str, exporter.widths)) or "none; leave it out"
+        raise BadOption(f"{name} has no choice of {width or bits} bits", hint=f"widths of {name}: {choices}")
+    return name, ExportOptions(type=kind or None, arch=arch, target=target, bits=bits)
