@@ -35,6 +35,8 @@ from quantkit.tensors.views import QuantizedView
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+PACKAGES = {"bitnet": "accelerate", "compressed-tensors": "compressed-tensors"}
+"""Container to the package that transformers loads it with. BitNet's layers want a C++ compiler as well."""
 FOLD_HINT = "fold the family's scalars into a Llama: quantkit export hf SOURCE --arch llama --out DIR"
 
 
@@ -109,7 +111,10 @@ class TransformersRuntime:
         return None if found else "pip install 'quantkit[transformers]'"
 
     def arithmetic(self, checkpoint: Checkpoint) -> str:
-        """Float32; weights that it dequantizes while loading are rounded to the dtype of their scales first."""
+        """Float32; weights that it dequantizes while loading are rounded to the dtype of their scales first, and layers
+        of BitNet round each token's inputs to int8."""
+        if checkpoint.format == "bitnet":
+            return "int8 tokens"
         if not must_dequantize(checkpoint):
             return "float32"
         dtypes = {view.scheme.scale_dtype for view in checkpoint.weights.values() if isinstance(view, QuantizedView)}
@@ -118,10 +123,10 @@ class TransformersRuntime:
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why transformers cannot load this folder, or None."""
         refusal = RENAMED if checkpoint.renamed else DENSE.verdict(checkpoint).refusal
-        if refusal is not None or checkpoint.format != "compressed-tensors":
+        package = PACKAGES.get(checkpoint.format)
+        if refusal is not None or package is None or importlib.util.find_spec(package.replace("-", "_")):
             return refusal
-        installed = importlib.util.find_spec("compressed_tensors")
-        return None if installed else "it loads quantized folders with the package compressed-tensors, not installed"
+        return f"it loads such quantized folders with the package {package}, not installed"
 
     def open(self, path: Path) -> TransformersSession:
         """Read the folder strictly, then load it in transformers; raises `EngineFailed` if it knows no such model."""
@@ -160,6 +165,8 @@ def _load(path: Path, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - the pack
     except Exception as error:
         raise EngineFailed(f"{path}: transformers: {_first_line(error)}") from error
     _refuse_strays(path, report)
+    if checkpoint.format == "bitnet":
+        torch.nn.Module.float(model)  # dense weights keep the file's dtype there; the model's own method refuses
     return model.eval()
 
 

@@ -23,7 +23,7 @@ from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from tests.support.laws import check_damage, check_exporter, check_method, check_runtime, output_name
 from tests.support.memory import tiny_config
-from tests.support.quantized_models import Choice, linears, quantized_model
+from tests.support.quantized_models import Choice, linears, one_scale_each, quantized_model
 
 MINICPM = tiny_config(
     vocab_size=2048, hidden_size=128, intermediate_size=256, num_hidden_layers=2, eos_token_id=[2, 2040]
@@ -69,6 +69,9 @@ SOURCES: dict[str, Callable[[], Checkpoint]] = {
     "int3-g64-sym": lambda: model(MINICPM, linears(AffineGroups(bits=3, group_size=64))),
     "ternary-g64": lambda: model(MINICPM, linears(AffineGroups(bits=2, group_size=64, ternary=True))),
     "ternary-row-wide": lambda: model(WIDE, linears(AffineGroups(bits=2, group_size=-1, ternary=True))),
+    "ternary-one-scale": lambda: one_scale_each(
+        model(WIDE, linears(AffineGroups(bits=2, group_size=128, ternary=True)))
+    ),
     "ternary-mixed-llama": lambda: model(LLAMA, lambda slot: TERNARY_MIX.get(slot.role)),
     "int3-g64-asym": lambda: model(MINICPM, linears(AffineGroups(bits=3, group_size=64, symmetric=False))),
     "mixed-llama": lambda: model(LLAMA, lambda slot: MIXED.get(slot.role)),
@@ -98,7 +101,15 @@ def shown(offer: tuple[str | None, ...]) -> str:
 
 ARCHITECTURES = [(name, "native") for name in SOURCES] + [
     (name, "llama")
-    for name in ("dense", "int4-g128-sym", "int4-g128-wide", "int4-g32-asym", "ternary-g64", "ternary-row-wide")
+    for name in (
+        "dense",
+        "int4-g128-sym",
+        "int4-g128-wide",
+        "int4-g32-asym",
+        "ternary-g64",
+        "ternary-row-wide",
+        "ternary-one-scale",
+    )
 ]
 
 

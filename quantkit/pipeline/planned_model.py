@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from quantkit import registry
-from quantkit.errors import BadOption
+from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.recipe import Assignment
@@ -86,9 +86,17 @@ def planned(checkpoint: Checkpoint, assignments: Mapping[str, Assignment]) -> Ch
             )
         rows, cols = weight.shape
         assignment.scheme.groups(cols, name=name)
-        views[name] = QuantizedView(name, (rows, cols), assignment.scheme, _unreadable)
+        views[name] = QuantizedView(name, (rows, cols), assignment.scheme, _unreadable(name))
     return replace(checkpoint, weights={**checkpoint.weights, **views})
 
 
-def _unreadable() -> NoReturn:
-    raise RuntimeError("a planned weight has no values")
+def _unreadable(name: str) -> Callable[[], NoReturn]:
+    """Containers that hold some weights of a scheme and not others cannot be planned yet."""
+
+    def read() -> NoReturn:
+        raise UnsupportedSpec(
+            f"{name}: whether the container holds it is known from its numbers, once it is quantized",
+            hint="quantize first, and plan the result",
+        )
+
+    return read

@@ -62,6 +62,24 @@ def _places(bits: int) -> tuple[list[tuple[int, int]], int]:
     return [divmod(first, 8) for first in range(0, width * 8, bits)], width
 
 
+def pack_strided_rows(codes: np.ndarray, bits: int) -> np.ndarray:
+    """BitNet's order in transformers: codes (n, k), n a multiple of 8 / bits, to bytes (n * bits / 8, k).
+
+    Bits i * bits and following of byte [r, c] are codes[i * n * bits / 8 + r, c]. bits: 1, 2 or 4.
+    """
+    strides = codes.reshape(8 // bits, -1, codes.shape[1])
+    packed: np.ndarray = strides[0].copy()
+    for place, stride in enumerate(strides[1:], 1):
+        packed |= stride << np.uint8(place * bits)
+    return packed
+
+
+def unpack_strided_rows(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Inverse of `pack_strided_rows`: uint8 (n * bits / 8, k) to uint8 codes (n, k)."""
+    mask = np.uint8(2**bits - 1)
+    return np.concatenate([packed >> np.uint8(first) & mask for first in range(0, 8, bits)])
+
+
 def pack_marlin(codes: np.ndarray) -> np.ndarray:
     """Marlin's order of 4-bit codes: codes (n, k), n % 64 == 0 and k % 16 == 0, to uint32 (k / 16, 2 * n).
 

@@ -173,9 +173,10 @@ class Scheme(ABC):
         """What engines compute with, as `QuantizedTensor.numbers_digest` hashes it: little-endian arrays in order.
 
         Where one code stands for 0 everywhere (symmetric codes), it is what stays when a container stores the codes in
-        more bits or the scales for smaller groups: the levels, int8 (rows, cols); then of every run of groups of a row
-        that have one scale, the place of its first weight, int64, and the scale, float32. Elsewhere it is the codes,
-        uint8 (rows, cols), and of every group its scale and the value of code 0, float32 (rows, groups).
+        more bits, the scales for smaller groups, or another scale for nothing but zeros: the levels, int8 (rows, cols);
+        then of every run of weights, zeros aside, that have one scale, the place of its first, int64, and the scale,
+        float32. Elsewhere it is the codes, uint8 (rows, cols), and of every group its scale and the value of code 0,
+        float32 (rows, groups).
         """
         scale, offset = (np.ascontiguousarray(x.astype("<f4")) for x in self.effective(arrays))
         zero = self.zero_code(arrays)
@@ -183,10 +184,14 @@ class Scheme(ABC):
             yield from (codes, scale, offset)
             return
         yield (codes - np.uint8(zero)).view(np.int8)  # wraps
-        starts = np.ones(scale.shape, bool)
-        starts[:, 1:] = np.diff(scale.view("<u4"), axis=1) != 0
-        yield np.flatnonzero(starts).astype("<i8") * self.group_width(codes.shape[1])
-        yield scale[starts]
+        grouped = codes.reshape(scale.size, -1)
+        used = np.flatnonzero((grouped != zero).any(axis=1))
+        scales = scale.reshape(-1)[used]
+        starts = np.ones(scales.shape, bool)
+        starts[1:] = np.diff(scales.view("<u4")) != 0
+        first = used[starts]
+        yield first.astype("<i8") * grouped.shape[1] + (grouped[first] != zero).argmax(axis=1)
+        yield scales[starts]
 
     @abstractmethod
     def covering(self, groups: np.ndarray) -> dict[str, np.ndarray]:

@@ -298,9 +298,10 @@ class Proof:
         elif original is not None and original.model is not None:
             part = self._part(ends[0], ends[1])
             trusted = predictions.computed(original.model, prompts, self._squared_error, part)
+        arithmetic = runtime.arithmetic(checkpoint) if runtime is not None else None
         try:
             answers = predictions.ask_reference(
-                self._path, prompts, trusted, for_engine=runtime is not None, progress=self._part(ends[1], ends[2])
+                self._path, prompts, trusted, arithmetic=arithmetic, progress=self._part(ends[1], ends[2])
             )
         except QuantkitError as error:
             self._add("predictions", [f"the reference cannot run it: {error}"], "")

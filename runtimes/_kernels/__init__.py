@@ -5,6 +5,7 @@
     vllm-cuda-marlin  gptq sym, awq, c-t      4, sym 8    32 64 128 -1     any: padded to Marlin's tiles **
     gptqmodel-torch   gptq                    2 to 8      16 .. 1024 -1    any
     transformers      c-t                     2 to 8      any ***          any: it computes with dense weights
+    transformers      bitnet                  ternary     one            N a multiple of 4
     cpm.cu            marlin, target cpm.cu   sym 4       128 -1           whole tiles ****
     ist-marlin        marlin, target ist      sym 4       128 -1           N a multiple of 256, K of 128
     llama.cpp         gguf                    any         any              K a multiple of 32

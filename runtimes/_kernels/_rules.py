@@ -68,9 +68,9 @@ class KernelRules:
     """A kernel that is told by its rules; see `quantkit.protocols.Kernel`.
 
     check: why it does not take a matrix ("is int3 ..."), or None. check_model: the same for what concerns all of it.
-    setting: what the engine must be told to take this model, or None. fuses: whether it makes one matrix of each of
-    `ModelSpec.groups`. pads: whether matrices that are not whole tiles are padded, at every step. affine: whether it
-    takes schemes with integer zero points only.
+    setting: what the engine must be told to take this model, or None. remark: at what cost it takes it, or None.
+    fuses: whether it makes one matrix of each of `ModelSpec.groups`. pads: whether matrices that are not whole tiles are
+    padded, at every step. affine: whether it takes schemes with integer zero points only.
     """
 
     name: str
@@ -81,6 +81,7 @@ class KernelRules:
     check: Callable[[Matrix], str | None] = takes_any
     check_model: Callable[[Checkpoint], str | None] = takes_any
     setting: Callable[[Checkpoint], str | None] = takes_any
+    remark: Callable[[Checkpoint], str | None] = takes_any
     fuses: bool = False
     affine: bool = True
     pads: bool = False
@@ -90,8 +91,10 @@ class KernelRules:
         refusal, remark = self._refused_model(model), None
         if refusal is None:
             refusal, remark = self._asked(self._matrices(model))
-        setting = self.setting(model) if refusal is None else None
-        return Verdict(kernel=self.name, engine=self.engine, refusal=refusal, setting=setting, remark=remark)
+        if refusal is not None:
+            return Verdict(kernel=self.name, engine=self.engine, refusal=refusal)
+        remark = remark or self.remark(model)
+        return Verdict(kernel=self.name, engine=self.engine, setting=self.setting(model), remark=remark)
 
     def _refused_model(self, model: Checkpoint) -> str | None:
         family = model.spec.architecture

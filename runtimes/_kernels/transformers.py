@@ -3,10 +3,11 @@
 transformers 5 has no class for a MiniCPM: the config class that travels with a native folder lets other engines parse
 config.json, and no more. (`trust_remote_code=True` changes nothing, as the folder holds no model code.)
 
-Of quantized folders its usual path wants zero points in another shape than they are stored in, and leaves a quantized
-embedding alone; dequantizing while loading takes both, but knows a single grid only. Source: transformers 5.24
-`quantizers/quantizer_compressed_tensors.py`, compressed-tensors 0.20. All
-are loaded in tests/pipeline/planning/test_verdicts.py.
+Of compressed-tensors its usual path wants zero points in another shape than they are stored in, and leaves a quantized
+embedding alone; dequantizing while loading takes both, but knows a single grid only. Layers of BitNet are compiled by
+torch, and round their inputs to int8. Source: transformers 5.24 `quantizers/quantizer_compressed_tensors.py`,
+`quantizer_bitnet.py`, compressed-tensors 0.20. All are loaded in tests/pipeline/planning/test_verdicts.py and
+tests/exporters/test_bitnet.py.
 """
 
 from __future__ import annotations
@@ -41,12 +42,17 @@ def _dequantizing(model: Checkpoint) -> str | None:
     return "CompressedTensorsConfig(dequantize=True)" if must_dequantize(model) else None
 
 
+def _rounding(model: Checkpoint) -> str | None:
+    return "rounds the inputs of its layers to int8" if model.format == "bitnet" else None
+
+
 DENSE = KernelRules(
     name="transformers",
     engine="transformers",
-    containers=("hf", "compressed-tensors"),
+    containers=("hf", "compressed-tensors", "bitnet"),
     architectures=("llama",),
     check_model=_single_grid,
     setting=_dequantizing,
+    remark=_rounding,
 )
 KERNELS = (DENSE,)

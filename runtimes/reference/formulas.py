@@ -72,12 +72,13 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return by_position.reshape(new, heads * head_dim)
 
 
-def round_to_int8(x: np.ndarray) -> np.ndarray:
+def round_to_int8(x: np.ndarray, *, whole_rows: bool = False) -> np.ndarray:
     """Each run of 32 values along the last axis as integers -127..127 times max|x| / 127, that scale in float16.
 
-    What ggml's integer kernels do to their inputs (`quantize_row_q8_0`). Rows that 32 does not divide are one run.
+    What ggml's integer kernels do to their inputs (`quantize_row_q8_0`). Rows that 32 does not divide are one run, and
+    all are with `whole_rows`, which is what BitNet's layers in transformers do (there the scale is float32).
     """
-    width = x.shape[-1] if x.shape[-1] % 32 else 32
+    width = x.shape[-1] if whole_rows or x.shape[-1] % 32 else 32
     blocks = x.reshape(*x.shape[:-1], -1, width)
     scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
     scale = scale.astype(np.float16).astype(np.float32)

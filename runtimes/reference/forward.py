@@ -77,16 +77,18 @@ class Span:
 class Batch:
     """Prompts that run together.
 
-    x: the residual stream of all their tokens, (N, E). rounds_inputs: whether every matrix's input is rounded to int8.
+    x: the residual stream of all their tokens, (N, E). rounds_inputs: whether every matrix's input is rounded to int8,
+    in runs of 32 values or, with `whole_rows`, each token's at once.
     """
 
     x: np.ndarray
     spans: Sequence[Span]
     rounds_inputs: bool = False
+    whole_rows: bool = False
 
     def inputs(self, x: np.ndarray) -> np.ndarray:
         """What matrices are given for `x`."""
-        return round_to_int8(x) if self.rounds_inputs else x
+        return round_to_int8(x, whole_rows=self.whole_rows) if self.rounds_inputs else x
 
 
 class Work:

@@ -78,6 +78,7 @@ class ReferenceSession:
         prompts: Sequence[Sequence[int]],
         *,
         rounded: bool,
+        whole_rows: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[Predictions]:
         """Yield the predictions on each of the prompts' token ids, in order; see `OracleSession.predictions`.
@@ -86,7 +87,7 @@ class ReferenceSession:
         within the budget, else read for every prompt.
         """
         ids = [self._checked(prompt) for prompt in prompts]
-        return self._predicted(ids, rounded=rounded, progress=progress, keep=False)
+        return self._predicted(ids, rounded=rounded, whole_rows=whole_rows, progress=progress, keep=False)
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
         """Every stage of the forward pass in order, float32.
@@ -103,7 +104,13 @@ class ReferenceSession:
         return stages | {"logits": model.logits(batch, rows)}
 
     def _predicted(
-        self, prompts: Sequence[Sequence[int]], *, rounded: bool, progress: Progress | None, keep: bool
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        rounded: bool,
+        whole_rows: bool = False,
+        progress: Progress | None,
+        keep: bool,
     ) -> Iterator[Predictions]:
         if not prompts:
             return
@@ -112,7 +119,7 @@ class ReferenceSession:
         model = ForwardPass(self.spec, self._weights, work, keep=keep)
         embedded = model.embed([token for prompt in prompts for token in prompt])
         spans = [model.span(rows, rows.stop - rows.start) for rows in _consecutive(map(len, prompts))]
-        batches = [Batch(embedded, spans, rounds_inputs) for rounds_inputs in arithmetics]
+        batches = [Batch(embedded, spans, rounds_inputs, whole_rows) for rounds_inputs in arithmetics]
         for _ in model.stages(batches):
             pass
         for number, span in enumerate(spans, 1):

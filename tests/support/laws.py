@@ -292,6 +292,7 @@ ROUNDING: Mapping[str, float] = {
     "bfloat16 inputs": 2.0**-9,
     "float16": 2.0**-10,  # everything, not inputs alone
     "int8 inputs": 2.0**-7.5,  # 1 / 254 of the largest of 32
+    "int8 tokens": 2.0**-7,  # of a few hundred
 }
 """Relative error of a product in an engine's arithmetic, root mean square."""
 

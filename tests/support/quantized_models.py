@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +15,7 @@ from quantkit.models.spec import LINEAR_ROLES, TensorSlot
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import SCALE_DTYPES
 from quantkit.tensors.schemes.affine_groups import AffineGroups
+from quantkit.tensors.views import QuantizedView, Weight
 from tests.support.memory import memory_checkpoint, random_arrays
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -56,3 +58,15 @@ def quantized_model(
         if grid is not None:
             arrays[slot.name] = random_quantized(slot.shape, grid, seed)
     return memory_checkpoint(config, {**arrays, **(replaced or {})}, files=files)
+
+
+def one_scale_each(model: Checkpoint) -> Checkpoint:
+    """`model`, every quantized weight with its own second scale for all groups."""
+    weights: dict[str, Weight] = dict(model.weights)
+    for name, view in model.weights.items():
+        if isinstance(view, QuantizedView):
+            tensor = view.read()
+            scale = np.full_like(tensor.scale, tensor.scale.flat[1])
+            same = QuantizedTensor(tensor.scheme, tensor.codes, {"scale": scale, "zero": tensor.zero})
+            weights[name] = replace(view, read=lambda same=same: same)
+    return replace(model, weights=weights)

@@ -47,6 +47,10 @@ ROUNDINGS = 16
 SUMS = 8
 """Two passes, each with twice the root mean square that independent roundings would have."""
 
+TOKENS = "int8 tokens"
+"""The arithmetic (`quantkit.protocols.Runtime`) in which all inputs of a token share a scale. What it costs depends on
+the largest of them, so the reference measures it by rounding so itself; its error stands for that of int8."""
+
 CHANCE = 4.75
 """Standard deviations that chance goes beyond once in a million times."""
 
@@ -69,6 +73,7 @@ def noise(arithmetic: str, spec: ModelSpec) -> float:
             "bfloat16 inputs": FLOAT16_NOISE * 64,
             "float16": FLOAT16_NOISE * roundings,
             "int8 inputs": INT8_NOISE,
+            TOKENS: INT8_NOISE,
         }[arithmetic]
     )
 

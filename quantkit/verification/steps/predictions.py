@@ -26,6 +26,7 @@ from quantkit.verification.report import Check, Comparison, Divergence
 from quantkit.verification.steps.limits import (
     ENGINE_FACTOR,
     FACTOR,
+    TOKENS,
     at_least_scaled,
     noise,
     noise_limits,
@@ -64,12 +65,13 @@ def computed(model: Checkpoint, prompts: Sequence[Prompt], squared_error: float,
 
 
 def predicted(
-    path: Path, prompts: Sequence[Prompt], *, rounded: bool, progress: Progress | None
+    path: Path, prompts: Sequence[Prompt], *, rounded: bool, whole_rows: bool = False, progress: Progress | None
 ) -> Iterator[Predictions]:
     """What the reference predicts on each prompt."""
+    ids = [prompt.token_ids for prompt in prompts]
     with registry.runtime(ORACLE).open(path) as session:
         oracle = cast(OracleSession, session)
-        yield from oracle.predictions([prompt.token_ids for prompt in prompts], rounded=rounded, progress=progress)
+        yield from oracle.predictions(ids, rounded=rounded, whole_rows=whole_rows, progress=progress)
 
 
 @dataclass(slots=True, eq=False)
@@ -88,12 +90,18 @@ def ask_reference(
     prompts: Sequence[Prompt],
     trusted: Trusted | None,
     *,
-    for_engine: bool,
+    arithmetic: str | None,
     progress: Progress | None,
 ) -> Answers:
-    """Run the artifact in the reference and compare it with the original, if there is one."""
+    """Run the artifact in the reference and compare it with the original, if there is one.
+
+    arithmetic: of the engine that will be held to it, None where none will.
+    """
     answers = Answers()
-    for index, answer in enumerate(predicted(path, prompts, rounded=for_engine, progress=progress)):
+    measured = predicted(
+        path, prompts, rounded=arithmetic is not None, whole_rows=arithmetic == TOKENS, progress=progress
+    )
+    for index, answer in enumerate(measured):
         if answer.rounded is not None:
             answers.exact.append(answer.exact)
             answers.rounded.append(kl_by_position(answer.exact, answer.rounded))

@@ -133,8 +133,26 @@ def test_a_digest_does_not_depend_on_how_wide_the_groups_are_stored() -> None:
     assert finer.numbers_digest() != tensor.numbers_digest()
 
 
+def test_a_digest_does_not_depend_on_scales_of_nothing_but_zeros() -> None:
+    scheme = AffineGroups(bits=2, group_size=4, ternary=True)
+    codes = np.array([[1, 1, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 2, 1, 1]], np.uint8)
+    tensors = [
+        QuantizedTensor(scheme, codes, {"scale": np.array(scale, np.float16), "zero": np.ones((2, 2), np.uint8)})
+        for scale in ([[3, 1], [0, 3]], [[3, 3], [3, 3]], [[3, 1], [0, 4]])
+    ]
+    halves = QuantizedTensor(
+        AffineGroups(bits=2, group_size=2, ternary=True),
+        codes,
+        {"scale": np.array([[9, 3, 0, 7], [1, 5, 3, 3]], np.float16), "zero": np.ones((2, 4), np.uint8)},
+    )
+    one, same, other = (tensor.numbers_digest() for tensor in tensors)
+    assert one == same == halves.numbers_digest() != other
+    empty = QuantizedTensor(scheme, np.ones_like(codes), tensors[0].arrays)
+    assert empty.numbers_digest() == QuantizedTensor(scheme, np.ones_like(codes), tensors[2].arrays).numbers_digest()
+
+
 def test_a_scale_that_moves_to_another_group_or_row_changes_the_digest() -> None:
-    scheme, codes = AffineGroups(bits=2, group_size=2, ternary=True), np.ones((2, 4), np.uint8)
+    scheme, codes = AffineGroups(bits=2, group_size=2, ternary=True), np.full((2, 4), 2, np.uint8)
     zero = np.ones((2, 2), np.uint8)
     digests = {
         QuantizedTensor(scheme, codes, {"scale": np.array(scale, np.float16), "zero": zero}).numbers_digest()

@@ -81,7 +81,7 @@ def test_the_original_itself_sets_limits_that_right_artifacts_keep(member, tmp_p
     asked = prompts(member)
     artifact = exported(member, tmp_path / "artifact.gguf", "gguf", "q5_0", "native")
     trusted = predictions.computed(member, asked, 2e-3, None)  # q5_0's own error
-    answers = predictions.ask_reference(artifact, asked, trusted, for_engine=False, progress=None)
+    answers = predictions.ask_reference(artifact, asked, trusted, arithmetic=None, progress=None)
     assert all(comparison.passed for comparison in answers.comparisons)
 
 
@@ -93,7 +93,7 @@ def test_a_model_with_a_wrong_scalar_is_beyond_the_limits(member, golden, tmp_pa
     name = member.path.name
     wrong = write_member(tmp_path / name, name, **change)
     trusted = predictions.recorded(golden, error, len(golden.prompts))
-    answers = predictions.ask_reference(wrong, golden.prompts, trusted, for_engine=False, progress=None)
+    answers = predictions.ask_reference(wrong, golden.prompts, trusted, arithmetic=None, progress=None)
     assert not any(comparison.passed for comparison in answers.comparisons)
 
 
