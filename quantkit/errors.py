@@ -123,6 +123,10 @@ class MissingDependency(QuantkitError):
     """A Python package that this command needs is not installed."""
 
 
+class TrainingDiverged(QuantkitError):
+    """A training whose loss is no number any more, or worse than guessing."""
+
+
 class EngineFailed(QuantkitError):
     """An inference engine refused the artifact or died."""
 

@@ -10,6 +10,8 @@ A digest covers a step's name and bytes and the digest of the step before it; th
 which says all that the steps depend on. What another run left, what is damaged, and what follows from other bytes
 than now lie before it is therefore not recalled: that step is done again, and its file replaced. A step is durable
 before the next one begins.
+
+A step that takes long may save its state on the way, under the same rules; each state replaces the one before.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +31,7 @@ from quantkit.artifacts.output_lock import Lock
 from quantkit.artifacts.output_paths import Destination
 from quantkit.artifacts.stage_writer import refusals, sync_folder
 from quantkit.errors import Interrupted, NoSpace, OutputExists, QuantkitError, ReadFailed, SourceChanged, WriteFailed
+from quantkit.files.planned_files import Buffer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,6 +65,7 @@ class Journal:
         self._lock = Lock(destination.run, destination.shown)
         self._last = key
         self._steps = 0
+        self._states = 0
 
     def __enter__(self) -> Self:
         self._lock.__enter__()
@@ -79,42 +84,62 @@ class Journal:
 
     def recall(self, name: str) -> memoryview | None:
         """The bytes of the next step, if it was kept by a run with the same key and the same steps before it."""
-        try:
-            data = (self._folder / name).read_bytes()
-        except OSError:
+        found = self._read(name)
+        if found is None:
             return None
-        body = memoryview(data)[HEAD_BYTES:]
-        digest = self._digest(name, body)
-        if data[:HEAD_BYTES] != _head(digest):
-            return None
-        self._last = digest
+        self._last, body = found
         self._steps += 1
         return body
 
     def keep(self, name: str, data: bytes) -> None:
         """Store the bytes of the next step; raises `NoSpace` or `WriteFailed`."""
-        digest = self._digest(name, data)
+        self._last = self._write(name, [data])
+        self._steps += 1
+
+    def saved(self, name: str) -> memoryview | None:
+        """The state of the next step that was saved last, if by a run with the same key and steps before it."""
+        found = self._read(name)
+        self._states += found is not None
+        return found[1] if found is not None else None
+
+    def save(self, name: str, parts: Sequence[Buffer]) -> None:
+        """Store the state of the next step, which is not finished; raises `NoSpace` or `WriteFailed`."""
+        self._write(name, parts)
+        self._states += 1
+
+    def _read(self, name: str) -> tuple[bytes, memoryview] | None:
+        """Digest and bytes of a file that follows from the steps so far."""
+        try:
+            data = (self._folder / name).read_bytes()
+        except OSError:
+            return None
+        body = memoryview(data)[HEAD_BYTES:]
+        digest = self._digest(name, [body])
+        return (digest, body) if data[:HEAD_BYTES] == _head(digest) else None
+
+    def _write(self, name: str, parts: Sequence[Buffer]) -> bytes:
+        digest = self._digest(name, parts)
         with refusals(f"{self._shown}: cannot keep finished work beside it"):
             part = self._folder / f"{name}.part"
             with part.open("wb") as file:
                 file.write(_head(digest))
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self._folder / name)
             sync_folder(self._folder)
-        self._last = digest
-        self._steps += 1
+        return digest
 
-    def _digest(self, name: str, data: bytes | memoryview) -> bytes:
+    def _digest(self, name: str, parts: Sequence[Buffer]) -> bytes:
         sha256 = hashlib.sha256(self._last + hashlib.sha256(name.encode()).digest())
-        sha256.update(data)
+        for part in parts:
+            sha256.update(part)
         return sha256.digest()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        kept = self._steps > 0 and error is not None and _is_passing(error)
+        kept = self._steps + self._states > 0 and error is not None and _is_passing(error)
         if not kept:
             with suppress(OSError):
                 _remove(self._folder)

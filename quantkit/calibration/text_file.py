@@ -1,14 +1,15 @@
-"""Calibration sequences from a file: plain text, JSON lines or Parquet.
+"""Text in files, plain, JSON lines or Parquet: whole, for training, or as calibration sequences.
 
-A record is a text, or a conversation that the model's chat template turns into one. Records are cut into sequences
-of at most `length` tokens, each with its own BOS where the model wants one; of these the wanted number is taken,
-spread evenly over the file.
+A record is a text, or a conversation that the model's chat template turns into one. For calibration records are cut
+into sequences of at most `length` tokens, each with its own BOS where the model wants one; of these the wanted number
+is taken, spread evenly over the file.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,11 +23,50 @@ from quantkit.text.tokenizer import Tokenizer
 
 MAX_FILE_BYTES = 256 << 20
 PORTION_CHARS = 1 << 16
-"""Longest record: SentencePiece needs hundreds of bytes of memory per character. Plain text is cut into such."""
+"""Most that is tokenized at once: SentencePiece needs hundreds of bytes of memory per character. Plain text is cut into
+such portions; of a longer record calibration takes the beginning."""
 MIN_RECORDS = 64
 
 Record = str | list[dict[str, str]]
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """What is in a file: its records in order, what it is called and what kind it is, SHA-256 of its bytes."""
+
+    path: Path
+    kind: str
+    digest: str
+    records: tuple[Record, ...]
+
+    def texts(self, tokenizer: Tokenizer, records: Sequence[Record] | None = None) -> list[str]:
+        """The texts of `records`, of all unless told: conversations by the model's chat template.
+
+        Raises:
+            MissingDependency: conversations without jinja2. What `Tokenizer.chats` raises.
+        """
+        taken = self.records if records is None else records
+        conversations = [record for record in taken if not isinstance(record, str)]
+        rendered = iter(tokenizer.chats(conversations, add_generation_prompt=False) if conversations else ())
+        return [record if isinstance(record, str) else next(rendered) for record in taken]
+
+
+def read_text_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> TextFile:
+    """Read a file of text.
+
+    Raises:
+        BadOption: an unknown kind of file.
+        MalformedFile: not UTF-8, or a bad record, with its line.
+        MissingDependency: Parquet without pyarrow.
+        ReadFailed and others: see `SourceFile`.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise BadOption(f"{path}: text files end in {', '.join(_READERS)}", hint="rename the file to what it is")
+    data = SourceFile.open(path).read_all(max_bytes)
+    kind = path.suffix[1:].lower().replace("txt", "text")
+    return TextFile(path, kind, hashlib.sha256(data).hexdigest(), tuple(reader(data, path)))
 
 
 def file_sequences(
@@ -40,32 +80,23 @@ def file_sequences(
         MissingDependency: Parquet without pyarrow, conversations without jinja2.
         ReadFailed and others: see `SourceFile`.
     """
-    path = file.path
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise BadOption(f"{path}: calibration files end in {', '.join(_READERS)}", hint="rename the file to what it is")
-    data = SourceFile.open(path).read_all(MAX_FILE_BYTES)
-    records = _spread(reader(data, path), max(MIN_RECORDS, 4 * sequences))
-    rows = [row for text in _texts(records, tokenizer, path) for row in _rows(text, tokenizer, length)]
+    found = read_text_file(file.path)
+    records = _spread(found.records, max(MIN_RECORDS, 4 * sequences))
+    beginnings = [record[:PORTION_CHARS] if isinstance(record, str) else record for record in records]
+    rows = [row for text in found.texts(tokenizer, beginnings) for row in _rows(text, tokenizer, length)]
     if not rows:
         raise BadOption(
-            f"{path}: no text to calibrate on", hint="leave out --calibration to let the model write its own"
+            f"{file.path}: no text to calibrate on", hint="leave out --calibration to let the model write its own"
         )
-    kind = path.suffix[1:].lower().replace("txt", "text")
-    digest = hashlib.sha256(data).hexdigest()
-    return Source(name=path.name, kind=kind, digest=digest, weight=file.weight), _spread(rows, sequences)
+    return Source(name=file.path.name, kind=found.kind, digest=found.digest, weight=file.weight), _spread(
+        rows, sequences
+    )
 
 
 def _spread(items: Sequence[Item], count: int) -> list[Item]:
     """At most `count` items, evenly spaced, in their order."""
     taken = min(count, len(items))
     return [items[i * len(items) // taken] for i in range(taken)]
-
-
-def _texts(records: Sequence[Record], tokenizer: Tokenizer, path: Path) -> list[str]:
-    conversations = [record for record in records if not isinstance(record, str)]
-    rendered = iter(tokenizer.chats(conversations, add_generation_prompt=False) if conversations else ())
-    return [record if isinstance(record, str) else next(rendered) for record in records]
 
 
 def _rows(text: str, tokenizer: Tokenizer, length: int) -> list[np.ndarray]:
@@ -130,7 +161,7 @@ def _record(row: Mapping[str, Any], where: str) -> Record:
     """The text or the conversation of one record."""
     text, messages = row.get("text"), row.get("messages")
     if isinstance(text, str):
-        return text if len(text) <= PORTION_CHARS else text[:PORTION_CHARS]
+        return text
     if isinstance(messages, list) and all(map(_is_message, messages)):
         return [{"role": message["role"], "content": message["content"]} for message in messages]
     raise MalformedFile(

@@ -74,7 +74,7 @@ def test_json_lines_hold_texts_and_conversations(tmp_path: Path, tokenizer: Toke
         ("a.jsonl", '{"prompt": "a"}', "line 1: neither a string 'text'"),
         ("a.jsonl", '{"messages": [{"role": "user"}]}', "line 1: neither a string 'text'"),
         ("a.jsonl", b'{"text": "\xff"}', "line 1"),
-        ("a.csv", "text", r"calibration files end in \.txt, \.jsonl, \.parquet"),
+        ("a.csv", "text", r"text files end in \.txt, \.jsonl, \.parquet"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_name(

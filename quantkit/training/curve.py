@@ -1,0 +1,50 @@
+"""The loss on the way: a list for the manifest, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from itertools import groupby
+from typing import Any
+
+POINTS = 500
+"""Most points of a stage in a manifest; each is the mean of the steps that it stands for."""
+
+Curve = Sequence[tuple[int, str, float]]
+"""[step, stage, loss], the steps counted from 0 over all stages."""
+
+
+def thinned(curve: Curve) -> list[list[Any]]:
+    """The curve with at most `POINTS` points for every stage, each at the last step that it stands for."""
+    found: list[list[Any]] = []
+    for name, points in groupby(curve, key=lambda point: point[1]):
+        steps = list(points)
+        count = min(len(steps), POINTS)
+        bounds = [len(steps) * i // count for i in range(count + 1)]
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            losses = [loss for _, _, loss in steps[start:stop]]
+            found.append([steps[stop - 1][0], name, sum(losses) / len(losses)])
+    return found
+
+
+def picture(report: Mapping[str, Any]) -> bytes | None:
+    """The curve of a training's report as a PNG, stage by stage on logarithmic axes; None without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra, and heavy
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError:
+        return None
+    stages: dict[str, list[tuple[int, float]]] = {}
+    for step, name, loss in report["curve"]:
+        stages.setdefault(str(name).partition(",")[0], []).append((step, loss))
+    figure = Figure(figsize=(5 * max(1, len(stages)), 3.5), layout="constrained")
+    axes = figure.subplots(1, max(1, len(stages)), squeeze=False)[0]
+    for axis, (name, points) in zip(axes, stages.items(), strict=False):
+        axis.plot([step for step, _ in points], [loss for _, loss in points], linewidth=0.8)
+        axis.set_title(name)
+        axis.set_xlabel("step")
+        axis.set_ylabel("loss")
+        axis.set_yscale("log")
+    file = BytesIO()
+    FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+    return file.getvalue()

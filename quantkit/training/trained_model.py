@@ -1,0 +1,151 @@
+"""A whole training as one call: from a dense model and its quantized start to codes, scales and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantkit.artifacts.journal import Journal
+from quantkit.calibration.autocast import has_bfloat16_products
+from quantkit.calibration.compute import Compute
+from quantkit.errors import BadOption
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.loading import load_model
+from quantkit.models.torch_model import MiniCPM
+from quantkit.progress import Progress
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.views import BFLOAT16
+from quantkit.threads import torch_workers
+from quantkit.training.curve import thinned
+from quantkit.training.gradients import Gradients
+from quantkit.training.options import TrainingOptions
+from quantkit.training.processes import ALONE, Processes
+from quantkit.training.saved_state import Position
+from quantkit.training.sequences import TrainingText
+from quantkit.training.speed import Speed
+from quantkit.training.trainer import Trainer
+from quantkit.training.weights.student import Student
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """What a training has made.
+
+    tensors: codes and scales of every trained matrix, exactly what the last forward pass computed with.
+    dense: the dense weights that were trained, in the dtype that they came in.
+    latent: the latent weights behind the matrices, float32 [rows, cols]: the "unquantized" form of a QAT model.
+    report: JSON for the manifest.
+    """
+
+    tensors: Mapping[str, QuantizedTensor]
+    dense: Mapping[str, np.ndarray]
+    latent: Mapping[str, np.ndarray]
+    report: dict[str, Any]
+
+
+def in_bfloat16(compute: Compute) -> bool:
+    """Whether a training computes in bfloat16: as told, else on a GPU, and on a CPU that has instructions for it."""
+    if compute.bfloat16 is not None:
+        return compute.bfloat16
+    return compute.device != "cpu" or has_bfloat16_products()
+
+
+def train(
+    original: Checkpoint,
+    start: Checkpoint,
+    text: TrainingText,
+    options: TrainingOptions,
+    *,
+    teacher: Checkpoint | None = None,
+    compute: Compute = Compute(),  # noqa: B008 - frozen
+    processes: Processes = ALONE,
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a quantized model until it predicts what it predicted before.
+
+    Args:
+        original: the dense model.
+        start: the same model with the matrices to train quantized (`AffineGroups`), read once in its order.
+        text: what to train on, of `training_text`.
+        options: how.
+        teacher: whose predictions are aimed at; None = the original's.
+        compute: with what; on the CPU no result depends on the number of threads.
+        processes: which of several this is; each needs the same arguments, but only the first one's `start` counts.
+        journal: where a killed training finds its state; entered by the caller, and only for the first process.
+        progress: told of steps, loss and tokens per second.
+
+    Raises:
+        BadOption: no matrix to train, or fewer pieces in a step than processes.
+        TrainingDiverged: the loss is no number, or worse than guessing.
+        UnsupportedSpec: a grid that cannot be trained, with the weight's name.
+        NonFiniteValues: NaN or infinity in a weight, with its name.
+        NoSpace, WriteFailed: the state cannot be saved.
+    """
+    if not start.holds_codes:
+        raise BadOption(f"{start.path}: no weight of it is quantized, so there is nothing to recover")
+    pieces = options.batch // options.micro_batch
+    if pieces < processes.count:
+        raise BadOption(
+            f"{processes.count} processes cannot share {pieces} micro-batches",
+            hint="a larger --batch, a smaller --micro-batch, or fewer processes",
+        )
+    device, bfloat16 = torch.device(compute.device), in_bfloat16(compute)
+    threads = compute.threads if compute.device == "cpu" else 1
+    with torch_workers(threads) as workers, torch.inference_mode(mode=False), torch.no_grad():
+        student = Student(original, start, options, device)
+        trainer = Trainer(
+            options=options,
+            original=original,
+            start=start,
+            student=student,
+            teacher=_module(teacher or original, device),
+            text=text,
+            gradients=Gradients(
+                workers,
+                processes,
+                threads=threads,
+                micro_batch=options.micro_batch,
+                device=device,
+                bfloat16=bfloat16,
+            ),
+            workers=workers,
+            processes=processes,
+            device=device,
+            bfloat16=bfloat16,
+            journal=journal,
+            speed=Speed(progress, original.spec.num_hidden_layers),
+        )
+        position = trainer.run()
+        report = _report(options, text, position, processes, teacher)
+        return Trained(student.tensors(), student.dense(), student.latent(), report)
+
+
+def _module(teacher: Checkpoint, device: torch.device) -> MiniCPM:
+    """In float32 on the CPU; on a GPU in the dtype that it comes in, half the memory."""
+    halved = device.type != "cpu" and all(
+        getattr(weight, "dtype", None) == BFLOAT16 for weight in teacher.weights.values()
+    )
+    return load_model(teacher, torch.bfloat16 if halved else torch.float32).to(device)
+
+
+def _report(
+    options: TrainingOptions,
+    text: TrainingText,
+    position: Position,
+    processes: Processes,
+    teacher: Checkpoint | None,
+) -> dict[str, Any]:
+    choices = {name: value for name, value in asdict(options).items() if name != "files"}
+    return {
+        "options": choices,
+        "processes": processes.count,
+        "text": text.report(),
+        "teacher": teacher.path.name if teacher is not None else None,
+        "measured": position.measured,
+        "curve": thinned(position.curve),
+    }

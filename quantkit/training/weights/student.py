@@ -1,0 +1,149 @@
+"""The model that is trained: fake-quantized matrices, dense weights, and the module that computes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.loading import load_model, read_float32
+from quantkit.models.spec import BLOCKS
+from quantkit.models.torch_model import MiniCPM
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.views import BFLOAT16, QuantizedView, TensorView
+from quantkit.training.weights.fake_quantization import DerivedScales, FakeQuantizer, LearnedScales, affine_scheme, derived
+from quantkit.training.options import EVERYTHING, FROZEN, LEARNED, TrainingOptions
+
+STORED = {np.dtype(np.float32): torch.float32, np.dtype(np.float16): torch.float16, BFLOAT16: torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parameter:
+    """A tensor that is trained, its name in saved states, and its learning rate at full height."""
+
+    name: str
+    tensor: Tensor
+    rate: float
+
+
+class Student:
+    """The model in training, computed in `module`.
+
+    Args:
+        original: the dense model.
+        start: the same model with the matrices to train quantized, and dense weights to begin with.
+        options: which weights are trained, and how fast.
+        device: where all of it lies.
+
+    Raises:
+        UnsupportedSpec: a grid that cannot be trained, with the weight's name.
+        NonFiniteValues: NaN or infinity in a weight, with its name.
+    """
+
+    def __init__(
+        self, original: Checkpoint, start: Checkpoint, options: TrainingOptions, device: torch.device
+    ) -> None:
+        self._options = options
+        self._quantizers: dict[str, FakeQuantizer] = {}
+        self._dense: dict[str, Tensor] = {}
+        self._stored: dict[str, np.dtype] = {}
+        made: dict[str, Tensor] = {}
+        for name, weight in start.weights.items():  # in the order of the model: a run computes them so
+            if isinstance(weight, QuantizedView):
+                values = torch.from_numpy(read_float32(original.weights[name])).to(device)
+                self._quantizers[name] = _quantizer(name, values, weight.read(), options)
+            else:
+                made[name] = torch.from_numpy(read_float32(weight)).to(device)
+                if _is_trained(name, weight, options):
+                    self._dense[name] = made[name].clone()
+                    self._stored[name] = weight.dtype
+        with torch.device("meta"):
+            self.module = MiniCPM(original.spec)
+        made |= {name: quantizer.values() for name, quantizer in self._quantizers.items()}
+        self.module.load_state_dict(made, assign=True)
+        self.module.eval().requires_grad_(False)
+        for name in self.trained_names():
+            self.module.get_parameter(name).requires_grad_()
+        self.refresh()
+
+    def trained_names(self, block: int | None = None) -> list[str]:
+        """Names of the trained weights, of the whole model or of one block."""
+        prefix = "" if block is None else f"{BLOCKS}{block}."
+        return [name for name in (*self._quantizers, *self._dense) if name.startswith(prefix)]
+
+    def weights(self, names: Sequence[str]) -> list[nn.Parameter]:
+        """What `module` computes with, and gradients are asked for."""
+        return [self.module.get_parameter(name) for name in names]
+
+    def parameters(self, names: Sequence[str]) -> Iterator[Parameter]:
+        """All that is trained of the weights `names`."""
+        rates = {"latent": self._options.learning_rate, "scale": self._options.scale_rate}
+        for name in names:
+            if name in self._dense:
+                tensor = self._dense[name]
+                yield Parameter(name, tensor, self._options.dense_rate * float(tensor.square().mean().sqrt()))
+                continue
+            quantizer = self._quantizers[name]
+            for part, tensor in quantizer.parameters.items():
+                yield Parameter(f"{name}.{part}", tensor, rates[part] * (quantizer.unit if part == "latent" else 1.0))
+
+    @torch.no_grad()
+    def backward(self, names: Sequence[str], gradients: Sequence[Tensor]) -> None:
+        """Set `.grad` of the parameters of `names` from the gradients of what `module` computes with."""
+        for name, gradient in zip(names, gradients, strict=True):
+            if name in self._dense:
+                self._dense[name].grad = gradient
+            else:
+                self._quantizers[name].backward(gradient)
+
+    @torch.no_grad()
+    def refresh(self, names: Sequence[str] | None = None) -> None:
+        """Let `module` compute with what the parameters are now."""
+        for name in self.trained_names() if names is None else names:
+            parameter = self.module.get_parameter(name)
+            if name in self._dense:
+                parameter.copy_(self._dense[name].to(STORED[self._stored[name]]))
+            else:
+                parameter.copy_(self._quantizers[name].values())
+
+    def tensors(self) -> dict[str, QuantizedTensor]:
+        """Codes and scales of every trained matrix: exactly what `module` computes with."""
+        return {name: quantizer.exported() for name, quantizer in self._quantizers.items()}
+
+    def dense(self) -> dict[str, np.ndarray]:
+        """Every trained dense weight, in the dtype that it came in: exactly what `module` computes with."""
+        return {
+            name: tensor.cpu().numpy().astype(self._stored[name]) for name, tensor in self._dense.items()
+        }
+
+    def latent(self) -> dict[str, np.ndarray]:
+        """The latent weights of every trained matrix, float32 [rows, cols]."""
+        return {name: quantizer.latent_weights().cpu().numpy() for name, quantizer in self._quantizers.items()}
+
+
+@torch.no_grad()
+def naive_model(original: Checkpoint, start: Checkpoint, device: torch.device) -> MiniCPM:
+    """The original with the matrices that are quantized in `start` rounded naively, to symmetric grids of their widths."""
+    model = load_model(original).to(device)
+    for name, weight in start.weights.items():
+        if isinstance(weight, QuantizedView):
+            scheme = affine_scheme(name, weight.scheme)
+            scheme = scheme if scheme.symmetric else affine_scheme(name, scheme.with_settings(symmetric=True))
+            rounded = derived(read_float32(original.weights[name]), scheme).dequantized()
+            model.get_parameter(name).copy_(torch.from_numpy(rounded))
+    return model
+
+
+def _quantizer(name: str, values: Tensor, start: QuantizedTensor, options: TrainingOptions) -> FakeQuantizer:
+    scheme = affine_scheme(name, start.scheme)
+    return LearnedScales(values, start) if options.scales == LEARNED else DerivedScales(values, scheme)
+
+
+def _is_trained(name: str, weight: TensorView, options: TrainingOptions) -> bool:
+    if options.dense == EVERYTHING:
+        return True
+    return options.dense != FROZEN and len(weight.shape) == 1 and name.startswith(BLOCKS)
