@@ -30,6 +30,7 @@ FLOORS = (
     ("models", "artifacts"),
     ("text",),
     ("calibration",),
+    ("training",),
     ("protocols",),
     ("registry",),
     ("solver",),

@@ -31,7 +31,6 @@ from quantkit.artifacts.output_lock import Lock
 from quantkit.artifacts.output_paths import Destination
 from quantkit.artifacts.stage_writer import refusals, sync_folder
 from quantkit.errors import Interrupted, NoSpace, OutputExists, QuantkitError, ReadFailed, SourceChanged, WriteFailed
-from quantkit.files.planned_files import Buffer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -102,7 +101,7 @@ class Journal:
         self._states += found is not None
         return found[1] if found is not None else None
 
-    def save(self, name: str, parts: Sequence[Buffer]) -> None:
+    def save(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
         """Store the state of the next step, which is not finished; raises `NoSpace` or `WriteFailed`."""
         self._write(name, parts)
         self._states += 1
@@ -117,7 +116,7 @@ class Journal:
         digest = self._digest(name, [body])
         return (digest, body) if data[:HEAD_BYTES] == _head(digest) else None
 
-    def _write(self, name: str, parts: Sequence[Buffer]) -> bytes:
+    def _write(self, name: str, parts: Sequence[bytes | memoryview]) -> bytes:
         digest = self._digest(name, parts)
         with refusals(f"{self._shown}: cannot keep finished work beside it"):
             part = self._folder / f"{name}.part"
@@ -130,7 +129,7 @@ class Journal:
             sync_folder(self._folder)
         return digest
 
-    def _digest(self, name: str, parts: Sequence[Buffer]) -> bytes:
+    def _digest(self, name: str, parts: Sequence[bytes | memoryview]) -> bytes:
         sha256 = hashlib.sha256(self._last + hashlib.sha256(name.encode()).digest())
         for part in parts:
             sha256.update(part)

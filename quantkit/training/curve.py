@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 POINTS = 500
@@ -21,7 +21,7 @@ def thinned(curve: Curve) -> list[list[Any]]:
         steps = list(points)
         count = min(len(steps), POINTS)
         bounds = [len(steps) * i // count for i in range(count + 1)]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             losses = [loss for _, _, loss in steps[start:stop]]
             found.append([steps[stop - 1][0], name, sum(losses) / len(losses)])
     return found
@@ -46,5 +46,6 @@ def picture(report: Mapping[str, Any]) -> bytes | None:
         axis.set_ylabel("loss")
         axis.set_yscale("log")
     file = BytesIO()
-    FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+    FigureCanvasAgg(figure)
+    figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

@@ -50,7 +50,7 @@ class Gradients:
 
         rows: of all processes together; each takes its share of the pieces.
         """
-        pieces = rows.split(self._micro_batch)
+        pieces = torch.split(rows, self._micro_batch)
         mine = self._processes.share(pieces)
         total, sums = 0.0, [torch.zeros_like(weight) for weight in weights]
 
@@ -63,7 +63,7 @@ class Gradients:
         for start in range(0, len(mine), self._threads):  # no more gradients in memory than there are threads
             for value, gradients in self._workers(computed, mine[start : start + self._threads]):
                 total += value
-                for summed, gradient in zip(sums, gradients, strict=True):
-                    summed += gradient
+                for place, gradient in enumerate(gradients):
+                    sums[place] += gradient
         self._processes.add(sums)
         return self._processes.sums([total], self._device)[0], sums

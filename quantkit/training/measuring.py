@@ -36,7 +36,7 @@ def measured(
         divergence = float((wanted.exp() * (wanted - made)).double().sum())
         return text, divergence, float((made.argmax(-1) == wanted.argmax(-1)).sum())
 
-    mine = processes.share(torch.from_numpy(rows).to(device).split(1))
+    mine = processes.share(torch.split(torch.from_numpy(rows).to(device), 1))
     totals = np.array(workers(sums, mine) or [(0.0, 0.0, 0.0)]).sum(0)
     text, divergence, agreed = processes.sums(list(totals), device)
     tokens = rows[:, 1:].size

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantkit.files.planned_files import Buffer
-
 LENGTH_BYTES = 8
 
 
@@ -34,7 +32,7 @@ class Position:
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def encoded(position: Position, tensors: Mapping[str, Tensor]) -> list[Buffer]:
+def encoded(position: Position, tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
     """Buffers that follow each other: a position and names as JSON behind its length, then float32 tensors."""
     head = {
         "stage": position.stage,
@@ -44,7 +42,7 @@ def encoded(position: Position, tensors: Mapping[str, Tensor]) -> list[Buffer]:
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
     }
     line = json.dumps(head).encode()
-    values = (np.ascontiguousarray(tensor.detach().cpu().numpy()) for tensor in tensors.values())
+    values = (np.ascontiguousarray(tensor.detach().cpu().numpy()).data for tensor in tensors.values())
     return [len(line).to_bytes(LENGTH_BYTES, "little"), line, *values]
 
 
@@ -56,7 +54,7 @@ def decoded(data: memoryview) -> tuple[Position, dict[str, Tensor]]:
     tensors = {}
     for name, shape in head["tensors"].items():
         values = np.frombuffer(data, np.float32, int(np.prod(shape, dtype=np.int64)), place).reshape(shape)
-        tensors[name] = torch.from_numpy(values.copy())
+        tensors[name] = torch.tensor(values)
         place += values.nbytes
     curve = [(int(step), str(stage), float(loss)) for step, stage, loss in head["curve"]]
     return Position(head["stage"], head["step"], curve, head["measured"]), tensors

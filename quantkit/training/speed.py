@@ -16,9 +16,7 @@ class Speed:
     blocks: of the model; a step on one counts as much as its part of the model. clock: seconds.
     """
 
-    def __init__(
-        self, progress: Progress | None, blocks: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, progress: Progress | None, blocks: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._progress = progress or unwatched
         self._blocks = blocks
         self._clock = clock

@@ -11,7 +11,7 @@ import torch
 
 from quantkit.artifacts.journal import Journal
 from quantkit.calibration.autocast import has_bfloat16_products
-from quantkit.calibration.compute import Compute
+from quantkit.calibration.compute import Compute, check_device
 from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import load_model
@@ -80,12 +80,14 @@ def train(
         progress: told of steps, loss and tokens per second.
 
     Raises:
-        BadOption: no matrix to train, or fewer pieces in a step than processes.
+        BadOption: no matrix to train, fewer pieces in a step than processes, or a device that is not here.
         TrainingDiverged: the loss is no number, or worse than guessing.
         UnsupportedSpec: a grid that cannot be trained, with the weight's name.
         NonFiniteValues: NaN or infinity in a weight, with its name.
         NoSpace, WriteFailed: the state cannot be saved.
     """
+    if compute.device != "cpu":
+        check_device(compute.device, "training", calibrated=True)
     if not start.holds_codes:
         raise BadOption(f"{start.path}: no weight of it is quantized, so there is nothing to recover")
     pieces = options.batch // options.micro_batch

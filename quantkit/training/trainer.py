@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,6 @@ from quantkit.threads import TorchWorkers
 from quantkit.training.gradients import Gradients
 from quantkit.training.measuring import measured
 from quantkit.training.objective import loss_of
-from quantkit.training.weights.optimizer import Optimizer
 from quantkit.training.options import TrainingOptions
 from quantkit.training.processes import Processes
 from quantkit.training.reconstruction import MAX_TOKENS, ResidualStreams
@@ -26,6 +25,7 @@ from quantkit.training.saved_state import Position, decoded, encoded
 from quantkit.training.schedule import RECONSTRUCTION, Stage, rate_at, stages
 from quantkit.training.sequences import TrainingText
 from quantkit.training.speed import Speed
+from quantkit.training.weights.optimizer import Optimizer
 from quantkit.training.weights.student import Student, naive_model
 
 STATE = "training"
@@ -79,14 +79,13 @@ class Trainer:
 
     def _train(self, stage: Stage, position: Position, moments: dict[str, Tensor]) -> None:
         """All steps of a stage that trains the whole model."""
-        names = self.student.trained_names()
-        optimizer = Optimizer(list(self.student.parameters(names)))
+        optimizer = Optimizer(self.student, self.student.trained_names())
         if moments:
             optimizer.restore(moments, position.step)
         first = sum(before.steps for before in stages(self.options)[: position.stage] if before.name != RECONSTRUCTION)
         while position.step < stage.steps:
             rows = self._rows((first + position.step) * self.options.batch, self.options.batch)
-            loss = self._step(stage, position.step, optimizer, names, rows, self._whole(stage))
+            loss = self._step(stage, position.step, optimizer, rows, self._whole(stage))
             position.curve.append((len(position.curve), stage.name, loss))
             position.step += 1
             self._check(stage, position)
@@ -104,9 +103,7 @@ class Trainer:
         reference = self.teacher if self.teacher.spec == self.original.spec else None
         reference = reference or load_model(self.original).to(self.device)
         rows = self._rows(0, count)
-        streams = ResidualStreams(
-            reference, self.student.module, rows, workers=self.workers, bfloat16=self.bfloat16
-        )
+        streams = ResidualStreams(reference, self.student.module, rows, workers=self.workers, bfloat16=self.bfloat16)
         for block in range(self.original.spec.num_hidden_layers):
             streams.enter(block)
             if block >= position.step:
@@ -120,25 +117,19 @@ class Trainer:
 
     def _fit(self, stage: Stage, block: int, count: int, loss: Callable[[Tensor], Tensor]) -> Iterator[float]:
         """The loss of every step on one block."""
-        names = self.student.trained_names(block)
-        optimizer = Optimizer(list(self.student.parameters(names)))
+        optimizer = Optimizer(self.student, self.student.trained_names(block))
         for step in range(stage.steps):
             places = (torch.arange(self.options.batch) + step * self.options.batch) % count
-            yield self._step(stage, step, optimizer, names, places.to(self.device), loss)
+            yield self._step(stage, step, optimizer, places.to(self.device), loss)
 
     def _step(
-        self,
-        stage: Stage,
-        step: int,
-        optimizer: Optimizer,
-        names: Sequence[str],
-        rows: Tensor,
-        loss: Callable[[Tensor], Tensor],
+        self, stage: Stage, step: int, optimizer: Optimizer, rows: Tensor, loss: Callable[[Tensor], Tensor]
     ) -> float:
+        """One step on `rows`, which `loss` understands; returns the loss before it."""
+        names = optimizer.names
         found, gradients = self.gradients.mean(loss, rows, self.student.weights(names))
         self.student.backward(names, gradients)
-        factor = rate_at(step, stage.steps, self.options.warmup)
-        norm = optimizer.step(factor)
+        norm = optimizer.step(rate_at(step, stage.steps, self.options.warmup))
         if not (math.isfinite(found) and math.isfinite(norm)):
             raise self._diverged(stage, step, "the loss or its gradient is not a number")
         self.student.refresh(names)
@@ -194,8 +185,7 @@ class Trainer:
         stage, step, moments, losses = found.tolist()
         if not self.processes.is_first:
             position = Position(stage, step, [(0, "", 0.0)] * losses, {"start": {}} if losses else {})
-            optimizer = Optimizer(list(self.student.parameters(self.student.trained_names())))
-            tensors = optimizer.moments() if moments else {}
+            tensors = Optimizer(self.student, self.student.trained_names()).moments() if moments else {}
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self.processes.take_over(list(tensors.values()))
         self.student.refresh()

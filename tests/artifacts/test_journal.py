@@ -51,6 +51,37 @@ def test_what_follows_from_other_bytes_is_not_recalled(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_state_is_that_of_its_step_and_its_run(tmp_path: Path) -> None:
+    def journal(key: bytes = b"key") -> Journal:
+        return Journal(Destination(tmp_path / "out", tmp_path / "out", True), key)
+
+    with pytest.raises(OSError, match="power"), journal() as steps:
+        assert steps.saved("b") is None
+        steps.save("b", [b"before a"])
+        steps.keep("a", b"a")
+        assert steps.saved("b") is None
+        steps.save("b", [b"one"])
+        steps.save("b", [b"t", b"", memoryview(b"wo")])
+        raise OSError("power")
+    with pytest.raises(OSError, match="power"), journal() as steps:
+        assert steps.saved("b") is None
+        assert [steps.recall("a"), steps.saved("b"), steps.saved("b")] == [b"a", b"two", b"two"]
+        assert steps.saved("c") is None
+        raise OSError("power")
+    with pytest.raises(OSError, match="power"), journal() as steps:
+        steps.keep("a", b"another")
+        assert steps.saved("b") is None
+        raise OSError("power")
+    with pytest.raises(OSError, match="power"), journal(b"other key") as steps:
+        assert steps.saved("b") is None
+        steps.save("b", [b"three"])
+        raise OSError("power")
+    assert (tmp_path / ".out.quantkit-work" / "b").exists(), "a state alone is worth keeping"
+    with journal(b"other key") as steps:
+        assert steps.saved("b") == b"three"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_runs_for_one_name_do_not_meet(model: Path, out: Path) -> None:
     with (
         Journal(Destination(out, out, True), b"key"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from quantkit.training.weights.student import Parameter
+from quantkit.training.weights.student import Student
 
 BETAS = (0.9, 0.95)
 MAX_NORM = 1.0
@@ -16,15 +16,19 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """Steps from `.grad` of the parameters; without weight decay."""
+    """Moves what is trained of the weights `names` of a student; without weight decay."""
 
-    def __init__(self, parameters: Sequence[Parameter]) -> None:
-        self._parameters = parameters
-        groups = [{"params": [parameter.tensor], "lr": parameter.rate} for parameter in parameters]
+    def __init__(self, student: Student, names: Sequence[str]) -> None:
+        self.names = names
+        self._parameters = list(student.parameters(names))
+        groups = [{"params": [parameter.tensor], "lr": parameter.rate} for parameter in self._parameters]
         self._adam = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
 
     def step(self, factor: float) -> float:
-        """Move every parameter at `factor` times its rate; returns the norm of the gradients, which it takes away."""
+        """Move every parameter by its `.grad`, at `factor` times its rate.
+
+        Returns the norm of all gradients, which it takes away.
+        """
         norm = float(torch.nn.utils.clip_grad_norm_([parameter.tensor for parameter in self._parameters], MAX_NORM))
         for group, parameter in zip(self._adam.param_groups, self._parameters, strict=True):
             group["lr"] = factor * parameter.rate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,14 @@ from quantkit.models.spec import BLOCKS
 from quantkit.models.torch_model import MiniCPM
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import BFLOAT16, QuantizedView, TensorView
-from quantkit.training.weights.fake_quantization import DerivedScales, FakeQuantizer, LearnedScales, affine_scheme, derived
 from quantkit.training.options import EVERYTHING, FROZEN, LEARNED, TrainingOptions
+from quantkit.training.weights.fake_quantization import (
+    DerivedScales,
+    FakeQuantizer,
+    LearnedScales,
+    affine_scheme,
+    derived,
+)
 
 STORED = {np.dtype(np.float32): torch.float32, np.dtype(np.float16): torch.float16, BFLOAT16: torch.bfloat16}
 
@@ -44,23 +50,23 @@ class Student:
         NonFiniteValues: NaN or infinity in a weight, with its name.
     """
 
-    def __init__(
-        self, original: Checkpoint, start: Checkpoint, options: TrainingOptions, device: torch.device
-    ) -> None:
+    def __init__(self, original: Checkpoint, start: Checkpoint, options: TrainingOptions, device: torch.device) -> None:
         self._options = options
         self._quantizers: dict[str, FakeQuantizer] = {}
         self._dense: dict[str, Tensor] = {}
         self._stored: dict[str, np.dtype] = {}
+        self._sizes: dict[str, float] = {}  # as training begins: a resumed one must not take them anew
         made: dict[str, Tensor] = {}
         for name, weight in start.weights.items():  # in the order of the model: a run computes them so
             if isinstance(weight, QuantizedView):
-                values = torch.from_numpy(read_float32(original.weights[name])).to(device)
+                values = torch.tensor(read_float32(original.weights[name]), device=device)
                 self._quantizers[name] = _quantizer(name, values, weight.read(), options)
             else:
-                made[name] = torch.from_numpy(read_float32(weight)).to(device)
+                made[name] = torch.tensor(read_float32(weight), device=device)  # numpy's memory varies in alignment
                 if _is_trained(name, weight, options):
                     self._dense[name] = made[name].clone()
                     self._stored[name] = weight.dtype
+                    self._sizes[name] = float(made[name].square().mean().sqrt())
         with torch.device("meta"):
             self.module = MiniCPM(original.spec)
         made |= {name: quantizer.values() for name, quantizer in self._quantizers.items()}
@@ -84,8 +90,7 @@ class Student:
         rates = {"latent": self._options.learning_rate, "scale": self._options.scale_rate}
         for name in names:
             if name in self._dense:
-                tensor = self._dense[name]
-                yield Parameter(name, tensor, self._options.dense_rate * float(tensor.square().mean().sqrt()))
+                yield Parameter(name, self._dense[name], self._options.dense_rate * self._sizes[name])
                 continue
             quantizer = self._quantizers[name]
             for part, tensor in quantizer.parameters.items():
@@ -116,9 +121,7 @@ class Student:
 
     def dense(self) -> dict[str, np.ndarray]:
         """Every trained dense weight, in the dtype that it came in: exactly what `module` computes with."""
-        return {
-            name: tensor.cpu().numpy().astype(self._stored[name]) for name, tensor in self._dense.items()
-        }
+        return {name: tensor.cpu().numpy().astype(self._stored[name]) for name, tensor in self._dense.items()}
 
     def latent(self) -> dict[str, np.ndarray]:
         """The latent weights of every trained matrix, float32 [rows, cols]."""
@@ -127,7 +130,7 @@ class Student:
 
 @torch.no_grad()
 def naive_model(original: Checkpoint, start: Checkpoint, device: torch.device) -> MiniCPM:
-    """The original with the matrices that are quantized in `start` rounded naively, to symmetric grids of their widths."""
+    """The original, with those matrices naively rounded to symmetric grids that are quantized in `start`."""
     model = load_model(original).to(device)
     for name, weight in start.weights.items():
         if isinstance(weight, QuantizedView):
