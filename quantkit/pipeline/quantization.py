@@ -7,6 +7,7 @@ tensor is read and keeps the result until the next block's turn, so that one blo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -99,7 +100,7 @@ class Quantization:
             progress=progress,
         )
         self._reports: dict[str, TensorReport] = {}
-        self._weight_errors = WeightErrors(source)
+        self.weight_errors = WeightErrors(source)
         self._stream: BlockStream | None = None
         self._journal: Journal | None = None
         self.checkpoint = self._with_readers(plan)
@@ -117,20 +118,23 @@ class Quantization:
             self._stream = self._stream or self._open_stream()
 
     @contextmanager
-    def journal(self, planned: PlannedArtifact, out: Path) -> Iterator[None]:
+    def journal(self, planned: PlannedArtifact, out: Path, *, further: bytes = b"") -> Iterator[Journal | None]:
         """Within it finished blocks are kept beside `out`, and those that a killed run has kept are not done again.
 
-        Enter it before `calibrate`, and leave it after publishing. Without calibration nothing is kept.
+        Enter it before `calibrate`, and leave it after publishing. Without calibration nothing is kept, unless there
+        are `further` steps: what decides their bytes beside all that decides the codes.
 
         Raises:
             What `quantkit.artifacts.journal.Journal` and `quantkit.pipeline.resumption.run_key` raise.
         """
-        if not self._calibrated:
-            yield
+        if not self._calibrated and not further:
+            yield None
             return
         key = run_key(self._source, self._wanted(self.checkpoint), self._options, self._compute, given=self._given)
-        with Journal(resolve(planned, out), key) as self._journal:
-            yield
+        with Journal(
+            resolve(planned, out), hashlib.sha256(key + further).digest() if further else key
+        ) as self._journal:
+            yield self._journal
 
     @property
     def writing(self) -> Progress:
@@ -159,7 +163,7 @@ class Quantization:
             "bfloat16": self._calibrated and self._compute.in_bfloat16(),
             "calibration": coverage,
             "tensors": {name: asdict(report) for name, report in self._reports.items()},
-            "weights": self._weight_errors.to_json(),
+            "weights": self.weight_errors.to_json(),
         }
 
     @property
@@ -180,8 +184,8 @@ class Quantization:
     def _reader(self, view: QuantizedView, layer: int | None) -> Callable[[], QuantizedTensor]:
         """Once one weight is calibrated, all those of the blocks come from the stream: later ones see their errors."""
         if self._calibrated and layer is not None:
-            return lambda: self._weight_errors.measured(view.name, self._at_block(view.name, layer).tensors[view.name])
-        return lambda: self._weight_errors.measured(view.name, self._alone(view))
+            return lambda: self.weight_errors.measured(view.name, self._at_block(view.name, layer).tensors[view.name])
+        return lambda: self.weight_errors.measured(view.name, self._alone(view))
 
     def _norm_fetch(self, view: TensorView, layer: int) -> Callable[[int, int], np.ndarray]:
         """A norm that smoothing may change when its block is quantized."""
@@ -216,7 +220,7 @@ class Quantization:
         stream = self._stream = self._stream or self._open_stream()
         while stream.layer < layer:
             self._reports |= stream.advance()
-            self._weight_errors.smoothed(stream.layer, stream.scales, stream.norms)
+            self.weight_errors.smoothed(stream.layer, stream.scales, stream.norms)
         if stream.layer > layer:
             raise RuntimeError(f"{name} was read after block {stream.layer}; blocks are computed once, in order")
         return stream

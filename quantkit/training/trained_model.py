@@ -18,7 +18,7 @@ from quantkit.models.loading import load_model
 from quantkit.models.torch_model import MiniCPM
 from quantkit.progress import Progress
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.views import BFLOAT16
+from quantkit.tensors.views import BFLOAT16, QuantizedView
 from quantkit.threads import torch_workers
 from quantkit.training.curve import thinned
 from quantkit.training.gradients import Gradients
@@ -28,6 +28,7 @@ from quantkit.training.saved_state import Position
 from quantkit.training.sequences import TrainingText
 from quantkit.training.speed import Speed
 from quantkit.training.trainer import Trainer
+from quantkit.training.weights.fake_quantization import check_scheme
 from quantkit.training.weights.student import Student
 
 
@@ -52,6 +53,34 @@ def in_bfloat16(compute: Compute) -> bool:
     if compute.bfloat16 is not None:
         return compute.bfloat16
     return compute.device != "cpu" or has_bfloat16_products()
+
+
+def check_training(start: Checkpoint, options: TrainingOptions, compute: Compute, processes: Processes = ALONE) -> None:
+    """Refuse what can be refused before any work.
+
+    Args:
+        start: as for `train`; nothing of it is read.
+        options: how it is to be trained.
+        compute: with what.
+        processes: which of several this is.
+
+    Raises:
+        BadOption: no matrix to train, fewer pieces in a step than processes, or a device that is not here.
+        UnsupportedSpec: a grid that cannot be trained, with the weight's name.
+    """
+    if compute.device != "cpu":
+        check_device(compute.device, "training", calibrated=True)
+    schemes = {name: view.scheme for name, view in start.weights.items() if isinstance(view, QuantizedView)}
+    if not schemes:
+        raise BadOption(f"{start.path}: no weight of it is quantized, so there is nothing to train")
+    for name, scheme in schemes.items():
+        check_scheme(name, scheme, options.scales)
+    pieces = options.batch // options.micro_batch
+    if pieces < processes.count:
+        raise BadOption(
+            f"{processes.count} processes cannot share {pieces} micro-batches",
+            hint="a larger --batch, a smaller --micro-batch, or fewer processes",
+        )
 
 
 def train(
@@ -80,22 +109,12 @@ def train(
         progress: told of steps, loss and tokens per second.
 
     Raises:
-        BadOption: no matrix to train, fewer pieces in a step than processes, or a device that is not here.
         TrainingDiverged: the loss is no number, or worse than guessing.
-        UnsupportedSpec: a grid that cannot be trained, with the weight's name.
+        BadOption, UnsupportedSpec: see `check_training`.
         NonFiniteValues: NaN or infinity in a weight, with its name.
         NoSpace, WriteFailed: the state cannot be saved.
     """
-    if compute.device != "cpu":
-        check_device(compute.device, "training", calibrated=True)
-    if not start.holds_codes:
-        raise BadOption(f"{start.path}: no weight of it is quantized, so there is nothing to recover")
-    pieces = options.batch // options.micro_batch
-    if pieces < processes.count:
-        raise BadOption(
-            f"{processes.count} processes cannot share {pieces} micro-batches",
-            hint="a larger --batch, a smaller --micro-batch, or fewer processes",
-        )
+    check_training(start, options, compute, processes)
     device, bfloat16 = torch.device(compute.device), in_bfloat16(compute)
     threads = compute.threads if compute.device == "cpu" else 1
     with torch_workers(threads) as workers, torch.inference_mode(mode=False), torch.no_grad():

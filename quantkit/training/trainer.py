@@ -181,7 +181,7 @@ class Trainer:
             if name in tensors:
                 tensor.copy_(tensors.pop(name))
         found = torch.tensor([position.stage, position.step, len(tensors), len(position.curve)], device=self.device)
-        self.processes.take_over([found, *parameters.values()])
+        self.processes.take_over([found, *self.student.state()])
         stage, step, moments, losses = found.tolist()
         if not self.processes.is_first:
             position = Position(stage, step, [(0, "", 0.0)] * losses, {"start": {}} if losses else {})

@@ -27,6 +27,7 @@ from quantkit.errors import UnsupportedSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import Fit, Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
+from quantkit.training.options import DERIVED
 
 WITHIN = 0.45
 """How far from its code, in steps, a latent weight begins at most; at half a step it would be of the next code."""
@@ -40,6 +41,15 @@ def affine_scheme(name: str, scheme: Scheme) -> AffineGroups:
             hint="choose ternary, or --bits with symmetric or asymmetric groups",
         )
     return scheme
+
+
+def check_scheme(name: str, scheme: Scheme, scales: str) -> None:
+    """Raise `UnsupportedSpec` for a grid of the weight `name` that cannot be trained with such scales."""
+    if not affine_scheme(name, scheme).symmetric and scales == DERIVED:
+        raise UnsupportedSpec(
+            f"{name}: scales are derived from latent weights for symmetric grids, not for {scheme}",
+            hint="train learned scales, or choose symmetric groups",
+        )
 
 
 class FakeQuantizer(ABC):
@@ -70,6 +80,10 @@ class FakeQuantizer(ABC):
     @abstractmethod
     def latent_weights(self) -> Tensor:
         """W itself: [rows, cols]."""
+
+    def constants(self) -> list[Tensor]:
+        """What training leaves alone, and values depend on."""
+        return []
 
     def values(self) -> Tensor:
         """What the model computes with: float32 [rows, cols]."""
@@ -133,24 +147,19 @@ class LearnedScales(FakeQuantizer):
         self.parameters["scale"].grad = (grouped * residual).sum(-1) * fit.scale
         self.parameters["latent"].grad = grouped * inside * self._start[..., None]
 
+    def constants(self) -> list[Tensor]:
+        """See `FakeQuantizer`."""
+        return [self._start] if self._first is None else [self._start, self._first]
+
     def latent_weights(self) -> Tensor:
         """See `FakeQuantizer`."""
         return (self.parameters["latent"] * self._start[..., None]).view(self.shape)
 
 
 class DerivedScales(FakeQuantizer):
-    """Latent weights in their own units; their scales follow from them.
-
-    Raises:
-        UnsupportedSpec: the scheme is not symmetric.
-    """
+    """Latent weights in their own units; their scales follow from them. For symmetric grids."""
 
     def __init__(self, weight: Tensor, scheme: AffineGroups) -> None:
-        if not scheme.symmetric:
-            raise UnsupportedSpec(
-                f"scales are derived from latent weights for symmetric grids, not for {scheme}",
-                hint="train learned scales, or choose symmetric groups",
-            )
         rows, cols = weight.shape
         latent = weight.reshape(rows, scheme.groups(cols), -1).clone()
         self.unit = float(latent.abs().mean())

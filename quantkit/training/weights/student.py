@@ -115,6 +115,12 @@ class Student:
             else:
                 parameter.copy_(self._quantizers[name].values())
 
+    def state(self) -> list[Tensor]:
+        """All that decides what `module` computes with: several processes must agree on it."""
+        constants = [tensor for quantizer in self._quantizers.values() for tensor in quantizer.constants()]
+        trained = [one.tensor for one in self.parameters(self.trained_names())]
+        return [*constants, *trained, *(parameter.data for parameter in self.module.parameters())]
+
     def tensors(self) -> dict[str, QuantizedTensor]:
         """Codes and scales of every trained matrix: exactly what `module` computes with."""
         return {name: quantizer.exported() for name, quantizer in self._quantizers.items()}

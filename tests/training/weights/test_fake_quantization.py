@@ -11,7 +11,13 @@ from quantkit.errors import UnsupportedSpec
 from quantkit.tensors.rounding import round_to_nearest
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.schemes.offset_groups import OffsetGroups
-from quantkit.training.weights.fake_quantization import DerivedScales, FakeQuantizer, LearnedScales, affine_scheme
+from quantkit.training.weights.fake_quantization import (
+    DerivedScales,
+    FakeQuantizer,
+    LearnedScales,
+    affine_scheme,
+    check_scheme,
+)
 from tests.support.quantized_models import random_quantized
 
 ROWS, COLS = 6, 64
@@ -121,5 +127,6 @@ def test_gradients_of_derived_scales_go_straight_through() -> None:
 def test_grids_that_cannot_be_trained_are_refused_by_name() -> None:
     with pytest.raises(UnsupportedSpec, match=r"^w: training knows evenly spaced levels"):
         affine_scheme("w", OffsetGroups(bits=4, group_size=32))
-    with pytest.raises(UnsupportedSpec, match="derived from latent weights for symmetric grids"):
-        DerivedScales(torch.from_numpy(weight()), SCHEMES["int2 g32 asym"])
+    with pytest.raises(UnsupportedSpec, match=r"^w: scales are derived from latent weights for symmetric grids"):
+        check_scheme("w", SCHEMES["int2 g32 asym"], "derived")
+    check_scheme("w", SCHEMES["int2 g32 asym"], "learned")

@@ -1,0 +1,1 @@
+"""Quantization runs whose weights are trained before they are written."""

@@ -1,0 +1,160 @@
+"""Recovery runs, from a folder to a folder: what is written is what was trained, and a killed run goes on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantkit.artifacts.journal import Journal
+from quantkit.artifacts.publishing import Published
+from quantkit.calibration.compute import Compute
+from quantkit.calibration.samples import CalibrationOptions
+from quantkit.errors import BadOption, OutputExists, UnsupportedSpec
+from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.recovery.runs import recover
+from quantkit.registry import open_checkpoint
+from quantkit.tensors.scheme import Scheme
+from quantkit.tensors.schemes.affine_groups import TERNARY
+from quantkit.tensors.schemes.offset_groups import OffsetGroups
+from quantkit.tensors.views import QuantizedView
+from quantkit.training.options import TrainingOptions
+from quantkit.training.trained_model import Trained
+from quantkit.verification.proof import verify
+from tests.support.faults import content
+from tests.support.tiny import write_tiny_checkpoint
+
+CALIBRATION = CalibrationOptions(sequences=4, length=32)
+COMPUTE = Compute(bfloat16=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, golden_model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("recovery") / "model"
+    write_tiny_checkpoint(folder, layers=2, hidden=64, intermediate=96, vocab=2048)
+    for file in golden_model.glob("*token*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("\n".join(f"line {i} says {i * i} of itself" for i in range(300)))
+    return file
+
+
+def run(
+    model: Path,
+    text: Path,
+    out: Path,
+    *,
+    method: str = "rtn",
+    scheme: Scheme = TERNARY,
+    arch: str = "native",
+    **changes: Any,
+) -> Published:
+    settings = {"steps": 4, "length": 24, "batch": 2, "reconstruction": 0.5, "held_out": 2, "save_every": 1}
+    training = TrainingOptions(files=(text,), **{**settings, **changes})
+    options = QuantizeOptions(method=method, scheme=scheme, calibration=CALIBRATION)
+    done = recover(model, out, options, training, compute=COMPUTE, arch=arch)
+    assert done is not None
+    return done
+
+
+@pytest.mark.parametrize("arch", ["native", "llama"])
+def test_what_is_written_is_what_was_trained(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str
+) -> None:
+    made: list[Trained] = []
+
+    def watched(*arguments: Any, **settings: Any) -> Trained:
+        made.append(train(*arguments, **settings))
+        return made[-1]
+
+    from quantkit.training.trained_model import train  # noqa: PLC0415
+
+    monkeypatch.setattr("quantkit.pipeline.recovery.recovery.train", watched)
+    done = run(model, text, tmp_path / "out", arch=arch)
+    (trained,) = made
+    found, source = open_checkpoint(tmp_path / "out"), open_checkpoint(model)
+    for name, weight in found.weights.items():
+        if isinstance(weight, QuantizedView):
+            assert weight.read().numbers_digest() == trained.tensors[name].numbers_digest()
+        elif name in trained.dense:
+            np.testing.assert_array_equal(weight.read().astype(np.float32), trained.dense[name].astype(np.float32))
+            assert (weight.read() != source.weights[name].read()).any()
+    report = done.manifest["report"]
+    assert report["training"]["measured"].keys() == {"naive", "start", "reconstruction", "QAT", "distillation"}
+    assert report["training"]["curve"][-1][:2] == [2 * 2 + 4 - 1, "distillation"]
+    assert verify(tmp_path / "out", against=model, engine="none").passed
+
+
+@pytest.mark.parametrize("method", ["rtn", "ternary"])
+def test_a_run_that_was_stopped_goes_on(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    run(model, text, tmp_path / "whole", method=method)
+    saves: list[str] = []
+    save, keep = Journal.save, Journal.keep
+
+    def stopping(journal: Journal, name: str, parts: Sequence[bytes | memoryview]) -> None:
+        save(journal, name, parts)
+        saves.append(name)
+        if len(saves) == 4:
+            raise OSError("the power went out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "save", stopping)
+        with pytest.raises(OSError, match="power"):
+            run(model, text, tmp_path / "out", method=method)
+        assert not (tmp_path / "out").exists()
+    kept: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "save", lambda journal, name, parts: kept.append(name))
+        patch.setattr(Journal, "keep", lambda journal, name, data: (kept.append(name), keep(journal, name, data))[0])
+        run(model, text, tmp_path / "out", method=method)
+    assert [name for name in kept if name != "samples"] == ["training"] * 3, (
+        "blocks and the first steps are not done again"
+    )
+    wanted = content(tmp_path / "whole")
+    assert {name: data for name, data in wanted.items() if name.startswith("out/")} == {
+        f"out/{name.removeprefix('whole/')}": data for name, data in wanted.items() if name.startswith("whole/")
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
+
+
+def test_what_cannot_be_done_is_refused_before_any_work(model: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UnsupportedSpec, match=r"^model.layers.0.self_attn.q_proj.weight: training knows evenly spaced"):
+        run(model, text, out, scheme=OffsetGroups(bits=4, group_size=32))
+    with pytest.raises(BadOption, match="tokens of text do not fill one sequence of 900"):
+        empty = tmp_path / "empty.txt"
+        empty.write_text("nothing much")
+        run(model, empty, out, length=900)
+    with pytest.raises(BadOption, match="sequences of 100,000 tokens exceed the model's context"):
+        run(model, text, out, length=100_000)
+    out.mkdir()
+    (out / "mine").touch()
+    with pytest.raises(OutputExists):
+        run(model, text, out)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_another_teacher_is_another_run(model: Path, text: Path, tmp_path: Path) -> None:
+    teacher = write_tiny_checkpoint(tmp_path / "teacher", layers=1, hidden=128, vocab=2048, seed=3)
+    for file in model.glob("*token*"):
+        shutil.copy(file, teacher)
+    options = QuantizeOptions(method="rtn", scheme=TERNARY)
+    training = TrainingOptions(files=(text,), steps=2, length=24, batch=2, held_out=2)
+    done = recover(model, tmp_path / "out", options, training, teacher=teacher, compute=COMPUTE)
+    assert done is not None
+    assert done.manifest["report"]["training"]["teacher"] == "teacher"
+    small = write_tiny_checkpoint(tmp_path / "small", layers=1, hidden=64, intermediate=96, vocab=300)
+    with pytest.raises(BadOption, match="the teacher has 300 tokens, the model 2,048"):
+        recover(model, tmp_path / "none", options, replace(training, steps=3), teacher=small, compute=COMPUTE)
