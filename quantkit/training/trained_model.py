@@ -124,7 +124,7 @@ def train(
             original=original,
             start=start,
             student=student,
-            teacher=_module(teacher or original, device),
+            teacher=_module(teacher or original, device, bfloat16=bfloat16),
             text=text,
             gradients=Gradients(
                 workers,
@@ -146,11 +146,10 @@ def train(
         return Trained(student.tensors(), student.dense(), student.latent(), report)
 
 
-def _module(teacher: Checkpoint, device: torch.device) -> MiniCPM:
-    """In float32 on the CPU; on a GPU in the dtype that it comes in, half the memory."""
-    halved = device.type != "cpu" and all(
-        getattr(weight, "dtype", None) == BFLOAT16 for weight in teacher.weights.values()
-    )
+def _module(teacher: Checkpoint, device: torch.device, *, bfloat16: bool) -> MiniCPM:
+    """In float32, but on a GPU that computes in bfloat16 in that, where the teacher comes in it: half the memory."""
+    lossless = all(getattr(weight, "dtype", None) == BFLOAT16 for weight in teacher.weights.values())
+    halved = bfloat16 and device.type != "cpu" and lossless
     return load_model(teacher, torch.bfloat16 if halved else torch.float32).to(device)
 
 
