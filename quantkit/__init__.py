@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from quantkit.pipeline.planning.target import parse_target as parse_target
     from quantkit.pipeline.planning.verdicts import loads_in as loads_in
     from quantkit.pipeline.recipe import Recipe as Recipe
+    from quantkit.pipeline.recovery.runs import recover as recover
     from quantkit.pipeline.runs import export as export
     from quantkit.pipeline.runs import quantize as quantize
     from quantkit.protocols import ExportOptions as ExportOptions
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
     from quantkit.tensors.schemes.offset_groups import OffsetGroups as OffsetGroups
     from quantkit.text.chat_template import ChatOptions as ChatOptions
+    from quantkit.training.curve import picture as picture
+    from quantkit.training.options import TrainingOptions as TrainingOptions
     from quantkit.verification.continuation import Continuation as Continuation
     from quantkit.verification.continuation import Sampling as Sampling
     from quantkit.verification.continuation import generate as generate
@@ -73,6 +76,7 @@ _HOMES = {
     "Sampling": "verification.continuation",
     "Scheme": "tensors.scheme",
     "Target": "pipeline.planning.target",
+    "TrainingOptions": "training.options",
     "containers": "registry",
     "default_scheme": "registry",
     "engines": "registry",
@@ -84,10 +88,12 @@ _HOMES = {
     "loads_in": "pipeline.planning.verdicts",
     "open_checkpoint": "registry",
     "parse_target": "pipeline.planning.target",
+    "picture": "training.curve",
     "plan": "pipeline.planning.plan",
     "quantize": "pipeline.runs",
     "read_golden": "verification.golden",
     "record_golden": "verification.recording",
+    "recover": "pipeline.recovery.runs",
     "verify": "verification.proof",
 }
 """Public name to the module that it lives in."""
@@ -112,6 +118,7 @@ __all__ = [
     "Sampling",
     "Scheme",
     "Target",
+    "TrainingOptions",
     "containers",
     "default_scheme",
     "engines",
@@ -123,10 +130,12 @@ __all__ = [
     "loads_in",
     "open_checkpoint",
     "parse_target",
+    "picture",
     "plan",
     "quantize",
     "read_golden",
     "record_golden",
+    "recover",
     "verify",
 ]
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options import Json, Overwrite, Threads
+from quantkit.cli.options.shared import Json, Overwrite, Threads
 from quantkit.cli.output import Output, human_size, table
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options import Arch, Json, Out, Overwrite, Target
+from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Target
 from quantkit.cli.output import Output, human_size
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantkit.cli.options import Json
+from quantkit.cli.options.shared import Json
 from quantkit.cli.output import Output, table
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options import Json, Out, Overwrite
+from quantkit.cli.options.shared import Json, Out, Overwrite
 from quantkit.cli.output import Output, human_size, table
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli.options import (
+from quantkit.cli.options.shared import (
     Arch,
     Bits,
     GroupSize,

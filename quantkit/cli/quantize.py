@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.cli.options import (
+from quantkit.cli.options.shared import (
     METHODS,
     Arch,
     Bits,
@@ -25,6 +25,19 @@ from quantkit.cli.options import (
     Symmetric,
     Threads,
     chosen_scheme,
+)
+from quantkit.cli.options.training import (
+    Batch,
+    LearningRate,
+    MicroBatch,
+    Objective,
+    Recover,
+    Teacher,
+    Text,
+    TrainLength,
+    training_lines,
+    training_options,
+    write_curve,
 )
 from quantkit.cli.output import Output, human_size, table
 
@@ -77,7 +90,18 @@ def quantize(
         bool,
         typer.Option("--fisher/--no-fisher", help="gptq: let errors count by what they do to the model's predictions."),
     ] = True,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the generated calibration text.")] = 0,
+    recover: Recover = None,
+    text: Text = None,
+    teacher: Teacher = None,
+    train_length: TrainLength = None,
+    batch: Batch = None,
+    micro_batch: MicroBatch = None,
+    learning_rate: LearningRate = None,
+    objective: Objective = None,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, help="Seed of generated text, and of the order of training text."),
+    ] = 0,
     arch: Arch = "native",
     device: Annotated[str, typer.Option("--device", help="cpu or cuda: what calibrated methods compute on.")] = "cpu",
     bfloat16: Annotated[
@@ -106,6 +130,7 @@ def quantize(
     )
     from quantkit import Recipe as Rules
     from quantkit import quantize as make
+    from quantkit import recover as train
 
     output = Output(as_json=as_json)
     scheme = chosen_scheme(
@@ -128,11 +153,29 @@ def quantize(
         fisher=fisher,
         strict=strict,
     )
+    training = training_options(
+        recover,
+        text,
+        teacher=teacher,
+        length=train_length,
+        batch=batch,
+        micro_batch=micro_batch,
+        learning_rate=learning_rate,
+        objective=objective,
+        seed=seed if recover is not None else None,
+    )
     compute = Compute(threads=threads or os.cpu_count() or 1, device=device, bfloat16=bfloat16)
     checkpoint = open_checkpoint(model)
     output.notes(checkpoint.notes)
     with output.progress(f"reading {model.name}") as progress:
-        done = make(checkpoint, out, options, compute=compute, arch=arch, overwrite=overwrite, progress=progress)
+        common: dict[str, Any] = {"compute": compute, "arch": arch, "overwrite": overwrite, "progress": progress}
+        if training is None:
+            done = make(checkpoint, out, options, **common)
+        else:
+            trained = train(checkpoint, out, options, training, teacher=teacher, **common)
+            if trained is None:
+                return  # one of several processes, of which the first one writes and speaks
+            done = trained
     output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
     output.notes(done.leftovers)
     report, loading = done.manifest["report"], loads_in(done.path)
@@ -146,8 +189,11 @@ def quantize(
             f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}",
             loading,
             *_calibration_lines(report["calibration"]),
+            *(training_lines(report["training"]) if training is not None else ()),
         ],
     )
+    if training is not None:
+        write_curve(out, report["training"], output)
     if report["calibration"] is not None:
         output.notes(report["calibration"]["notes"])
     for name, tensor in report["tensors"].items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.cli.options import Engine, Json
+from quantkit.cli.options.shared import Engine, Json
 from quantkit.cli.output import Output
 from quantkit.errors import BadOption, MalformedFile, ReadFailed
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options import Json
+from quantkit.cli.options.shared import Json
 from quantkit.cli.output import Output
 
 

@@ -61,6 +61,7 @@ class Trainer:
         """
         position, moments = self._resumed()
         if not position.measured:
+            position.measured["teacher"] = self._measure(self.teacher)
             position.measured["naive"] = self._measure(naive_model(self.original, self.start, self.device))
             position.measured["start"] = self._measure(self.student.module)
         planned = stages(self.options)

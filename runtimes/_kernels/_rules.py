@@ -69,8 +69,8 @@ class KernelRules:
 
     check: why it does not take a matrix ("is int3 ..."), or None. check_model: the same for what concerns all of it.
     setting: what the engine must be told to take this model, or None. remark: at what cost it takes it, or None.
-    fuses: whether it makes one matrix of each of `ModelSpec.groups`. pads: whether matrices that are not whole tiles are
-    padded, at every step. affine: whether it takes schemes with integer zero points only.
+    fuses: whether it makes one matrix of each of `ModelSpec.groups`. pads: whether it pads matrices that are not whole
+    tiles, at every step. affine: whether it takes schemes with integer zero points only.
     """
 
     name: str

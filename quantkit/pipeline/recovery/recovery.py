@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from quantkit import registry
 from quantkit.artifacts.journal import Journal
 from quantkit.calibration.compute import Compute
 from quantkit.calibration.samples import Samples
@@ -77,7 +78,10 @@ class Recovery:
         self._compute, self._processes = compute, processes
         self._work = StagedWork(progress, recovery_work(source, options, training))
         quantizing = self._work.stage(QUANTIZATION)
-        self._run = Quantization(source, options, compute=compute, samples=samples, progress=quantizing)
+        # A start that is only rounded is made on the CPU, wherever it is trained.
+        method = registry.method(options.method) if isinstance(options.method, str) else options.method
+        start = compute if method.needs_calibration else replace(compute, device="cpu")
+        self._run = Quantization(source, options, compute=start, samples=samples, progress=quantizing)
         self._start = with_source_dtypes(self._run.checkpoint, stored or source)
         check_training(self._start, training, compute, processes)
         self._text: TrainingText | None = None

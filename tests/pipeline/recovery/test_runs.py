@@ -90,7 +90,8 @@ def test_what_is_written_is_what_was_trained(
             np.testing.assert_array_equal(weight.read().astype(np.float32), trained.dense[name].astype(np.float32))
             assert (weight.read() != source.weights[name].read()).any()
     report = done.manifest["report"]
-    assert report["training"]["measured"].keys() == {"naive", "start", "reconstruction", "QAT", "distillation"}
+    stages = {"teacher", "naive", "start", "reconstruction", "QAT", "distillation"}
+    assert report["training"]["measured"].keys() == stages
     assert report["training"]["curve"][-1][:2] == [2 * 2 + 4 - 1, "distillation"]
     assert verify(tmp_path / "out", against=model, engine="none").passed
 

@@ -1,0 +1,1 @@
+"""Options that verbs declare, by what they are about."""
