@@ -2,10 +2,12 @@
 
     python -m benchmarks.make_checkpoint --shape minicpm4-0.5b --out DIR [--shards N]    868 MB, in seconds
     python -m benchmarks.make_checkpoint --shape minicpm4-8b --sparse --out DIR          16 GB of holes, at once
+    python -m benchmarks.make_checkpoint --shape minicpm4-0.5b --ternary --out DIR       fake-quantized, as BitCPM4 is
 
 Weights are normal with unit gain, every 256th column or so eight times as wide, as in trained models; norms lie near
 1. They are seeded and written as they are drawn: memory does not grow with the model. With `--sparse` the headers are
-complete and the data is a hole in the file, which reads as zeros and takes no room on disk.
+complete and the data is a hole in the file, which reads as zeros and takes no room on disk. With `--ternary` every row
+of the layers' matrices is -s, 0 and s for s = mean |w| in bfloat16, and a zero keeps the sign of what was rounded.
 
 The vocabulary is synthetic: 73 440 pieces in `tokenizer.model`, the eight specials behind them in `added_tokens.json`.
 """
@@ -17,11 +19,12 @@ import json
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice, product
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -49,6 +52,9 @@ CHUNK_ELEMENTS = 1 << 20
 OUTLIER_SPACING = 256
 OUTLIER_GAIN = 8.0
 SHARDS = {"minicpm4-0.5b": 1, "minicpm4-8b": 4}
+LAYERS = "model.layers."
+Draw = Callable[[str, tuple[int, ...]], Iterator[np.ndarray]]
+"""A tensor's name and shape to its values, in runs of whole rows."""
 
 
 def longrope_factors(pairs: int, widest: float) -> list[float]:
@@ -117,22 +123,22 @@ def nbytes(shape: tuple[int, ...]) -> int:
     return 2 * int(np.prod(shape, dtype=np.int64))
 
 
-def write_weights(folder: Path, tensors: Mapping[str, tuple[int, ...]], *, shards: int, sparse: bool, seed: int) -> int:
+def write_weights(folder: Path, tensors: Mapping[str, tuple[int, ...]], *, shards: int, draw: Draw | None) -> int:
     """Write the weights as `shards` safetensors files, with an index when there are several; returns their bytes."""
     if shards == 1:
-        return write_shard(folder / "model.safetensors", tensors, sparse=sparse, seed=seed)
+        return write_shard(folder / "model.safetensors", tensors, draw)
     size, weight_map = 0, {}
     for number, part in enumerate(split(tensors, shards), 1):
         name = f"model-{number:05}-of-{shards:05}.safetensors"
-        size += write_shard(folder / name, part, sparse=sparse, seed=seed)
+        size += write_shard(folder / name, part, draw)
         weight_map.update(dict.fromkeys(part, name))
     total = sum(nbytes(shape) for shape in tensors.values())
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     return size
 
 
-def write_shard(path: Path, tensors: Mapping[str, tuple[int, ...]], *, sparse: bool, seed: int) -> int:
-    """Write one safetensors file; returns its bytes."""
+def write_shard(path: Path, tensors: Mapping[str, tuple[int, ...]], draw: Draw | None) -> int:
+    """Write one safetensors file, holes where there is no `draw`; returns its bytes."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, shape in tensors.items():
@@ -143,20 +149,20 @@ def write_shard(path: Path, tensors: Mapping[str, tuple[int, ...]], *, sparse: b
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        if sparse:
+        if draw is None:
             file.truncate(8 + len(text) + position)
         else:
             for name, shape in tensors.items():
-                write_random(file, name, shape, seed)
+                for values in draw(name, shape):
+                    file.write(values.astype(ml_dtypes.bfloat16).view(np.uint16).data)
     return 8 + len(text) + position
 
 
-def write_random(file: BinaryIO, name: str, shape: tuple[int, ...], seed: int) -> None:
-    """Draw a tensor and write it, a million weights at a time; its values depend on `seed` and `name` only."""
+def normal(name: str, shape: tuple[int, ...], *, seed: int) -> Iterator[np.ndarray]:
+    """Draw a tensor in float32, about a million weights at a time; its values depend on `seed` and `name` only."""
     random = np.random.default_rng([seed, *name.encode()])
     if len(shape) == 1:
-        values = 1 + 0.1 * random.standard_normal(shape, np.float32)
-        file.write(values.astype(ml_dtypes.bfloat16).view(np.uint16).data)
+        yield 1 + 0.1 * random.standard_normal(shape, np.float32)
         return
     rows, cols = shape
     gain = np.full(cols, cols**-0.5, np.float32)
@@ -165,7 +171,16 @@ def write_random(file: BinaryIO, name: str, shape: tuple[int, ...], seed: int) -
     for start in range(0, rows, step):
         values = random.standard_normal((min(step, rows - start), cols), np.float32)
         values *= gain
-        file.write(values.astype(ml_dtypes.bfloat16).view(np.uint16).data)
+        yield values
+
+
+def ternary(name: str, shape: tuple[int, ...], *, seed: int) -> Iterator[np.ndarray]:
+    """The same tensor; of a layer's matrix each row w is clip(round(w / s), -1, 1) * s, s = mean |w| in bfloat16."""
+    for values in normal(name, shape, seed=seed):
+        if name.startswith(LAYERS) and len(shape) == 2:
+            scale = np.abs(values).mean(axis=1, keepdims=True).astype(ml_dtypes.bfloat16).astype(np.float32)
+            values = np.clip(np.rint(values / scale), -1, 1) * scale  # noqa: PLW2901 - what is drawn, rounded
+        yield values
 
 
 def pieces() -> Iterator[tuple[str, int]]:
@@ -242,11 +257,13 @@ def make_checkpoint(
     shards: int | None = None,
     layers: int | None = None,
     sparse: bool = False,
+    fake_quantized: bool = False,
     seed: int = 0,
 ) -> int:
     """Write a whole checkpoint into the new folder `folder`; returns the bytes of its weights.
 
-    layers: how many, where it is not to be the shape's number.
+    layers: how many, where it is not to be the shape's number. sparse: holes for weights. fake_quantized: ternary
+    matrices in the layers.
     """
     folder.mkdir(parents=True)
     settings = config(shape)
@@ -255,7 +272,8 @@ def make_checkpoint(
     generation = {"bos_token_id": 1, "do_sample": True, "eos_token_id": settings["eos_token_id"], "temperature": 0.8}
     write_json(folder / "generation_config.json", generation)
     write_tokenizer(folder)
-    return write_weights(folder, shapes(settings), shards=shards or SHARDS[shape], sparse=sparse, seed=seed)
+    draw = None if sparse else partial(ternary if fake_quantized else normal, seed=seed)
+    return write_weights(folder, shapes(settings), shards=shards or SHARDS[shape], draw=draw)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -266,6 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", type=int, help="number of weight files (default: 1 for 0.5b, 4 for 8b)")
     parser.add_argument("--layers", type=int, help="number of layers (default: the shape's)")
     parser.add_argument("--sparse", action="store_true", help="leave the weights as holes: zeros that take no room")
+    parser.add_argument("--ternary", action="store_true", help="layers' matrices of -s, 0 and s for every row")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     start = time.perf_counter()
@@ -275,6 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shards=options.shards,
         layers=options.layers,
         sparse=options.sparse,
+        fake_quantized=options.ternary,
         seed=options.seed,
     )
     print(f"{options.out}: {size:,} bytes of weights in {time.perf_counter() - start:.2f} s")

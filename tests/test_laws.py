@@ -23,7 +23,7 @@ from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from tests.support.laws import check_damage, check_exporter, check_method, check_runtime, output_name
 from tests.support.memory import tiny_config
-from tests.support.quantized_models import Choice, linears, one_scale_each, quantized_model
+from tests.support.quantized_models import Choice, fake_quantized, linears, one_scale_each, quantized_model
 
 MINICPM = tiny_config(
     vocab_size=2048, hidden_size=128, intermediate_size=256, num_hidden_layers=2, eos_token_id=[2, 2040]
@@ -43,6 +43,7 @@ def dense(slot: TensorSlot) -> None:
     """Quantize nothing."""
 
 
+TERNARY = AffineGroups(bits=2, group_size=-1, ternary=True)
 MIXED = {
     Role.Q: AffineGroups(bits=4, group_size=32),
     Role.K: AffineGroups(bits=4, group_size=32),
@@ -68,13 +69,15 @@ SOURCES: dict[str, Callable[[], Checkpoint]] = {
     "int8-row-sym": lambda: model(MINICPM, linears(AffineGroups(bits=8, group_size=-1))),
     "int3-g64-sym": lambda: model(MINICPM, linears(AffineGroups(bits=3, group_size=64))),
     "ternary-g64": lambda: model(MINICPM, linears(AffineGroups(bits=2, group_size=64, ternary=True))),
-    "ternary-row-wide": lambda: model(WIDE, linears(AffineGroups(bits=2, group_size=-1, ternary=True))),
+    "ternary-row-wide": lambda: model(WIDE, linears(TERNARY)),
     "ternary-one-scale": lambda: one_scale_each(
         model(WIDE, linears(AffineGroups(bits=2, group_size=128, ternary=True)))
     ),
     "ternary-mixed-llama": lambda: model(LLAMA, lambda slot: TERNARY_MIX.get(slot.role)),
     "int3-g64-asym": lambda: model(MINICPM, linears(AffineGroups(bits=3, group_size=64, symmetric=False))),
     "mixed-llama": lambda: model(LLAMA, lambda slot: MIXED.get(slot.role)),
+    "int2-g64-sym": lambda: model(MINICPM, linears(AffineGroups(bits=2, group_size=64))),
+    "dense-ternary": lambda: fake_quantized(model(WIDE, linears(TERNARY))),
     "everything-int8": lambda: model(LLAMA, lambda slot: MIXED[Role.LM_HEAD] if len(slot.shape) == 2 else None),
 }
 source = cache(lambda name: SOURCES[name]())

@@ -1,7 +1,8 @@
 """Which block type every tensor of a GGUF file becomes.
 
 A type that was asked for is taken where it holds the codes. Without one, a quantized weight takes the smallest type
-that holds its codes, and dense weights become f16, or q8_0 beside quantized ones.
+that holds its codes, and dense weights become f16, or q8_0 beside quantized ones. One type is smaller and taken only
+where it is asked for: tq1_0 has 54 bytes where tq2_0 has 66, and engines are slower at getting the codes out of it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Mapping
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
-from quantkit.exporters.gguf.tensors import PLAIN, Place, holds, places
+from quantkit.exporters.gguf.carrying import holds, obstacle
+from quantkit.exporters.gguf.tensors import PLAIN, Place, places
+from quantkit.exporters.gguf.ternary import AS_THEY_STAND
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import Role
+from quantkit.models.spec import Role, TensorSlot
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -22,9 +25,13 @@ from quantkit.tensors.views import QuantizedView
 
 TYPES: Mapping[str, BlockType] = {
     block.name.lower(): block
-    for block in (blocks.F32, blocks.F16, blocks.BF16, blocks.Q8_0, blocks.Q4_0, blocks.Q4_1, blocks.Q5_0, blocks.Q5_1)
+    for block in (
+        *(blocks.F32, blocks.F16, blocks.BF16),
+        *(blocks.Q8_0, blocks.Q4_0, blocks.Q4_1, blocks.Q5_0, blocks.Q5_1),
+        *AS_THEY_STAND,
+    )
 }
-SYMMETRIC_CARRIERS = (blocks.Q4_0, blocks.Q5_0, blocks.Q8_0)
+SYMMETRIC_CARRIERS = (blocks.TQ2_0, blocks.Q2_0, blocks.Q4_0, blocks.Q5_0, blocks.Q8_0)
 OFFSET_CARRIERS = (blocks.Q4_1, blocks.Q5_1, blocks.Q8_0)
 """Types that carry codes when none is asked for, smallest first. Only types with a minimum hold offsets."""
 
@@ -53,13 +60,23 @@ def chosen_types(model: Checkpoint, wanted: BlockType | None) -> dict[Place, Blo
             chosen[place] = blocks.F32
         elif carrying and isinstance(weight, QuantizedView):
             chosen[place] = _carrier(slot.name, weight.scheme, weight.shape[1], wanted, outer=outer)
-        elif dense in PLAIN:
-            chosen[place] = dense
-        elif slot.shape[1] % blocks.BLOCK:
-            chosen[place] = blocks.F16
         else:
-            chosen[place] = blocks.Q8_0 if outer else dense
+            chosen[place] = _dense_type(slot, blocks.Q8_0 if outer and dense not in PLAIN else dense)
     return chosen
+
+
+def _dense_type(slot: TensorSlot, block: BlockType) -> BlockType:
+    """What a dense matrix becomes where `block` is wanted: f16 where its rows are not whole blocks."""
+    if slot.shape[1] % block.elements == 0:
+        return block
+    if block not in AS_THEY_STAND:
+        return blocks.F16
+    whole = [other.name.lower() for other in AS_THEY_STAND if slot.shape[1] % other.elements == 0]
+    raise UnsupportedSpec(
+        f"{slot.name}: its rows of {slot.shape[1]} are not whole blocks of {block.elements}, as gguf's "
+        f"{block.name.lower()} needs them",
+        hint=f"choose type {' or '.join([*whole, blocks.F16.name.lower()])}",
+    )
 
 
 def _carrier(name: str, scheme: Scheme, cols: int, wanted: BlockType | None, *, outer: bool = False) -> BlockType:
@@ -74,17 +91,11 @@ def _carrier(name: str, scheme: Scheme, cols: int, wanted: BlockType | None, *, 
         return blocks.Q8_0
     every = [block.name.lower() for block in blocks.QUANTIZED.values() if holds(block, scheme, cols)]
     target = wanted.name.lower() if wanted is not None else "any block type"
+    reason = obstacle(wanted or blocks.Q8_0, scheme, cols)
     raise UnsupportedSpec(
-        f"{name}: gguf cannot carry {scheme} as {target}",
-        hint=f"choose type {' or '.join(every)}" if every else f"{_reason(scheme, cols)}; choose type f16, bf16 or f32",
+        f"{name}: gguf cannot carry {scheme} as {target}: {reason}",
+        hint=f"choose type {' or '.join(every)}" if every else "choose type f16, bf16 or f32",
     )
-
-
-def _reason(scheme: Scheme, cols: int) -> str:
-    width = scheme.group_width(cols)
-    if width % blocks.BLOCK:
-        return f"groups of {width} are not whole blocks of {blocks.BLOCK}"
-    return "no block holds these codes"
 
 
 def main_type(chosen: Mapping[Place, BlockType]) -> BlockType:

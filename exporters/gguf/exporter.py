@@ -7,14 +7,17 @@ The numbers of `--arch native` are those of llama.cpp's architecture `minicpm`: 
 residual_scale = scale_depth / sqrt(layers), logit_scale = hidden / dim_model_base (the graph divides by it).
 `--arch llama` folds them away. Rows of q and k are stored in pairs (see `Place`). Norms are F32.
 
-A quantized weight is carried: its codes and scales become blocks as they are, each scale repeated per block of 32.
+A quantized weight is carried: its codes and scales become blocks as they are, each scale repeated per block.
 
-    type           bits    holds
-    q4_0 q5_0 q8_0 4 5 8   code - zero in -8..7, -16..15, -128..127; exact
-    q4_1 q5_1      4 5     code in 0..15, 0..31, and an offset; of a zero point, scale * zero rounded to float16
-    f32 f16 bf16           scale * (code - zero), rounded once
+    type           block  bits    holds
+    tq1_0 tq2_0    256    1.7 2   code - zero in -1..1; exact
+    q2_0           64     2       code - zero in -1..2, or zero - code with the scale negated; exact
+    q4_0 q5_0 q8_0 32     4 5 8   code - zero in -8..7, -16..15, -128..127; exact
+    q4_1 q5_1      32     4 5     code in 0..15, 0..31, and an offset; of a zero point, scale * zero rounded to float16
+    f32 f16 bf16                  scale * (code - zero), rounded once
 
-Dense matrices beside quantized ones become q8_0, as llama.cpp's quantizer makes embeddings and heads at least.
+Dense matrices beside quantized ones become q8_0, as llama.cpp's quantizer makes embeddings and heads at least. A dense
+model becomes tq1_0, tq2_0 or q2_0 only where it is ternary as it stands (`ternary.py`), its embedding and head q8_0.
 Sources: llama.cpp `conversion/minicpm.py`, `conversion/llama.py`, `src/models/{minicpm,llama}.cpp`.
 """
 
@@ -36,6 +39,7 @@ from quantkit.exporters._recorded import measured
 from quantkit.exporters._widths import checked_bits
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.carrying import carried_scheme, holds, own_scheme
 from quantkit.exporters.gguf.choice import TYPES, chosen_types, main_type, wanted_type
 from quantkit.exporters.gguf.container.file import MAGIC, GGUFFile
 from quantkit.exporters.gguf.container.header import header_bytes
@@ -49,13 +53,12 @@ from quantkit.exporters.gguf.tensors import (
     PLAIN,
     SHORT_FACTORS,
     Place,
-    carried_scheme,
     dense_view,
     encoded,
-    holds,
     places,
     quantized_view,
 )
+from quantkit.exporters.gguf.ternary import AS_THEY_STAND
 from quantkit.exporters.gguf.vocabulary import (
     check_ends,
     files_of,
@@ -73,7 +76,6 @@ from quantkit.models.recognition import config_notes
 from quantkit.models.spec import ModelSpec
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
-from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from quantkit.text.vocabulary import Vocabulary, has_vocabulary, read_vocabulary
 
@@ -110,7 +112,8 @@ class GGUF:
 
         Raises:
             BadOption: an unknown type or architecture.
-            UnsupportedSpec: a quantized weight that the type cannot hold; names the tensor.
+            UnsupportedSpec: a weight that the type cannot hold; names the tensor. Of dense weights that are to be
+                ternary, writing raises it.
             UnsupportedModel, MalformedFile, InconsistentCheckpoint: from the tokenizer, see `read_vocabulary`.
         """
         checked_bits(options.bits, self.widths, container=self.name)
@@ -146,8 +149,8 @@ class GGUF:
     def read(self, path: Path) -> Checkpoint:
         """Open a GGUF file of architecture minicpm or llama, ours or another's; of several parts, whichever is given.
 
-        Blocks become codes and scales, in groups of 32 unless larger ones are recorded. Blocks with a minimum are read
-        as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from.
+        Blocks become codes and scales, in groups of one block unless larger ones are recorded. Blocks with a minimum
+        are read as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from.
 
         Raises:
             UnsupportedSpec: a tensor type that is not read.
@@ -211,7 +214,12 @@ def _notes(
         yield f"{len(eight)} dense matrices ({eight[0]} ...) become q8_0 beside the quantized ones"
     odd = [place.name for place in dense if chosen[place] is blocks.F16 and main not in PLAIN]
     if odd:
-        yield f"{len(odd)} tensors ({odd[0]} ...) stay f16: their rows are not whole blocks of {blocks.BLOCK}"
+        yield f"{len(odd)} tensors ({odd[0]} ...) stay f16: their rows are not whole blocks of {blocks.Q8_0.elements}"
+    stand = [place.name for place in dense if chosen[place] in AS_THEY_STAND]
+    if stand:
+        yield f"{len(stand)} dense matrices ({stand[0]} ...) are taken as they stand: each must be ternary"
+    if blocks.Q2_0 in chosen.values():
+        yield "llama.cpp reads q2_0 since mid-2026: older releases, and engines built on them, refuse the file"
     rope = model.spec.rope
     if rope.kind == "dynamic":
         yield (
@@ -257,7 +265,7 @@ def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
     block = gguf.tensors[place.name].type
     if block in PLAIN:
         return dense_view(gguf, place)
-    scheme = recorded or carried_scheme(block, AffineGroups(bits=block.bits, group_size=blocks.BLOCK))
+    scheme = recorded or own_scheme(block)
     held = holds(block, scheme, place.slot.shape[1])
     if not held or (not block.has_minimum and carried_scheme(block, scheme) != scheme):
         raise InconsistentCheckpoint(

@@ -1,7 +1,7 @@
 """The metadata that quantkit writes into a GGUF file: the architecture's keys, and two of its own.
 
 `quantkit.config` is the source's config.json, because the other keys round its numbers to float32.
-`quantkit.quantization` says which tensors hold which `AffineGroups`, because blocks of 32 do not tell group sizes.
+`quantkit.quantization` says which tensors hold which `AffineGroups`, because blocks do not tell group sizes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.tensors.scheme import Scheme
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+FILE_TYPES |= {"TQ1_0": 36, "TQ2_0": 37, "Q2_0": 41}
 QUANTIZATION_VERSION = 2
 CONFIG_KEY, QUANTIZATION_KEY = "quantkit.config", "quantkit.quantization"
 

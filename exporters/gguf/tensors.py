@@ -1,20 +1,21 @@
-"""The tensors of a model as they lie in a GGUF file: names, order of rows, and codes carried into blocks and back."""
+"""The tensors of a model as they lie in a GGUF file: names, order of rows, their bytes, and views that read these."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.errors import InconsistentCheckpoint, NonFiniteValues, UnsupportedSpec, ValueOutOfRange
 from quantkit.exporters.gguf import blocks
-from quantkit.exporters.gguf.blocks import BLOCK, BlockType
+from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.carrying import carried, recovered
 from quantkit.exporters.gguf.container.file import GGUFFile
+from quantkit.exporters.gguf.quantizers import quantize
+from quantkit.exporters.gguf.ternary import AS_THEY_STAND, ternary_blocks
 from quantkit.models.spec import ModelSpec, Role, TensorSlot
 from quantkit.tensors.cast import FLOATS, converted
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.scheme import SCALE_DTYPES, Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.schemes.offset_groups import OffsetGroups
 from quantkit.tensors.views import CHUNK_ELEMENTS, QuantizedView, TensorView, Weight
@@ -82,127 +83,44 @@ def places(spec: ModelSpec) -> tuple[Place, ...]:
     )
 
 
-def holds(block: BlockType, scheme: Scheme, cols: int) -> bool:
-    """Whether blocks of this type hold every tensor of `scheme` with `cols` columns, value for value.
-
-    Types with a minimum hold offsets, and of integer zero points the product with the scale, rounded to float16; the
-    others hold code - zero and are exact.
-    """
-    if scheme.group_width(cols) % BLOCK:
-        return False
-    if block.offset is None:
-        return isinstance(scheme, (AffineGroups, OffsetGroups)) and scheme.bits <= block.bits
-    if not isinstance(scheme, AffineGroups):
-        return False
-    lowest, highest = _differences(scheme)
-    fits: bool = -block.offset <= lowest and highest < 2**block.bits - block.offset
-    return fits
-
-
-def carried_scheme(block: BlockType, scheme: Scheme) -> AffineGroups | OffsetGroups:
-    """What comes back of codes of `scheme` from such blocks, which hold it.
-
-    Types with a minimum give back the offsets that engines compute with. Types without store code - zero: of an
-    asymmetric tensor the same weights come back as a symmetric one.
-    """
-    if block.has_minimum:
-        return OffsetGroups(bits=scheme.bits, group_size=scheme.group_size)
-    if not isinstance(scheme, AffineGroups):
-        raise UnsupportedSpec(f"{block.name} has no offsets, which {scheme} needs")
-    return scheme if scheme.symmetric else replace(scheme, bits=block.bits, symmetric=True)
-
-
-def _differences(scheme: AffineGroups) -> tuple[int, int]:
-    """Smallest and largest code - zero."""
-    if scheme.symmetric:
-        return -scheme.midpoint, scheme.levels - 1 - scheme.midpoint
-    return 1 - scheme.levels, scheme.levels - 1
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Carried:
-    """Codes and parameters as blocks. packed: uint8 (rows, bytes). moved: by how many steps at most a weight moved."""
-
-    packed: np.ndarray
-    moved: float = 0.0
-
-
-def carried(name: str, block: BlockType, tensor: QuantizedTensor) -> Carried:
-    """Codes and scales as they are; a minimum rounded to float16.
-
-    Raises:
-        UnsupportedSpec: a scale that is not exactly a float16.
-        ValueOutOfRange: a minimum beyond float16.
-    """
-    scale, offset = tensor.scheme.effective(tensor.arrays)
-    with np.errstate(over="ignore", under="ignore"):
-        halves = scale.astype(np.float16)
-    if not np.array_equal(halves.astype(np.float32), scale):
-        row, group = np.argwhere(halves.astype(np.float32) != scale)[0]
-        raise UnsupportedSpec(
-            f"tensor {name!r}: {block.name} holds float16 scales, and {scale[row, group]:g} of row {row} is none "
-            f"(it is {tensor.scheme.scale_dtype})",
-            hint="quantize with float16 scales, or write bf16 or f32",
-        )
-    repeats = tensor.scheme.group_width(tensor.shape[1]) // BLOCK
-    if block.offset is None:
-        minimum, moved = _minimum(name, scale, offset)
-        return Carried(blocks.pack(block, tensor.codes, _repeated(halves, repeats), _repeated(minimum, repeats)), moved)
-    zero = np.repeat(tensor.zero, repeats * BLOCK, axis=1)
-    codes = tensor.codes - zero + np.uint8(block.offset)  # wraps below zero in between; `holds` bounds the sum
-    return Carried(blocks.pack(block, codes, _repeated(halves, repeats)))
-
-
-def _minimum(name: str, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, float]:
-    """Offsets as float16, and by how many steps that moves the weights of a group at most."""
-    with np.errstate(over="ignore", under="ignore"):
-        minimum = offset.astype(np.float16)
-    if not np.isfinite(minimum).all():
-        raise ValueOutOfRange(f"tensor {name!r}: scale times zero point exceeds float16's 65504")
-    distance = np.abs(minimum.astype(np.float64) - offset)
-    steps = np.divide(distance, np.abs(scale), out=np.zeros_like(distance), where=scale != 0)
-    return minimum, float(steps.max(initial=0.0))
-
-
-def _repeated(values: np.ndarray, repeats: int) -> np.ndarray:
-    return np.repeat(values, repeats, axis=1)
-
-
 def encoded(weight: Weight, place: Place, block: BlockType, moved: dict[str, float]) -> Iterator[np.ndarray]:
     """The bytes of `weight` as `block`, in runs of whole rows.
 
-    Dense values are converted or quantized; a quantized view is dequantized for plain types, else carried over. By how
-    many steps that moved a weight at most is noted in `moved`, by the weight's name, unless by none.
+    Dense values are converted, quantized, or taken as they stand; a quantized view is dequantized for plain types, else
+    carried over. By how many steps that moved a weight at most is noted in `moved`, by the weight's name, unless by
+    none.
     """
-    position = 0
-    for part in _dense_runs(weight, place) if isinstance(weight, TensorView) else _quantized_runs(weight, place):
-        if isinstance(part, QuantizedTensor) and block not in PLAIN:
-            made = carried(weight.name, block, part)
-            packed = made.packed
-            if made.moved:
-                moved[weight.name] = max(made.moved, moved.get(weight.name, 0.0))
-        else:
-            values = part.dequantized() if isinstance(part, QuantizedTensor) else part
-            packed = (
-                converted(weight.name, values, PLAIN[block], offset=position)
-                if block in PLAIN
-                else blocks.quantize(weight.name, block, values)
-            )
-            position += values.size
-        yield place.to_file(packed)
+    if isinstance(weight, TensorView):
+        return map(place.to_file, _packed_dense(weight, place, block))
+    return map(place.to_file, _packed(weight, place, block, moved))
 
 
-def _dense_runs(view: TensorView, place: Place) -> Iterator[np.ndarray]:
+def _packed_dense(view: TensorView, place: Place, block: BlockType) -> Iterator[np.ndarray]:
     step = _run_length(view.size // view.shape[0], place.head)
+    position = 0
     for start in range(0, view.shape[0], step):
-        yield view.fetch(start, min(start + step, view.shape[0]))
+        values = view.fetch(start, min(start + step, view.shape[0]))
+        if block in PLAIN:
+            yield converted(view.name, values, PLAIN[block], offset=position)
+        elif block in AS_THEY_STAND:
+            yield ternary_blocks(view, block, values)
+        else:
+            yield quantize(view.name, block, values)
+        position += values.size
 
 
-def _quantized_runs(view: QuantizedView, place: Place) -> Iterator[QuantizedTensor]:
+def _packed(view: QuantizedView, place: Place, block: BlockType, moved: dict[str, float]) -> Iterator[np.ndarray]:
     tensor = view.read()
     step = _run_length(view.shape[1], place.head)
     for start in range(0, view.shape[0], step):
-        yield tensor.part(slice(start, start + step))
+        part = tensor.part(slice(start, start + step))
+        if block in PLAIN:
+            yield converted(view.name, part.dequantized(), PLAIN[block], offset=start * view.shape[1])
+            continue
+        made = carried(view.name, block, part)
+        if made.moved:
+            moved[view.name] = max(made.moved, moved.get(view.name, 0.0))
+        yield made.packed
 
 
 def _run_length(cols: int, head: int) -> int:
@@ -211,66 +129,24 @@ def _run_length(cols: int, head: int) -> int:
 
 
 def dense_view(gguf: GGUFFile, place: Place) -> TensorView:
-    """A tensor as float values: plain ones in their own dtype, blocks dequantized to float32."""
-    block = gguf.tensors[place.name].type
-    shape = place.slot.shape
+    """A tensor of a plain type, in its dtype."""
+    dtype, shape = PLAIN[gguf.tensors[place.name].type], place.slot.shape
 
     def fetch(start: int, stop: int) -> np.ndarray:
         first, last = start // place.head * place.head, -(-stop // place.head) * place.head
         raw = place.to_model(gguf.rows(place.name, first, last))[start - first : stop - first]
-        if block in PLAIN:
-            return np.ascontiguousarray(raw).view(PLAIN[block]).reshape(stop - start, *shape[1:])
-        _check_scales(place.name, *blocks.unpack(block, raw)[1:])
-        return blocks.dequantize(block, raw)
+        return np.ascontiguousarray(raw).view(dtype).reshape(stop - start, *shape[1:])
 
-    return TensorView(place.slot.name, PLAIN.get(block, FLOATS["f32"]), shape, fetch)
+    return TensorView(place.slot.name, dtype, shape, fetch)
 
 
 def quantized_view(gguf: GGUFFile, place: Place, scheme: AffineGroups | OffsetGroups) -> QuantizedView:
     """A tensor of blocks as codes and parameters of `scheme`; reading raises if the blocks are not of that scheme."""
     rows, cols = place.slot.shape
+    block = gguf.tensors[place.name].type
 
     def read() -> QuantizedTensor:
         raw = place.to_model(gguf.rows(place.name, 0, rows))
-        return recovered(place.name, gguf.tensors[place.name].type, raw, scheme)
+        return recovered(place.name, block, raw, scheme)
 
-    return QuantizedView(place.slot.name, (rows, cols), scheme, read)
-
-
-def recovered(name: str, block: BlockType, raw: np.ndarray, scheme: AffineGroups | OffsetGroups) -> QuantizedTensor:
-    """Inverse of `carried`: uint8 (rows, bytes) to the tensor of `scheme`, see `carried_scheme`, that they hold.
-
-    Raises:
-        NonFiniteValues: an infinite scale. InconsistentCheckpoint: the blocks cannot be of that scheme.
-    """
-    codes, scale, minimum = blocks.unpack(block, raw)
-    _check_scales(name, scale, minimum)
-    groups, dtype = scheme.groups(codes.shape[1], name=name), SCALE_DTYPES[scheme.scale_dtype]
-    arrays = {"scale": _merged(name, scale, groups, scheme).astype(dtype)}
-    if minimum is not None:
-        arrays["offset"] = _merged(name, minimum, groups, scheme).astype(dtype)
-    elif isinstance(scheme, AffineGroups):
-        arrays["zero"] = np.full(arrays["scale"].shape, scheme.midpoint, np.uint8)
-        codes -= np.uint8((block.offset or 0) - scheme.midpoint)  # below zero it wraps, beyond every code of `scheme`
-    if codes.max() > scheme.span:
-        raise _not_of(name, scheme, "codes")
-    return QuantizedTensor(scheme, codes, arrays)
-
-
-def _merged(name: str, values: np.ndarray, groups: int, scheme: Scheme) -> np.ndarray:
-    """One value per group of blocks that must all have the same."""
-    grouped = values.reshape(len(values), groups, -1)
-    if (grouped.view(np.uint16) != grouped.view(np.uint16)[:, :, :1]).any():
-        raise _not_of(name, scheme, "scales")
-    return grouped[:, :, 0]
-
-
-def _not_of(name: str, scheme: Scheme, what: str) -> InconsistentCheckpoint:
-    return InconsistentCheckpoint(f"tensor {name!r}: the {what} of its blocks are not those of {scheme}")
-
-
-def _check_scales(name: str, scale: np.ndarray, minimum: np.ndarray | None) -> None:
-    for what, values in (("scale", scale), ("minimum", minimum)):
-        if values is not None and not np.isfinite(values).all():
-            index = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise NonFiniteValues(f"tensor {name!r}: block {index:,} has a {what} that is NaN or infinite")
+    return QuantizedView(place.slot.name, (rows, cols), scheme, read, stored_as=block.name.lower())

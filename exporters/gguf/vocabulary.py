@@ -36,6 +36,7 @@ _WHERE = {
     "first": "before a text where there is none, and none after a special token",
 }
 """What the rule `Metaspace` of tokenizer.json does, by its scheme."""
+_KINDS = {int(kind): kind for kind in TokenKind}
 _TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
 
@@ -179,7 +180,7 @@ def read_tokenizer(gguf: GGUFFile, vocab_size: int) -> Vocabulary | str:
     vocabulary = Vocabulary(
         tokens=tuple(tokens),
         scores=(0.0,) * vocab_size if splitting is not None else tuple(scores.tolist()),
-        kinds=tuple(map(TokenKind, kinds.tolist())),
+        kinds=tuple(map(_KINDS.__getitem__, kinds.tolist())),
         bos_token_id=_token_id(keys, "bos_token_id", vocab_size, default=bos),
         eos_token_id=_token_id(keys, "eos_token_id", vocab_size, default=eos),
         unk_token_id=_token_id(keys, "unknown_token_id", vocab_size, default=unk),

@@ -145,6 +145,85 @@ def low_nibbles(codes: np.ndarray) -> np.ndarray:
     return low
 
 
+def pack_quarters(codes: np.ndarray) -> np.ndarray:
+    """GGUF's TQ2_0: codes (..., n) below 4, n % 128 == 0, to bytes (..., n / 4).
+
+    Of each 128 codes, byte l holds codes l, l + 32, l + 64 and l + 96 from its lowest bits on. Eight bytes are made at
+    a time: no bit of a code leaves its byte.
+    """
+    parts = np.ascontiguousarray(codes).view(np.uint64).reshape(-1, 4, 4)
+    packed: np.ndarray = parts[:, 0].copy()
+    for place in range(1, 4):
+        packed |= parts[:, place] << np.uint64(2 * place)
+    return packed.view(np.uint8).reshape(*codes.shape[:-1], -1)
+
+
+def unpack_quarters(packed: np.ndarray) -> np.ndarray:
+    """Inverse of `pack_quarters`: bytes (..., n) to codes (..., 4 n)."""
+    runs = np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 4)
+    codes = np.empty((len(runs), 4, 4), np.uint64)
+    for place in range(4):
+        np.right_shift(runs, np.uint64(2 * place), out=codes[:, place])
+    codes &= np.uint64(0x0303030303030303)  # what came out of the next byte goes
+    return codes.view(np.uint8).reshape(*packed.shape[:-1], -1)
+
+
+def pack_pairs(codes: np.ndarray) -> np.ndarray:
+    """GGUF's Q2_0: codes (..., n) below 4, n % 16 == 0, to bytes (..., n / 4), each of four neighbours, LSB first."""
+    words = pack_bitstream(codes.reshape(-1, codes.shape[-1]), 2)
+    packed: np.ndarray = words.astype("<u4", copy=False).view(np.uint8)
+    return packed.reshape(*codes.shape[:-1], -1)
+
+
+def unpack_pairs(packed: np.ndarray) -> np.ndarray:
+    """Inverse of `pack_pairs`: bytes (..., n), n % 4 == 0, to codes (..., 4 n)."""
+    words = np.ascontiguousarray(packed).reshape(-1, packed.shape[-1]).view("<u4")
+    return unpack_bitstream(words, 2, 4 * packed.shape[-1]).reshape(*packed.shape[:-1], -1)
+
+
+_TRIT_RUNS = ((5, 32), (5, 16), (4, 4))
+"""TQ1_0's 256 codes in order: how many share a byte, and how many bytes, the codes of one byte that far apart."""
+
+
+def pack_trits(codes: np.ndarray) -> np.ndarray:
+    """GGUF's TQ1_0: codes (..., 256) below 3 to bytes (..., 52), of `_TRIT_RUNS` one after the other.
+
+    The codes of a byte are the digits to base 3 of a number v, the first one the highest of five, and the byte is
+    v / 243 of 256, rounded up: multiplied by 3 it carries its first digit out of its 8 bits. Four numbers are made at a
+    time: none exceeds 242, so that nothing is carried from one byte into the next.
+    """
+    words = np.ascontiguousarray(codes).view(np.uint32).reshape(-1, 64)
+    numbers, first = [], 0
+    for digits, count in _TRIT_RUNS:
+        last = first + digits * count // 4
+        run = words[:, first:last].reshape(-1, digits, count // 4)
+        number = run[:, 0].copy()
+        for place in range(1, 5):
+            number *= np.uint32(3)
+            if place < digits:
+                number += run[:, place]
+        numbers.append(number)
+        first = last
+    packed: np.ndarray = np.concatenate(numbers, axis=1).view(np.uint8) * np.uint16(256)
+    packed += np.uint16(242)
+    packed //= np.uint16(243)
+    return packed.astype(np.uint8).reshape(*codes.shape[:-1], 52)
+
+
+def unpack_trits(packed: np.ndarray) -> np.ndarray:
+    """Inverse of `pack_trits`: bytes (..., 52) to codes (..., 256). Bytes that it does not make read as ggml does."""
+    codes = np.empty((*packed.shape[:-1], 256), np.uint8)
+    first, begin = 0, 0
+    for digits, count in _TRIT_RUNS:
+        rest = packed[..., begin : begin + count].copy()
+        run = codes[..., first : first + digits * count].reshape(*codes.shape[:-1], digits, count)
+        for place in range(digits):
+            run[..., place, :] = rest.astype(np.uint16) * np.uint16(3) >> np.uint16(8)
+            rest *= np.uint8(3)  # modulo 256
+        first, begin = first + digits * count, begin + count
+    return codes
+
+
 def block_maxima(magnitudes: np.ndarray) -> np.ndarray:
     """Largest of every row of non-negative float32 (n, 2**k): float32 (n, 1); NaN counts as larger than infinity.
 

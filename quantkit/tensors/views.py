@@ -62,12 +62,16 @@ class TensorView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedView:
-    """A quantized weight matrix somewhere on disk, or about to be computed; `read` gives codes and parameters."""
+    """A quantized weight matrix somewhere on disk, or about to be computed; `read` gives codes and parameters.
+
+    stored_as: the container's name for how it lies there, where it has several for the same numbers ("tq2_0").
+    """
 
     name: str
     shape: tuple[int, int]
     scheme: Scheme
     read: Callable[[], QuantizedTensor]
+    stored_as: str | None = None
 
     @property
     def size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import SCALE_DTYPES
 from quantkit.tensors.schemes.affine_groups import AffineGroups
+from quantkit.tensors.views import QuantizedView
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -40,9 +42,13 @@ CONFIG = tiny_config(
     },
 )
 LLAMA = {**CONFIG, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_scaling": None}
+WIDE = {**CONFIG, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1, "dim_model_base": 128}
+WIDE |= {"rope_scaling": None}
+"""Every row is whole blocks of 256, two of them or four."""
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 UP_PROJ = "model.layers.0.mlp.up_proj.weight"
+DOWN_PROJ = "model.layers.0.mlp.down_proj.weight"
 
 
 def dense(
@@ -76,6 +82,12 @@ def quantized(
         if slot.role in LINEAR_ROLES:
             arrays[slot.name] = random_quantized(slot.shape, spec, seed)
     return memory_checkpoint(config, arrays, files=files)
+
+
+def with_tensor(source: Checkpoint, name: str, tensor: QuantizedTensor) -> Checkpoint:
+    """`source` with another weight in the place of `name`."""
+    view = QuantizedView(name, tensor.shape, tensor.scheme, lambda: tensor)
+    return replace(source, weights={**source.weights, name: view})
 
 
 def write(checkpoint: Checkpoint, path: Path, kind: str | None = None, arch: str = "native") -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +16,7 @@ from quantkit.models.spec import LINEAR_ROLES, TensorSlot
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import SCALE_DTYPES
 from quantkit.tensors.schemes.affine_groups import AffineGroups
-from quantkit.tensors.views import QuantizedView, Weight
+from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from tests.support.memory import memory_checkpoint, random_arrays
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -41,6 +42,22 @@ def random_quantized(shape: tuple[int, ...], spec: AffineGroups, seed: int) -> Q
         rng.integers(0, spec.levels, shape).astype(np.uint8),
         {"scale": scale.astype(SCALE_DTYPES[spec.scale_dtype]), "zero": zero.astype(np.uint8)},
     )
+
+
+def fake_quantized(model: Checkpoint) -> Checkpoint:
+    """The same model with what its codes stand for, in bfloat16 as far as that holds the scales: as BitCPM is."""
+    weights: dict[str, Weight] = dict(model.weights)
+    for name, view in model.weights.items():
+        if isinstance(view, QuantizedView):
+            tensor = view.read()
+            scale = tensor.scale.astype(BF16).astype(np.float16)
+            values = replace(tensor, arrays={**tensor.arrays, "scale": scale}).dequantized().astype(BF16)
+            weights[name] = TensorView(name, BF16, view.shape, partial(rows_of, values))
+    return replace(model, weights=weights)
+
+
+def rows_of(values: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return values[start:stop]
 
 
 def quantized_model(

@@ -81,3 +81,38 @@ def test_five_bit_blocks_round_trip_through_nibbles_and_fifth_bits(values: list[
     codes = np.array(values, np.uint8).reshape(2, 32)
     low = bits.unpack_nibble_halves(bits.pack_nibble_halves(bits.low_nibbles(codes)))
     assert np.array_equal(low | bits.unpack_fifth_bits(bits.pack_fifth_bits(codes)), codes)
+
+
+def test_quarters_put_codes_32_apart_into_a_byte_and_pairs_neighbours() -> None:
+    codes = np.zeros((2, 256), np.uint8)
+    codes[1, [0, 32, 64, 96, 159, 255]] = [1, 2, 3, 1, 2, 3]
+    quarters, pairs = bits.pack_quarters(codes), bits.pack_pairs(codes)
+    assert not quarters[0].any()
+    assert not pairs[0].any()
+    assert {place: byte for place, byte in enumerate(quarters[1].tolist()) if byte} == {0: 0b01111001, 63: 0b11000010}
+    assert {place: byte for place, byte in enumerate(pairs[1].tolist()) if byte} == {
+        0: 1, 8: 2, 16: 3, 24: 1, 39: 0b10000000, 63: 0b11000000,
+    }  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=256, max_size=256))
+def test_two_bit_codes_and_trits_come_back(values: list[int]) -> None:
+    codes = np.array(values, np.uint8)
+    assert np.array_equal(bits.unpack_quarters(bits.pack_quarters(codes)), codes)
+    assert np.array_equal(bits.unpack_pairs(bits.pack_pairs(codes)), codes)
+    trits = np.minimum(codes, 2)
+    assert np.array_equal(bits.unpack_trits(bits.pack_trits(trits)), trits)
+
+
+def test_a_byte_of_trits_carries_them_out_of_its_top_one_after_the_other() -> None:
+    """All 243 of them: times 3 the first is what leaves the eight bits, and so on with what stays."""
+    every = np.stack(np.meshgrid(*[np.arange(3)] * 5, indexing="ij"), axis=-1).reshape(-1, 5)
+    codes = np.zeros((len(every), 256), np.uint8)
+    codes[:, [0, 32, 64, 96, 128]] = every
+    for digits, byte in zip(every.tolist(), bits.pack_trits(codes)[:, 0].tolist(), strict=True):
+        found, rest = [], byte
+        for _ in range(5):
+            found.append(rest * 3 >> 8)
+            rest = rest * 3 & 255
+        assert found == digits

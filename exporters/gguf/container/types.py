@@ -69,12 +69,9 @@ _OTHER_TYPES = (
     BlockType("I64", 27, 1, 8),
     BlockType("F64", 28, 1, 8),
     BlockType("IQ1_M", 29, 256, 56),
-    BlockType("TQ1_0", 34, 256, 54),
-    BlockType("TQ2_0", 35, 256, 66),
     BlockType("MXFP4", 39, 32, 17),
     BlockType("NVFP4", 40, 64, 36),
     BlockType("Q1_0", 41, 128, 18),
-    BlockType("Q2_0", 42, 64, 18),
 )
 TYPES: Mapping[int, BlockType] = {
     block.id: block for block in (blocks.F32, blocks.F16, blocks.BF16, *blocks.QUANTIZED.values(), *_OTHER_TYPES)

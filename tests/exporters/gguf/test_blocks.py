@@ -1,23 +1,18 @@
-"""ggml's block types against literal bytes, gguf-py, and ggml's own C quantizers."""
+"""ggml's block types: codes and scales to bytes and back, against literal bytes, gguf-py and ggml itself."""
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import struct
-from pathlib import Path
+from collections.abc import Mapping
 
 import gguf
-import ml_dtypes
 import numpy as np
 import pytest
 
-from quantkit.errors import NonFiniteValues, ValueOutOfRange
 from quantkit.exporters.gguf import blocks
-from quantkit.exporters.gguf.blocks import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BlockType
-from quantkit.tensors import packing as bits
+from quantkit.exporters.gguf.blocks import Q2_0, TQ1_0, TQ2_0, BlockType
+from tests.support import ggml
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
 QUANTIZED = list(blocks.QUANTIZED.values())
 by_type = pytest.mark.parametrize("block", QUANTIZED, ids=lambda block: block.name)
 
@@ -26,114 +21,45 @@ def half(value: float) -> bytes:
     return struct.pack("<e", value)
 
 
-RAMP = np.arange(32, dtype=np.float32)[None, :]
-LITERALS: dict[str, tuple[BlockType, np.ndarray, bytes]] = {
-    # -8 .. 7 twice: d = -8 / -8 = 1, so code = value + 8
-    "Q4_0": (Q4_0, np.tile(np.arange(-8, 8, dtype=np.float32), 2)[None], half(1) + bytes(i * 17 for i in range(16))),
-    # 0 .. 15 twice above -3: d = 1, m = -3
-    "Q4_1": (
-        Q4_1,
-        np.tile(np.arange(16, dtype=np.float32) - 3, 2)[None],
-        half(1) + half(-3) + bytes(i * 17 for i in range(16)),
+def changed(plain: bytes, places: Mapping[int, int]) -> bytes:
+    return bytes(places.get(place, byte) for place, byte in enumerate(plain))
+
+
+# All codes are 1 but those at the places named: code 2 at 0, code 0 at 33 (Q2_0: at 5), and at the end of a run.
+LITERALS: dict[str, tuple[BlockType, dict[int, int], bytes]] = {
+    # four neighbours a byte, the first in the lowest bits: 1 1 1 1 is 0x55, 2 1 1 1 0x56, 1 0 1 1 0x51, 1 1 1 3 0xd5
+    "Q2_0": (Q2_0, {0: 2, 5: 0, 63: 3}, half(0.5) + changed(b"\x55" * 16, {0: 0x56, 1: 0x51, 15: 0xD5})),
+    # byte l of each half holds l, l + 32, l + 64, l + 96: 33 is in byte 1, 224 = 128 + 96 on top of byte 32
+    "TQ2_0": (TQ2_0, {0: 2, 33: 0, 224: 2}, changed(b"\x55" * 64, {0: 0x56, 1: 0x51, 32: 0x95}) + half(0.5)),
+    # v = 81 27 9 3 1 times the codes is 121, and ceil(121 * 256 / 243) = 128; four codes are 120, which makes 127.
+    # 0 + 81: 213; 33 is the second of byte 1: v = 94, 100; 227 = 160 + 3 + 4 * 16 the last of byte 35: 122, 129;
+    # 255 = 240 + 3 + 3 * 4 the fourth of byte 51: v = 123, 130
+    "TQ1_0": (
+        TQ1_0,
+        {0: 2, 33: 0, 227: 2, 255: 2},
+        changed(b"\x80" * 48 + b"\x7f" * 4, {0: 213, 1: 100, 35: 129, 51: 130}) + half(0.5),
     ),
-    # -16 .. 15: code i is i; its fifth bit is set from code 16 on
-    "Q5_0": (Q5_0, RAMP - 16, half(1) + b"\x00\x00\xff\xff" + bytes(i * 17 for i in range(16))),
-    "Q5_1": (Q5_1, RAMP + 5, half(1) + half(5) + b"\x00\x00\xff\xff" + bytes(i * 17 for i in range(16))),
-    # absmax 127: d = 1, the bytes are the values
-    "Q8_0": (Q8_0, (RAMP - 15) * 127 / 16, half(127 / 127) + np.array(
-        [-119, -111, -103, -95, -87, -79, -71, -64, -56, -48, -40, -32, -24, -16, -8, 0,
-         8, 16, 24, 32, 40, 48, 56, 64, 71, 79, 87, 95, 103, 111, 119, 127], np.int8).tobytes()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LITERALS)
 def test_the_smallest_tensor_has_the_literal_bytes(name: str) -> None:
-    block, values, expected = LITERALS[name]
-    assert blocks.quantize("w", block, values).tobytes() == expected
+    block, places, expected = LITERALS[name]
+    codes = np.ones((1, block.elements), np.uint8)
+    codes[0, list(places)] = list(places.values())
+    assert blocks.pack(block, codes, np.array([[0.5]], np.float16)).tobytes() == expected
     assert len(expected) == block.nbytes
-
-
-def samples() -> dict[str, np.ndarray]:
-    """Values of many magnitudes, and grids on which ties, zeros and repeated extremes are common."""
-    rng = np.random.default_rng(0)
-    wide = (rng.standard_normal((64, 256)) * 10.0 ** rng.uniform(-7, 3, (64, 1))).astype(np.float32)
-    return {
-        "normal": wide,
-        "bfloat16": wide.astype(BF16).astype(np.float32),
-        "float8": np.clip(wide, -400, 400).astype(ml_dtypes.float8_e4m3fn).astype(np.float32),
-        "halves": (rng.integers(-254, 255, (64, 256)) / 2).astype(np.float32),
-        "ternary": (rng.integers(-1, 2, (64, 256)) * np.float32(0.037)).astype(np.float32),
-        "positive": np.abs(wide),
-        "zeros": np.zeros((1, 64), np.float32),
-        "negative zeros": np.full((1, 64), -0.0, np.float32),
-        "constant": np.full((1, 64), 3.7, np.float32),
-        "tiny": np.full((1, 64), 1e-42, np.float32) * np.arange(64, dtype=np.float32),
-    }
-
-
-@by_type
-def test_quantizing_gives_the_bytes_of_gguf_py(block: BlockType) -> None:
-    """All but the sign of a scale or minimum that is zero, which means nothing."""
-    kind = gguf.GGMLQuantizationType[block.name]
-    for name, values in samples().items():
-        if name == "tiny":  # 1 / d overflows there, and what gguf-py stores is undefined
-            continue
-        theirs = gguf.quants.quantize(values, kind)
-        ours = blocks.quantize("w", block, values)
-        fields = 4 if block.has_minimum else 2
-        one, other = (raw.reshape(-1, block.nbytes) for raw in (theirs, ours))
-        assert np.array_equal(one[:, fields:], other[:, fields:]), name
-        halves = [np.ascontiguousarray(raw[:, :fields]).view(np.float16) for raw in (one, other)]
-        assert np.array_equal(*halves), name
-
-
-def c_quantize(block: BlockType, values: np.ndarray) -> np.ndarray:
-    """ggml's own quantizer, from the library inside the xllamacpp package."""
-    spec = importlib.util.find_spec("xllamacpp")
-    assert spec is not None
-    assert spec.origin is not None
-    function = ctypes.CDLL(str(next(Path(spec.origin).parent.glob("xllamacpp*.so")))).ggml_quantize_chunk
-    function.restype = ctypes.c_size_t
-    function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-    rows, cols = values.shape
-    values = np.ascontiguousarray(values, np.float32)
-    raw = np.zeros((rows, block.row_bytes(cols)), np.uint8)
-    assert function(block.id, values.ctypes.data, raw.ctypes.data, 0, rows, cols, None) == raw.nbytes
-    return raw
-
-
-@pytest.mark.engine("llama-cpp")
-@by_type
-def test_quantizing_gives_the_bytes_of_ggml(block: BlockType) -> None:
-    for name, values in samples().items():
-        if name == "tiny":
-            continue
-        assert np.array_equal(blocks.quantize("w", block, values), c_quantize(block, values)), name
-
-
-@by_type
-def test_values_too_small_for_a_float16_scale_become_zeros(block: BlockType) -> None:
-    raw = blocks.quantize("w", block, samples()["tiny"])
-    assert not blocks.dequantize(block, raw).any()
-
-
-@by_type
-def test_dequantizing_gives_the_values_of_gguf_py(block: BlockType) -> None:
-    raw = np.random.default_rng(1).integers(0, 256, (50, block.row_bytes(128))).astype(np.uint8)
-    finite = raw.reshape(-1, block.nbytes)
-    finite[:, [1, 3]] &= 0x7B  # exponent below the one of infinity
-    theirs = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[block.name])
-    assert blocks.dequantize(block, raw).tobytes() == theirs.tobytes()
 
 
 @by_type
 def test_packing_is_a_bijection_on_codes(block: BlockType) -> None:
     rng = np.random.default_rng(2)
-    codes = rng.integers(0, 2**block.bits, (7, 96)).astype(np.uint8)
+    cols = 3 * block.elements
+    codes = rng.integers(0, block.levels, (7, cols)).astype(np.uint8)
     scale, minimum = (rng.standard_normal((7, 3)).astype(np.float16) for _ in range(2))
     raw = blocks.pack(block, codes, scale, minimum if block.has_minimum else None)
     back_codes, back_scale, back_minimum = blocks.unpack(block, raw)
-    assert raw.shape == (7, block.row_bytes(96))
+    assert raw.shape == (7, block.row_bytes(cols))
     assert np.array_equal(back_codes, codes)
     assert np.array_equal(back_scale, scale)
     assert back_minimum is None if not block.has_minimum else np.array_equal(back_minimum, minimum)
@@ -141,7 +67,7 @@ def test_packing_is_a_bijection_on_codes(block: BlockType) -> None:
 
 @by_type
 def test_packed_codes_stand_for_scale_times_code_minus_offset(block: BlockType) -> None:
-    codes = (np.arange(32)[None] * 7 % 2**block.bits).astype(np.uint8)
+    codes = (np.arange(block.elements)[None] * 7 % block.levels).astype(np.uint8)
     minimum = np.array([[0.5]], np.float16) if block.has_minimum else None
     raw = blocks.pack(block, codes, np.array([[0.25]], np.float16), minimum)
     zero = 0 if block.offset is None else block.offset
@@ -149,55 +75,23 @@ def test_packed_codes_stand_for_scale_times_code_minus_offset(block: BlockType) 
     assert blocks.dequantize(block, raw).tolist() == expected.tolist()
 
 
-def test_the_float_below_one_half_rounds_down_and_one_half_away_from_zero() -> None:
-    """Every code boundary of Q8_0 from both sides; the scale is exactly 1."""
-    boundaries = np.arange(-127, 127, dtype=np.float32) + np.float32(0.5)
-    below, above = np.nextafter(boundaries, np.float32(-200)), np.nextafter(boundaries, np.float32(200))
-    values = np.stack([boundaries, below, above]).reshape(-1)
-    values = np.concatenate([values, np.zeros(-len(values) % 31, np.float32)]).reshape(-1, 31)
-    values = np.concatenate([np.full((len(values), 1), 127, np.float32), values], axis=1)
-    codes = blocks.quantize("w", Q8_0, values)[:, 2:].view(np.int8)
-    wanted = np.sign(values) * np.floor(np.abs(values.astype(np.float64)) + 0.5)
-    assert np.array_equal(codes, wanted)
+def any_bytes(block: BlockType) -> np.ndarray:
+    """Blocks of random bytes but for scales and minimums that are infinite or no number."""
+    raw = np.random.default_rng(1).integers(0, 256, (50, 4, block.nbytes)).astype(np.uint8)
+    raw[..., block.fields][..., 1::2] &= 0x7B
+    return raw.reshape(50, -1)
 
 
+@pytest.mark.parametrize("block", [b for b in QUANTIZED if b is not Q2_0], ids=lambda block: block.name)
+def test_dequantizing_gives_the_values_of_gguf_py(block: BlockType) -> None:
+    raw = any_bytes(block)
+    theirs = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[block.name])
+    assert blocks.dequantize(block, raw).tobytes() == theirs.tobytes()
+
+
+@pytest.mark.engine("llama-cpp")
 @by_type
-def test_other_float_dtypes_and_piece_boundaries_change_nothing(block: BlockType) -> None:
-    rows = blocks.PIECE_BLOCKS // 4 + 3
-    values = (np.random.default_rng(3).standard_normal((rows, 256)) * 0.02).astype(BF16)
-    whole = blocks.quantize("w", block, values)
-    assert np.array_equal(whole, blocks.quantize("w", block, values.astype(np.float32)))
-    assert np.array_equal(whole[-5:], blocks.quantize("w", block, values[-5:]))
-
-
-@by_type
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused_by_name(block: BlockType, bad: float) -> None:
-    values = np.ones((2, 64), np.float32)
-    values[1, 40] = bad
-    with pytest.raises(NonFiniteValues, match=r"blk\.0\.x"):
-        blocks.quantize("blk.0.x", block, values)
-
-
-@by_type
-def test_a_scale_beyond_float16_is_refused_by_name(block: BlockType) -> None:
-    values = np.zeros((1, 32), np.float32)
-    values[0, 0] = 3e7
-    with pytest.raises(ValueOutOfRange, match="'w'"):
-        blocks.quantize("w", block, values)
-
-
-def test_maxima_of_blocks_are_those_of_numpy_and_nan_is_the_largest() -> None:
-    magnitudes = np.abs(np.random.default_rng(4).standard_normal((77, 32))).astype(np.float32)
-    assert np.array_equal(bits.block_maxima(magnitudes), magnitudes.max(axis=1, keepdims=True))
-    magnitudes[3, 9], magnitudes[4, 31] = np.inf, np.nan
-    found = bits.block_maxima(magnitudes)[:, 0]
-    assert np.isposinf(found[3])
-    assert np.isnan(found[4])
-
-
-def test_a_magnitude_takes_the_signs_of_other_values() -> None:
-    values = np.array([1, -2, 0.0, -0.0, np.inf, -np.inf, 1e-45, -1e-45], np.float32)
-    out = np.empty_like(values)
-    bits.with_sign_of(values, np.float32(0.5), out=out)
-    assert np.array_equal(out, np.copysign(np.float32(0.5), values))
+def test_dequantizing_gives_the_values_of_ggml(block: BlockType) -> None:
+    """Whatever the bytes are: a byte of TQ1_0 that no five codes make, code 3 in TQ2_0, subnormal scales."""
+    raw = any_bytes(block)
+    assert blocks.dequantize(block, raw).tobytes() == ggml.dequantized(block, raw).tobytes()

@@ -26,6 +26,7 @@ from tests.support.gguf_models import (
     LLAMA,
     Q_PROJ,
     UP_PROJ,
+    WIDE,
     dense,
     permuted,
     quantized,
@@ -33,6 +34,9 @@ from tests.support.gguf_models import (
     write,
 )
 from tests.support.memory import memory_checkpoint, random_arrays
+
+ROUNDED = [kind for kind in EXPORTER.types if kind not in ("tq2_0", "tq1_0", "q2_0")]
+"""Types that any dense weights are rounded to; the others take ternary ones only."""
 
 
 def test_metadata_holds_the_scalars_of_the_family(tmp_path: Path, tokenizer_files: dict[str, bytes]) -> None:
@@ -74,6 +78,19 @@ def test_metadata_holds_the_scalars_of_the_family(tmp_path: Path, tokenizer_file
     assert "minicpm.attention.key_length" not in fields
 
 
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    {
+        **{"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32},
+        **{"tq1_0": 36, "tq2_0": 37, "q2_0": 41},
+    }.items(),
+)
+def test_the_file_type_is_the_number_of_llama_cpp(kind: str, number: int, tmp_path: Path) -> None:
+    """`enum llama_ftype`."""
+    source = quantized(AffineGroups(bits=2, group_size=-1, ternary=True), WIDE)
+    assert read_gguf(write(source, tmp_path / "m.gguf", kind)).metadata["general.file_type"] == number
+
+
 def test_a_folded_file_is_a_llama_without_scalars(tmp_path: Path) -> None:
     source = dense()
     fields, tensors = theirs(write(source, tmp_path / "m.gguf", "f32", "llama"))
@@ -111,7 +128,7 @@ def test_the_order_is_that_of_the_forward_pass_and_ties_are_kept(tmp_path: Path)
     assert names[-1] == "output_norm.weight"
 
 
-@pytest.mark.parametrize("kind", EXPORTER.types)
+@pytest.mark.parametrize("kind", ROUNDED)
 def test_types_of_a_dense_source(kind: str, tmp_path: Path) -> None:
     """Matrices take the type, norms are F32, and embedding and head stay at eight bits."""
     tensors = read_gguf(write(dense(LLAMA | {"tie_word_embeddings": False}), tmp_path / "m.gguf", kind)).tensors
@@ -151,7 +168,7 @@ def test_values_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
     assert "bf16" in str(refusal.value.hint)
     write(source, tmp_path / "m.gguf", "bf16")
     arrays[UP_PROJ][3, 5] = np.nan
-    for kind in EXPORTER.types:
+    for kind in ROUNDED:
         with pytest.raises(NonFiniteValues, match=UP_PROJ):
             write(source, tmp_path / "bad.gguf", kind)
     assert not (tmp_path / "bad.gguf").exists()

@@ -90,7 +90,7 @@ def stranger(
         if block is blocks.F32:
             data = values.view(np.uint8)
         elif block.name in blocks.QUANTIZED:
-            data = blocks.quantize(name, block, values.reshape(-1, shape[-1]))
+            data = random_blocks(block, shape)
         else:
             data = np.zeros(math.prod(shape[:-1]) * block.row_bytes(shape[-1]), np.uint8)
         if fill is not None:
@@ -98,6 +98,13 @@ def stranger(
         parts.append(data.tobytes() + bytes(padding(data.nbytes)))
     path.write_bytes(b"".join(parts))
     return path
+
+
+def random_blocks(block: blocks.BlockType, shape: tuple[int, ...]) -> np.ndarray:
+    rng, cells = np.random.default_rng(0), (math.prod(shape[:-1]), shape[-1] // block.elements)
+    scale, minimum = (rng.standard_normal(cells).astype(np.float16) for _ in range(2))
+    codes = rng.integers(0, block.levels, (cells[0], shape[-1])).astype(np.uint8)
+    return blocks.pack(block, codes, scale, minimum if block.has_minimum else None)
 
 
 def test_a_file_of_standard_keys_alone_is_read(tmp_path: Path) -> None:
@@ -121,6 +128,49 @@ def test_blocks_without_a_record_are_groups_of_32(block: blocks.BlockType, bits:
     assert np.array_equal(view.read().dequantized(), reference_values(path, "blk.0.ffn_up.weight"))
 
 
+WIDER: dict[str, Any] = {
+    "keys": {"minicpm.feed_forward_length": (ValueType.UINT32, 512)},
+    "tensors": {
+        "blk.0.ffn_gate.weight": (512, 64),
+        "blk.0.ffn_up.weight": (512, 64),
+        "blk.0.ffn_down.weight": (64, 512),
+    },
+}
+"""Changes that give `ffn_down` rows of whole blocks of any type."""
+DOWN_PROJ = "model.layers.0.mlp.down_proj.weight"
+OWN_SCHEMES = {
+    "TQ1_0": AffineGroups(bits=2, group_size=256, ternary=True),
+    "TQ2_0": AffineGroups(bits=2, group_size=256, ternary=True),
+    "Q2_0": AffineGroups(bits=2, group_size=64),
+}
+
+
+@pytest.mark.parametrize("name", OWN_SCHEMES)
+def test_blocks_of_two_bits_without_a_record_are_groups_of_their_own_width(name: str, tmp_path: Path) -> None:
+    """Three levels, or the four of Q2_0, which count from the other end; scales of both signs."""
+    path = stranger(tmp_path / "m.gguf", types={"blk.0.ffn_down.weight": blocks.QUANTIZED[name]}, **WIDER)
+    view = EXPORTER.read(path).weights[DOWN_PROJ]
+    assert isinstance(view, QuantizedView)
+    assert view.scheme == OWN_SCHEMES[name]
+    raw = read_gguf(path).rows("blk.0.ffn_down.weight", 0, 64)
+    assert np.array_equal(view.read().dequantized(), blocks.dequantize(blocks.QUANTIZED[name], raw))
+    if name != "Q2_0":
+        assert np.array_equal(view.read().dequantized(), reference_values(path, "blk.0.ffn_down.weight"))
+
+
+def test_the_fourth_code_of_a_ternary_block_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    """ggml computes with it, and no ternary weight has it: bytes that no quantizer makes."""
+
+    def spoil(name: str, data: np.ndarray) -> None:
+        if name == "blk.0.ffn_down.weight":
+            data.reshape(-1)[7] |= 0b1100
+
+    types = {"blk.0.ffn_down.weight": blocks.TQ2_0}
+    path = stranger(tmp_path / "m.gguf", types=types, fill=spoil, **WIDER)
+    with pytest.raises(InconsistentCheckpoint, match=r"'blk\.0\.ffn_down\.weight': the codes .* ternary g256"):
+        EXPORTER.read(path).weights[DOWN_PROJ].read()
+
+
 @pytest.mark.parametrize("block", [blocks.Q4_1, blocks.Q5_1], ids=["4", "5"])
 def test_blocks_with_a_minimum_are_read_as_what_ggml_computes_with(block: blocks.BlockType, tmp_path: Path) -> None:
     path = stranger(tmp_path / "m.gguf", types={"blk.0.ffn_up.weight": block})
@@ -133,12 +183,12 @@ def test_blocks_with_a_minimum_are_read_as_what_ggml_computes_with(block: blocks
 @pytest.mark.parametrize("block", list(blocks.QUANTIZED.values()), ids=lambda block: block.name)
 def test_an_infinite_scale_is_refused_when_it_is_read(block: blocks.BlockType, tmp_path: Path) -> None:
     def spoil(name: str, data: np.ndarray) -> None:
-        if name == "blk.0.ffn_up.weight":
-            data.reshape(-1, block.nbytes)[1, :2] = np.frombuffer(struct.pack("<e", math.inf), np.uint8)
+        if name == "blk.0.ffn_down.weight":
+            data.reshape(-1, block.nbytes)[1, block.fields][:2] = np.frombuffer(struct.pack("<e", math.inf), np.uint8)
 
-    path = stranger(tmp_path / "m.gguf", types={"blk.0.ffn_up.weight": block}, fill=spoil)
-    with pytest.raises(NonFiniteValues, match=r"'blk\.0\.ffn_up\.weight': block 1 has a scale"):
-        EXPORTER.read(path).weights[UP_PROJ].read()
+    path = stranger(tmp_path / "m.gguf", types={"blk.0.ffn_down.weight": block}, fill=spoil, **WIDER)
+    with pytest.raises(NonFiniteValues, match=r"'blk\.0\.ffn_down\.weight': block 1 has a scale"):
+        EXPORTER.read(path).weights[DOWN_PROJ].read()
 
 
 def with_key(key: str, kind: ValueType, item: Any) -> dict[str, Any]:
@@ -218,6 +268,9 @@ REFUSED: dict[str, tuple[dict[str, Any], type[QuantkitError], str]] = {
     "a record with strange bits": ({"extra": record(RECORD % ('"4"', 32, "true"))}, MalformedFile, "quantization"),
     "a record with 99 bits": ({"extra": record(RECORD % (99, 32, "true"))}, MalformedFile, "bits"),
     "a record for a dense tensor": ({"extra": record(RECORD % (4, 32, "true"))}, InconsistentCheckpoint, "has none"),
+    "a record of groups that end inside a block": (
+        {**WIDER, "extra": record(RECORD.replace("ffn_up", "ffn_down") % (2, 128, "true")),
+         "types": {"blk.0.ffn_down.weight": blocks.TQ2_0}}, InconsistentCheckpoint, "no such codes"),
     "a record that the blocks cannot hold": (
         {"extra": record(RECORD % (8, 32, "true")), "types": {"blk.0.ffn_up.weight": blocks.Q4_0}},
         InconsistentCheckpoint, "no such codes"),

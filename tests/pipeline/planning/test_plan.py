@@ -93,6 +93,20 @@ def test_a_width_beside_the_text_is_for_a_text_without_one():
         parse_target("hf", bits=4)
 
 
+def test_a_plan_tells_which_blocks_hold_ternary_codes(tiny_checkpoint: Path):
+    """And a scale for every 128 weights has no place in a block of 256, which one has says the hint."""
+    row, narrow = (AffineGroups(bits=2, group_size=size, ternary=True) for size in (-1, 128))
+    (default,) = planned_for(tiny_checkpoint, "gguf", spec=row).targets
+    assert (default.type, default.refusal, default.loads_in) == ("tq2_0", None, "loads in: llama-cpp, reference")
+    default, refused = planned_for(tiny_checkpoint, "gguf", "gguf:tq2_0", spec=narrow).targets
+    assert (default.type, default.refusal) == ("q2_0", None)
+    assert any("llama.cpp reads q2_0 since" in note for note in default.notes)
+    assert refused.refusal is not None
+    assert refused.refusal.startswith("model.layers.0.self_attn.q_proj.weight: gguf cannot carry ternary g128 as tq2_0")
+    assert "groups of 128 with a scale each do not share a TQ2_0 block of 256" in refused.refusal
+    assert (refused.hint or "").startswith("choose type q2_0 or q4_0")
+
+
 def test_a_plan_reads_no_tensor():
     source = memory_checkpoint(tiny_config(hidden_size=256, intermediate_size=512))
 
