@@ -275,13 +275,13 @@ class OracleSession(TracingSession, Protocol):
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        rounded: bool,
-        whole_rows: bool = False,
+        int8_run: int | None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Iterator[Predictions]:
         """Yield the predictions on each of the prompts' token ids, in order.
 
-        Inputs are rounded in runs of 32 values with a scale each, or of all that a token has (`whole_rows`).
+        int8_run: how many values in a row share a scale where inputs are rounded to int8, `PER_ROW` for all that a token
+            has; None = it is not asked for what that costs.
 
         All prompts run through a block before the next one is read, so every weight is read once. Only the logits
         that are being yielded are held. `progress` is told what is being done ("block 3 of 24"), steps done, and steps
@@ -308,8 +308,8 @@ class Runtime(Protocol):
         """How the engine multiplies this artifact's weights: what a correct one may lose on them.
 
         "float32": everything in float32. "float16 inputs", "bfloat16 inputs", "int8 inputs": one factor of each product
-        is rounded to that first, the rest is float32; int8 in runs of 32 values, "int8 tokens" of all that a token has.
-        "float16": everything is rounded to float16 but sums.
+        is rounded to that first, the rest is float32; int8 in runs of 32 values, "int8 inputs of 256" in runs of 256,
+        "int8 tokens" of all that a token has. "float16": everything is rounded to float16 but sums.
         """
         ...
 

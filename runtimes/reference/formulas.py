@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from quantkit.models.spec import RopeSpec
+from quantkit.tensors.scheme import PER_ROW
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -72,13 +73,14 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return by_position.reshape(new, heads * head_dim)
 
 
-def round_to_int8(x: np.ndarray, *, whole_rows: bool = False) -> np.ndarray:
-    """Each run of 32 values along the last axis as integers -127..127 times max|x| / 127, that scale in float16.
+def round_to_int8(x: np.ndarray, run: int) -> np.ndarray:
+    """Each run of so many values along the last axis as integers -127..127 times max|x| / 127, that scale in float16.
 
-    What ggml's integer kernels do to their inputs (`quantize_row_q8_0`). Rows that 32 does not divide are one run, and
-    all are with `whole_rows`, which is what BitNet's layers in transformers do (there the scale is float32).
+    What ggml's integer kernels do to their inputs: runs of 32 in `quantize_row_q8_0`, of 256 in `quantize_row_q8_K`.
+    Rows that it does not divide are one run, and all are with `PER_ROW`, which is what BitNet's layers in transformers
+    do. There and in runs of 256 the scale is float32, which is a 1000th less of a squared error.
     """
-    width = x.shape[-1] if whole_rows or x.shape[-1] % 32 else 32
+    width = x.shape[-1] if run == PER_ROW or x.shape[-1] % run else run
     blocks = x.reshape(*x.shape[:-1], -1, width)
     scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
     scale = scale.astype(np.float16).astype(np.float32)

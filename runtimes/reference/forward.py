@@ -77,18 +77,17 @@ class Span:
 class Batch:
     """Prompts that run together.
 
-    x: the residual stream of all their tokens, (N, E). rounds_inputs: whether every matrix's input is rounded to int8,
-    in runs of 32 values or, with `whole_rows`, each token's at once.
+    x: the residual stream of all their tokens, (N, E). int8_run: how many values share a scale where every matrix's
+    input is rounded to int8 (`round_to_int8`), None where it is not.
     """
 
     x: np.ndarray
     spans: Sequence[Span]
-    rounds_inputs: bool = False
-    whole_rows: bool = False
+    int8_run: int | None = None
 
     def inputs(self, x: np.ndarray) -> np.ndarray:
         """What matrices are given for `x`."""
-        return round_to_int8(x, whole_rows=self.whole_rows) if self.rounds_inputs else x
+        return x if self.int8_run is None else round_to_int8(x, self.int8_run)
 
 
 class Work:

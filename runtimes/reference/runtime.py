@@ -53,7 +53,7 @@ class ReferenceSession:
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Float32 logits [T, V]; row t predicts token t + 1."""
-        (prediction,) = self._predicted([self._checked(token_ids)], rounded=False, progress=None, keep=True)
+        (prediction,) = self._predicted([self._checked(token_ids)], int8_run=None, progress=None, keep=True)
         return prediction.exact
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
@@ -77,8 +77,7 @@ class ReferenceSession:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        rounded: bool,
-        whole_rows: bool = False,
+        int8_run: int | None,
         progress: Progress | None = None,
     ) -> Iterator[Predictions]:
         """Yield the predictions on each of the prompts' token ids, in order; see `OracleSession.predictions`.
@@ -87,7 +86,7 @@ class ReferenceSession:
         within the budget, else read for every prompt.
         """
         ids = [self._checked(prompt) for prompt in prompts]
-        return self._predicted(ids, rounded=rounded, whole_rows=whole_rows, progress=progress, keep=False)
+        return self._predicted(ids, int8_run=int8_run, progress=progress, keep=False)
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
         """Every stage of the forward pass in order, float32.
@@ -104,22 +103,16 @@ class ReferenceSession:
         return stages | {"logits": model.logits(batch, rows)}
 
     def _predicted(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        rounded: bool,
-        whole_rows: bool = False,
-        progress: Progress | None,
-        keep: bool,
+        self, prompts: Sequence[Sequence[int]], *, int8_run: int | None, progress: Progress | None, keep: bool
     ) -> Iterator[Predictions]:
         if not prompts:
             return
-        arithmetics = (False, True) if rounded else (False,)
+        arithmetics = (None,) if int8_run is None else (None, int8_run)
         work = Work(_multiplications(self.spec) * sum(map(len, prompts)) * len(arithmetics), progress)
         model = ForwardPass(self.spec, self._weights, work, keep=keep)
         embedded = model.embed([token for prompt in prompts for token in prompt])
         spans = [model.span(rows, rows.stop - rows.start) for rows in _consecutive(map(len, prompts))]
-        batches = [Batch(embedded, spans, rounds_inputs, whole_rows) for rounds_inputs in arithmetics]
+        batches = [Batch(embedded, spans, run) for run in arithmetics]
         for _ in model.stages(batches):
             pass
         for number, span in enumerate(spans, 1):
@@ -127,7 +120,7 @@ class ReferenceSession:
             # No name holds on to what is yielded: two prompts' logits would be in memory at a time.
             yield Predictions(
                 exact=model.logits(batches[0], span.rows),
-                rounded=model.logits(batches[1], span.rows) if rounded else None,
+                rounded=model.logits(batches[1], span.rows) if int8_run is not None else None,
             )
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:

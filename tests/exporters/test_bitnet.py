@@ -26,6 +26,7 @@ from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.recipe import Recipe
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import PER_ROW
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from tests.support.memory import memory_checkpoint, tiny_config
@@ -316,6 +317,6 @@ def test_transformers_computes_what_the_reference_does_but_for_inputs_in_int8(tm
     assert (runtime.refuses(checkpoint), runtime.arithmetic(checkpoint)) == (None, "int8 tokens")
     with registry.runtime("reference").open(folder) as oracle, runtime.open(folder) as session:
         exact, found = oracle.logits(ids), session.logits(ids)
-        (rounded,) = oracle.predictions([ids], rounded=True, whole_rows=True)  # type: ignore[attr-defined]
+        (rounded,) = oracle.predictions([ids], int8_run=PER_ROW)  # type: ignore[attr-defined]
     distance = np.linalg.norm(found - exact)
     assert 0.2 * np.linalg.norm(rounded.rounded - exact) < distance < 2 * np.linalg.norm(rounded.rounded - exact)

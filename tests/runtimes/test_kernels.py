@@ -76,6 +76,7 @@ ALL_GPTQ = {"vllm-cpu", "vllm-cuda-marlin", "gptqmodel-torch"}
         (AffineGroups(bits=4, group_size=8), CT, {"vllm-cpu", "transformers"}),
         (AffineGroups(bits=4, group_size=1), CT, {"transformers"}),
         (SYM4, "gguf", {"llama.cpp"}),
+        (AffineGroups(bits=2, group_size=-1, ternary=True), "gguf", {"llama.cpp"}),
     ],
 )
 def test_a_grid_is_taken_by(spec: AffineGroups, container: str, expected: set[str]):

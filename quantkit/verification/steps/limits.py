@@ -27,6 +27,7 @@ import numpy as np
 
 from quantkit.errors import MalformedFile
 from quantkit.models.spec import ModelSpec
+from quantkit.tensors.scheme import PER_ROW
 from quantkit.verification.steps.logit_facts import LogitFacts
 
 FACTOR = 6.0
@@ -47,9 +48,11 @@ ROUNDINGS = 16
 SUMS = 8
 """Two passes, each with twice the root mean square that independent roundings would have."""
 
-TOKENS = "int8 tokens"
-"""The arithmetic (`quantkit.protocols.Runtime`) in which all inputs of a token share a scale. What it costs depends on
-the largest of them, so the reference measures it by rounding so itself; its error stands for that of int8."""
+INT8_RUN = 32
+"""Inputs in a row that share a scale where rounding to int8 is the measure of what an arithmetic costs."""
+INT8_RUNS = {"int8 inputs of 256": 256, "int8 tokens": PER_ROW}
+"""Arithmetics (`quantkit.protocols.Runtime`) in which more inputs do. What they cost depends on the largest of these, so
+the reference measures it by rounding in the same runs; their error stands for that of int8."""
 
 CHANCE = 4.75
 """Standard deviations that chance goes beyond once in a million times."""
@@ -73,7 +76,7 @@ def noise(arithmetic: str, spec: ModelSpec) -> float:
             "bfloat16 inputs": FLOAT16_NOISE * 64,
             "float16": FLOAT16_NOISE * roundings,
             "int8 inputs": INT8_NOISE,
-            TOKENS: INT8_NOISE,
+            **dict.fromkeys(INT8_RUNS, INT8_NOISE),
         }[arithmetic]
     )
 

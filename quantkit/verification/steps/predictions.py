@@ -26,7 +26,8 @@ from quantkit.verification.report import Check, Comparison, Divergence
 from quantkit.verification.steps.limits import (
     ENGINE_FACTOR,
     FACTOR,
-    TOKENS,
+    INT8_RUN,
+    INT8_RUNS,
     at_least_scaled,
     noise,
     noise_limits,
@@ -56,7 +57,7 @@ def recorded(golden: Golden, squared_error: float, count: int) -> Trusted:
 def computed(model: Checkpoint, prompts: Sequence[Prompt], squared_error: float, progress: Progress | None) -> Trusted:
     """From the original itself, by the reference."""
     logits, rounded = [], []
-    for answer in predicted(model.path, prompts, rounded=True, progress=progress):
+    for answer in predicted(model.path, prompts, int8_run=INT8_RUN, progress=progress):
         assert answer.rounded is not None
         logits.append(answer.exact)
         rounded.append(kl_by_position(answer.exact, answer.rounded))
@@ -65,13 +66,13 @@ def computed(model: Checkpoint, prompts: Sequence[Prompt], squared_error: float,
 
 
 def predicted(
-    path: Path, prompts: Sequence[Prompt], *, rounded: bool, whole_rows: bool = False, progress: Progress | None
+    path: Path, prompts: Sequence[Prompt], *, int8_run: int | None, progress: Progress | None
 ) -> Iterator[Predictions]:
     """What the reference predicts on each prompt."""
     ids = [prompt.token_ids for prompt in prompts]
     with registry.runtime(ORACLE).open(path) as session:
         oracle = cast(OracleSession, session)
-        yield from oracle.predictions(ids, rounded=rounded, whole_rows=whole_rows, progress=progress)
+        yield from oracle.predictions(ids, int8_run=int8_run, progress=progress)
 
 
 @dataclass(slots=True, eq=False)
@@ -98,10 +99,8 @@ def ask_reference(
     arithmetic: of the engine that will be held to it, None where none will.
     """
     answers = Answers()
-    measured = predicted(
-        path, prompts, rounded=arithmetic is not None, whole_rows=arithmetic == TOKENS, progress=progress
-    )
-    for index, answer in enumerate(measured):
+    run = INT8_RUNS.get(arithmetic, INT8_RUN) if arithmetic is not None else None
+    for index, answer in enumerate(predicted(path, prompts, int8_run=run, progress=progress)):
         if answer.rounded is not None:
             answers.exact.append(answer.exact)
             answers.rounded.append(kl_by_position(answer.exact, answer.rounded))

@@ -24,6 +24,7 @@ ENGINE_STAGE_LIMITS = {
     "bfloat16 inputs": 5e-2,
     "float16": 5e-2,
     "int8 inputs": 0.1,
+    "int8 inputs of 256": 0.15,
     "int8 tokens": 0.2,
 }
 """The same of an engine's forward pass from the reference's on one artifact, by its arithmetic."""

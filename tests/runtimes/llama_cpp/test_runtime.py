@@ -7,10 +7,13 @@ import pytest
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import EngineFailed, QuantkitError
+from quantkit.exporters.gguf import blocks
 from quantkit.protocols import ExportOptions, TracingSession
 from quantkit.runtimes.llama_cpp import session as session_module
 from quantkit.runtimes.llama_cpp.runtime import RUNTIME
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.verification.metrics import max_abs_log_prob_difference
+from tests.support import ggml, gguf_models
 from tests.support.gguf_writer import TOKENS
 
 pytestmark = pytest.mark.engine("llama-cpp")
@@ -45,6 +48,17 @@ def test_a_release_that_is_not_known_is_driven_through_the_server_and_said(monke
     with session:
         assert not isinstance(session, TracingSession)
         assert max_abs_log_prob_difference(expected, session.logits(TOKENS[:5])) < 1e-4
+
+
+INT8_RUNS = {8: "int8 inputs", 9: "int8 inputs", 15: "int8 inputs of 256"}
+"""ggml's Q8_0, Q8_1 and Q8_K, by the runs of inputs that share a scale."""
+
+
+@pytest.mark.parametrize("kind", ["tq2_0", "tq1_0", "q2_0", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"])
+def test_the_arithmetic_is_that_of_the_type_that_ggml_rounds_inputs_to(kind, tmp_path):
+    source = gguf_models.quantized(AffineGroups(bits=2, group_size=-1, ternary=True), gguf_models.WIDE)
+    back = registry.open_checkpoint(gguf_models.write(source, tmp_path / "m.gguf", kind))
+    assert RUNTIME.arithmetic(back) == INT8_RUNS[ggml.input_type(blocks.QUANTIZED[kind.upper()])]
 
 
 def test_our_own_reader_stands_before_the_engine(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 
 from quantkit.models.spec import RopeSpec
 from quantkit.runtimes.reference.formulas import attend, rms_norm, rope_angles, rotate, round_to_int8, silu, softmax
+from quantkit.tensors.scheme import PER_ROW
 
 
 def test_rope_turns_the_first_pair_by_its_position_and_later_pairs_slower():
@@ -65,10 +66,19 @@ def test_rounding_to_int8_gives_each_run_of_32_its_own_scale():
     x = np.zeros((1, 64), np.float32)
     x[0, :4] = [127, 1.4, 1.6, -127]  # scale 1
     x[0, 32:35] = [254, 3, -1.2]  # scale 2
-    rounded = round_to_int8(x)
+    rounded = round_to_int8(x, 32)
     np.testing.assert_array_equal(rounded[0, :4], [127, 1, 2, -127])
     np.testing.assert_array_equal(rounded[0, 32:35], [254, 4, -2])
     assert not rounded[0, 4:32].any()
+
+
+def test_rounding_to_int8_gives_longer_runs_one_scale_and_rows_of_no_whole_runs_one():
+    x = np.zeros((1, 512), np.float32)
+    places = [0, 1, 255, 256, 257]
+    x[0, places] = [127, 1.4, 0.6, 254, 3]
+    np.testing.assert_array_equal(round_to_int8(x, 256)[0, places], [127, 1, 1, 254, 4])  # scales 1 and 2
+    for one in (round_to_int8(x[:, :384], 256), round_to_int8(x, PER_ROW)):
+        np.testing.assert_array_equal(one[0, places], [128, 2, 0, 254, 4])  # scale 2 for all
 
 
 def test_later_queries_attend_as_if_the_earlier_ones_were_asked_too():
@@ -82,7 +92,7 @@ def test_later_queries_attend_as_if_the_earlier_ones_were_asked_too():
 def test_rounding_to_int8_loses_no_nan_and_no_zero():
     x = np.zeros((2, 32), np.float32)
     x[0, 3] = np.nan
-    rounded = round_to_int8(x)
+    rounded = round_to_int8(x, 32)
     assert np.isnan(rounded[0]).all()
     assert not rounded[1].any()
-    assert not round_to_int8(np.full((1, 32), 1e-9, np.float32)).any()  # a scale that float16 rounds to zero
+    assert not round_to_int8(np.full((1, 32), 1e-9, np.float32), 32).any()  # a scale that float16 rounds to zero

@@ -45,7 +45,7 @@ def rounding(exact: np.ndarray) -> float:
 
 
 def predicted(checkpoint: Checkpoint, *, budget: int = 1 << 30) -> list[Predictions]:
-    return list(ReferenceSession(checkpoint, budget=budget).predictions(PROMPTS, rounded=True))
+    return list(ReferenceSession(checkpoint, budget=budget).predictions(PROMPTS, int8_run=32))
 
 
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS.keys())
@@ -81,10 +81,10 @@ def torch_rounded(checkpoint: Checkpoint, ids: list[int]) -> np.ndarray:
     model.load_state_dict({name: torch.from_numpy(view.read()) for name, view in checkpoint.weights.items()})
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(lambda _, args: torch.from_numpy(round_to_int8(args[0].numpy())))
+            module.register_forward_pre_hook(lambda _, args: torch.from_numpy(round_to_int8(args[0].numpy(), 32)))
     # The head is a function there. Its input is the norm's output over a power of two, which commutes with rounding.
     assert checkpoint.spec.logit_divisor == 4
-    model.model.norm.register_forward_hook(lambda *called: torch.from_numpy(round_to_int8(called[2].numpy())))
+    model.model.norm.register_forward_hook(lambda *called: torch.from_numpy(round_to_int8(called[2].numpy(), 32)))
     with torch.no_grad():
         return model(torch.tensor([ids]))[0].numpy()
 
@@ -102,8 +102,8 @@ def test_the_input_of_every_matrix_is_rounded_and_nothing_else():
 
 def test_rounding_is_left_out_where_it_is_not_asked_for():
     session = ReferenceSession(memory_checkpoint(tiny_config()))
-    both = list(session.predictions(PROMPTS, rounded=True))
-    for prediction, other in zip(session.predictions(PROMPTS, rounded=False), both, strict=True):
+    both = list(session.predictions(PROMPTS, int8_run=32))
+    for prediction, other in zip(session.predictions(PROMPTS, int8_run=None), both, strict=True):
         assert prediction.rounded is None
         np.testing.assert_array_equal(prediction.exact, other.exact)
 
@@ -186,7 +186,7 @@ def test_progress_counts_up_to_the_end_and_moves_inside_a_block(monkeypatch):
     told: list[tuple[str, int, int]] = []
     session = ReferenceSession(memory_checkpoint(tiny_config()))
     prompts = PROMPTS[2:3]
-    for _ in session.predictions(prompts, rounded=True, progress=lambda *report: told.append(report)):
+    for _ in session.predictions(prompts, int8_run=32, progress=lambda *report: told.append(report)):
         pass
     labels = list(dict.fromkeys(what for what, _, _ in told))
     assert labels == ["embedding", "block 1 of 3", "block 2 of 3", "block 3 of 3", "logits of prompt 1 of 1"]
@@ -206,7 +206,7 @@ def peak_bytes(layers: int, prompts: int) -> int:
     session = ReferenceSession(checkpoint)
     tracemalloc.start()
     try:
-        for prediction in session.predictions([[1] * 16] * prompts, rounded=True):
+        for prediction in session.predictions([[1] * 16] * prompts, int8_run=32):
             del prediction
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -224,9 +224,9 @@ def test_memory_grows_neither_with_the_layers_nor_with_the_logits_of_all_prompts
 def test_a_prompt_that_cannot_run_is_refused_before_any_work(prompt):
     checkpoint, reads = counted(memory_checkpoint(tiny_config()))
     with pytest.raises(BadOption):
-        ReferenceSession(checkpoint).predictions([[1, 2, 3], prompt], rounded=False)
+        ReferenceSession(checkpoint).predictions([[1, 2, 3], prompt], int8_run=None)
     assert not reads
 
 
 def test_no_prompts_are_no_predictions():
-    assert list(ReferenceSession(memory_checkpoint(tiny_config())).predictions([], rounded=True)) == []
+    assert list(ReferenceSession(memory_checkpoint(tiny_config())).predictions([], int8_run=32)) == []

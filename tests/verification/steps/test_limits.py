@@ -20,7 +20,7 @@ from quantkit.verification.prompts import Prompt
 from quantkit.verification.proof import verify
 from quantkit.verification.recording import recorded
 from quantkit.verification.steps import predictions
-from quantkit.verification.steps.limits import ENGINE_FACTOR, chance, mixed, mixed_alike, noise, noise_limits
+from quantkit.verification.steps.limits import ENGINE_FACTOR, INT8_RUN, chance, mixed, mixed_alike, noise, noise_limits
 from quantkit.verification.steps.logit_facts import LogitFacts, facts_of, float16_cost
 from tests.support.family import write_member
 
@@ -36,7 +36,7 @@ def prompts(checkpoint: Checkpoint, lengths: Sequence[int] = LENGTHS) -> list[Pr
 
 
 def answered(path: Path, asked: Sequence[Prompt]) -> list[Predictions]:
-    return list(predictions.predicted(path, asked, rounded=True, progress=None))
+    return list(predictions.predicted(path, asked, int8_run=INT8_RUN, progress=None))
 
 
 def cost_of_int8(answers: Sequence[Predictions]) -> list[np.ndarray]:
