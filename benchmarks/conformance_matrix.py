@@ -29,6 +29,8 @@ NEGATIVE = ", negative scales"
 ARCHITECTURES = ("native", "llama")
 WIDER = (*FLOATS, "q8_0", "q5_0", "q5_1")
 """Types that hold 4-bit codes in more than 4 bits."""
+NARROW = ("tq2_0", "tq1_0", "q2_0")
+"""Types that hold codes of two bits, and dense weights only where they are of that kind."""
 
 
 def sources(model: Checkpoint, method: str) -> dict[str, Checkpoint]:
@@ -96,9 +98,9 @@ def matrix(models: Mapping[str, Checkpoint]) -> Iterator[tuple[Artifact, Planned
 
 
 def choices(exporter: Exporter, weights: str) -> Iterator[ExportOptions]:
-    """Types, targets and architectures to try, less those that say nothing new: types wider than the codes with
-    quantized weights, and folded what quantizes by itself or has mirrored scales."""
-    for type_ in exporter.types or (None,):
+    """Types, targets and architectures to try, less those that say nothing new: types wider or narrower than the codes
+    with quantized weights, and folded what quantizes by itself or has mirrored scales."""
+    for type_ in [type_ for type_ in exporter.types if type_ not in NARROW] or (None,):
         for target in exporter.targets or (None,):
             for arch in ARCHITECTURES:
                 folded_again = weights.endswith(NEGATIVE) or (weights == DENSE and type_ not in FLOATS)

@@ -50,14 +50,17 @@ LENGTHS = (17, 70)
 """Tokens of the prompts, which are random: several each, so that a prompt's own limit is measured on several."""
 
 DENSE, SYMMETRIC, ASYMMETRIC, EIGHT, HEAD = "dense", "int4 sym", "int4 asym", "int8 sym", "int4 sym, head too"
+TERNARY = "ternary"
 GRIDS: Mapping[str, AffineGroups] = {
     SYMMETRIC: AffineGroups(bits=4, group_size=128),
     ASYMMETRIC: AffineGroups(bits=4, group_size=128, symmetric=False),
     EIGHT: AffineGroups(bits=8, group_size=128),
     HEAD: AffineGroups(bits=4, group_size=128),
+    TERNARY: AffineGroups(bits=2, group_size=-1, ternary=True),
 }
-CARRIERS = {SYMMETRIC: "q4_0", ASYMMETRIC: "q4_1", EIGHT: "q8_0", HEAD: "q4_0"}
-"""The smallest type of a GGUF file that holds a grid."""
+CARRIERS = {SYMMETRIC: ("q4_0",), ASYMMETRIC: ("q4_1",), EIGHT: ("q8_0",), HEAD: ("q4_0",)}
+CARRIERS |= {TERNARY: ("tq2_0", "tq1_0", "q2_0")}
+"""The smallest types of a GGUF file that hold a grid."""
 
 SLOW = "vllm"
 """The engine that takes a minute to start."""
@@ -84,7 +87,7 @@ def sources(model: Checkpoint) -> Iterator[tuple[str, Checkpoint]]:
 def choices(container: str, weights: str, *, native: bool) -> Iterator[ExportOptions]:
     """Types, targets and architectures to try; folded is what an engine runs only so, or what is folded alone."""
     exporter = registry.exporter(container)
-    types = exporter.types if weights == DENSE else (CARRIERS[weights],) if container == "gguf" else exporter.types[:1]
+    types = exporter.types if weights == DENSE else CARRIERS[weights] if container == "gguf" else exporter.types[:1]
     if container == "gptq" and weights == ASYMMETRIC:
         types = exporter.types[1:]
     if weights != DENSE and container == "hf":
@@ -139,7 +142,10 @@ def rows_of(name: str, scratch: Path, engines: Collection[str], before: Mapping[
             yield Row(key, Cell(reason=plan), Cell(), {}, "")
             continue
         number += 1
-        out = publish(plan, scratch / f"{number}-gptq-marlin").path
+        out = published(plan, scratch / f"{number}-gptq-marlin", model)
+        if isinstance(out, str):
+            yield Row(key, Cell(reason=out), Cell(), {}, "")
+            continue
         yield row_of(key, plan, out, golden, engines, before.get(key))
         remove(out)
 
@@ -228,11 +234,19 @@ def stamps_of(names: Collection[str]) -> dict[Key, str]:
         for name in names:
             model = opened(name, Path(scratch))
             for key, plan in artifacts(name, model) if isinstance(model, Checkpoint) else ():
-                if not isinstance(plan, str):
-                    path = publish(plan, Path(scratch) / f"{name}-gptq-marlin").path
+                path = plan if isinstance(plan, str) else published(plan, Path(scratch) / f"{name}-gptq-marlin", model)
+                if not isinstance(path, str):
                     found[key] = stamp_of(path, registry.open_checkpoint(path))
                     remove(path)
     return found
+
+
+def published(plan: PlannedArtifact, out: Path, model: Checkpoint) -> Path | str:
+    """Where the artifact lies, or why it was refused while it was written: not every matrix is ternary."""
+    try:
+        return publish(plan, out).path
+    except QuantkitError as error:
+        return _reason(error, model.path)
 
 
 def opened(name: str, scratch: Path) -> Checkpoint | str:
