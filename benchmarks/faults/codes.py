@@ -33,13 +33,13 @@ def with_array(tensor: QuantizedTensor, name: str, values: np.ndarray) -> Quanti
 
 
 def shifted(share: float, steps: int) -> Change:
-    """A share of the codes moved by so many steps, towards the middle where they would leave the grid."""
+    """A share of the codes moved by so many steps, the other way where they would leave the grid, or to its end."""
 
     def changed(tensor: QuantizedTensor) -> QuantizedTensor:
         chosen = np.random.default_rng(5).random(tensor.codes.shape) < share
         codes = tensor.codes.astype(np.int16)
         up = codes + steps < scheme_of(tensor).levels
-        moved = np.where(up, codes + steps, codes - steps)
+        moved = np.where(up, codes + steps, np.maximum(codes - steps, 0))
         return with_codes(tensor, np.where(chosen, moved, codes).astype(np.uint8))
 
     return changed

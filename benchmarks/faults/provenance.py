@@ -93,10 +93,12 @@ def strangers_artifact_against(bench: Workbench, variant: Variant) -> Inputs:
 
 
 def more_quantized(bench: Workbench, variant: Variant) -> Inputs:
-    """The artifact of another run, with fewer bits, held against our quantized folder as its parent."""
-    if variant.grid is None:
+    """The artifact of another run, with fewer bits or scales, held against our quantized folder as its parent."""
+    grid = variant.grid
+    if grid is None:
         raise NotApplicable("no parent")
-    fewer = Variant("coarser", replace(variant.grid, bits=variant.grid.bits - 1), variant.container, variant.arch)
+    coarser = replace(grid, bits=grid.bits - 1) if grid.bits > 2 else replace(grid, group_size=2 * grid.group_size)
+    fewer = Variant("coarser", coarser, variant.container, variant.arch)
     return Inputs(bench.honest(fewer).path, against=bench.honest(replace(variant, container="folder")).path)
 
 

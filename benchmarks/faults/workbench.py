@@ -55,6 +55,7 @@ GRIDS: Mapping[str, AffineGroups | None] = {
     "int4": grid(4),
     "int4 asym": grid(4, symmetric=False),
     "int3": grid(3),
+    "ternary": AffineGroups(bits=2, group_size=64, ternary=True),
 }
 
 

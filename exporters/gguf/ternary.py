@@ -14,6 +14,7 @@ from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.tensors.cast import check_range
 from quantkit.tensors.packing import magnitude_patterns
+from quantkit.tensors.ternary import off_grid_share
 from quantkit.tensors.views import TensorView
 
 AS_THEY_STAND = (blocks.TQ2_0, blocks.TQ1_0, blocks.Q2_0)
@@ -32,44 +33,46 @@ def ternary_blocks(view: TensorView, block: BlockType, values: np.ndarray) -> np
         uint8 (rows, block.row_bytes(cols)).
 
     Raises:
-        UnsupportedSpec: values that are neither 0 nor plus or minus one float16 per block; says how many.
+        UnsupportedSpec: values that are neither 0 nor plus or minus one magnitude per block, with their share of the
+            matrix; or a magnitude that float16 does not hold.
         NonFiniteValues: NaN or infinity.
     """
     rows, cols = values.shape
-    nonzero, strays, scale = _examined(view.name, block, values)
+    magnitudes = magnitude_patterns(values).reshape(-1, block.elements)
+    largest = magnitudes.max(axis=1, keepdims=True)
+    nonzero, strays = magnitudes != 0, magnitudes != largest
+    strays &= nonzero
     if strays.any():
+        check_range(view.name, values, values.dtype)
         raise _refusal(view, block)
+    scale = _float16_scales(view, block, largest.view(values.dtype))
     # -1, 0, 1 as 0, 1, 2. Of the patterns with a sign the lowest is -0, all others are below zero.
-    patterns = values.view(f"u{values.itemsize}")
+    patterns = values.view(magnitudes.dtype)
     negative = patterns > patterns.dtype.type(1 << (8 * values.itemsize - 1))
     codes = nonzero.view(np.uint8).reshape(rows, cols) + np.uint8(1)
     codes -= negative.view(np.uint8) * np.uint8(2)
     return blocks.pack(block, codes, scale.reshape(rows, -1))
 
 
-def _examined(name: str, block: BlockType, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which values are not zero, and which not ternary, bool (n, elements); the scale of each block, float16 (n,)."""
-    magnitudes = magnitude_patterns(values).reshape(-1, block.elements)
-    largest = magnitudes.max(axis=1, keepdims=True)
-    wide = largest.view(values.dtype).astype(np.float32)
-    if not np.isfinite(wide).all():
-        check_range(name, values, values.dtype)
+def _float16_scales(view: TensorView, block: BlockType, largest: np.ndarray) -> np.ndarray:
+    """The largest magnitude of every block in float16."""
+    check_range(view.name, largest, largest.dtype)
+    scale = largest.astype(np.float32)
     with np.errstate(over="ignore"):
-        scale = wide.astype(np.float16)
-    nonzero = magnitudes != 0
-    strays = magnitudes != largest
-    strays &= nonzero
-    rounded = scale.astype(np.float32) != wide
-    if rounded.any():
-        strays |= nonzero & rounded
-    return nonzero, strays, scale[:, 0]
+        halves: np.ndarray = scale.astype(np.float16)
+    if not np.array_equal(halves, scale):
+        raise UnsupportedSpec(
+            f"{view.name}: {block.name.lower()} holds float16 scales, and the magnitude "
+            f"{scale[halves != scale][0]:g} is none",
+            hint="write bf16 or f32, which hold its values",
+        )
+    return halves
 
 
 def _refusal(view: TensorView, block: BlockType) -> UnsupportedSpec:
-    strays = sum(int(_examined(view.name, block, rows)[1].sum()) for rows in view.chunks())
+    share = off_grid_share(view, block.elements)
     return UnsupportedSpec(
         f"{view.name}: gguf holds dense weights as {block.name.lower()} only where they are ternary as they stand; "
-        f"{strays:,} of {view.size:,} values ({strays / view.size:.2%}) are not 0 or plus or minus one float16 in each "
-        f"{block.elements}",
+        f"{100 * share:.3g} % of its values are not 0 or plus or minus one magnitude in each {block.elements}",
         hint="make them ternary first, with `quantkit quantize --method ternary`, or choose q4_0",
     )

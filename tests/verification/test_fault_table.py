@@ -15,7 +15,7 @@ from benchmarks.faults.catalog import FAULTS
 from benchmarks.faults.fault import Fault, Level, NotApplicable, Way
 from benchmarks.faults.gguf_bytes import read_raw
 from benchmarks.faults.trials import alarms, cell
-from benchmarks.faults.workbench import Variant, Workbench, content, grid, unchanged
+from benchmarks.faults.workbench import GRIDS, Variant, Workbench, content, grid, unchanged
 from quantkit.artifacts.manifest import check_files
 from quantkit.exporters.gguf.container.file import read_gguf
 from quantkit.models.checkpoint import Checkpoint
@@ -29,6 +29,7 @@ EQUAL_FACTORS = {"long and short factors swapped", "long factors = short factors
 F16_FOLDER, F16_FILE = Variant("f16", None, "folder"), Variant("f16", None, "gguf")
 INT8_FILE, INT4_FOLDER = Variant("int8", grid(8), "gguf"), Variant("int4", grid(4), "folder")
 INT4_FILE = Variant("int4", grid(4), "gguf")
+TERNARY_FILE = Variant("ternary", GRIDS["ternary"], "gguf")
 CODES = [fault for fault in FAULTS if fault.level is Level.CODES]
 
 
@@ -128,7 +129,7 @@ def test_what_makes_no_sense_is_left_out_with_its_reason(bench):
     assert cell(bench, named("tokenizer renamed"), F16_FILE).reason == "folder only"
 
 
-@pytest.mark.parametrize("variant", [F16_FOLDER, F16_FILE, INT8_FILE, INT4_FOLDER, INT4_FILE], ids=str)
+@pytest.mark.parametrize("variant", [F16_FOLDER, F16_FILE, INT8_FILE, INT4_FOLDER, INT4_FILE, TERNARY_FILE], ids=str)
 def test_the_honest_artifact_is_not_accused(bench, variant):
     for name, alarm in alarms(bench, bench.against_all(str(variant), bench.honest(variant))):
         assert not alarm, name
@@ -142,6 +143,7 @@ CHOSEN = (
     *((name, INT8_FILE) for name in ("rope_theta doubled", "scale_emb 12 -> 11", "scale_depth 1.4 -> 1.5")),
     *((name, INT8_FILE) for name in ("dim_model_base 64 -> 66", "rms_norm_eps x 100", "another stop id instead")),
     *((name, INT4_FILE) for name in ("2 % of codes shifted by 2", "GGUF: embedding_scale 12 -> 11", "another bos")),
+    *((name, TERNARY_FILE) for name in ("2 % of codes shifted by 2", "one group's scale negated", "codes off by one")),
     *((name, INT4_FOLDER) for name in ("golden file of the artifact itself", "--against the artifact itself")),
     *((name, INT4_FOLDER) for name in ("manifest missing", "one group's scale doubled", "chat template dropped")),
     *((name, INT4_FOLDER) for name in ("gate and up exchanged", "artifact of another model", "config.json edited")),
