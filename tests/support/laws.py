@@ -15,7 +15,7 @@ from quantkit.artifacts.manifest import manifest_path
 from quantkit.artifacts.publishing import check_files, publish
 from quantkit.calibration.statistics import LayerStatistics
 from quantkit.errors import UnsupportedSpec, VerificationFailed
-from quantkit.files.planned_files import PlannedArtifact, PlannedTensor
+from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
 from quantkit.protocols import Exporter, ExportOptions, Method, Runtime, TensorReport
@@ -95,7 +95,7 @@ def check_inverse(
         if isinstance(weight, QuantizedView) and isinstance(found, QuantizedView):
             check_same_codes(name, weight.read(), found.read(), exact=exact_codes, moved=moved.get(name, 0.0))
         elif isinstance(found, QuantizedView) or (isinstance(weight, TensorView) and is_narrow(weight, planned)):
-            check_requantized(name, weight, found, exact=takes_as_they_stand(weight, planned))
+            check_requantized(name, weight, found)
         else:
             check_same_values(name, weight, found)
 
@@ -105,18 +105,9 @@ def is_narrow(weight: TensorView, planned: PlannedArtifact) -> bool:
 
     Containers with names of their own are asked for tensors of that shape.
     """
-    return any(tensor.nbytes < 2 * math.prod(tensor.shape) for tensor in planned_as(weight, planned))
-
-
-def planned_as(weight: Weight, planned: PlannedArtifact) -> list[PlannedTensor]:
-    """What the plan says of a weight, or of those of its shape."""
     named = [tensor for tensor in planned.tensors if tensor.name == weight.name]
-    return named or [tensor for tensor in planned.tensors if tensor.shape == weight.shape]
-
-
-def takes_as_they_stand(weight: Weight, planned: PlannedArtifact) -> bool:
-    """Whether the plan gives a dense weight a type that takes ternary values only, and changes none."""
-    return any(tensor.type in ("tq1_0", "tq2_0", "q2_0") for tensor in planned_as(weight, planned))
+    alike = named or [tensor for tensor in planned.tensors if tensor.shape == weight.shape]
+    return any(tensor.nbytes < 2 * math.prod(tensor.shape) for tensor in alike)
 
 
 def check_same_codes(name: str, given: QuantizedTensor, back: QuantizedTensor, *, exact: bool, moved: float) -> None:
@@ -157,15 +148,15 @@ def check_same_values(name: str, given: Weight, back: TensorView) -> None:
     assert same_values(values.astype(back.dtype), back.read()), f"{name} differs"
 
 
-def check_requantized(name: str, given: TensorView, back: Weight, *, exact: bool) -> None:
+def check_requantized(name: str, given: TensorView, back: Weight) -> None:
     """A dense weight that the container quantized: its error is that of a grid of at least four bits, and not nothing.
 
-    One step is about 4 standard deviations / 15; rounding gives a root mean square of step / sqrt(12) = 0.08. With
-    `exact` there is no error.
+    One step is about 4 standard deviations / 15; rounding gives a root mean square of step / sqrt(12) = 0.08. Types
+    that take weights only as they stand make no error.
     """
     wanted = given.read().astype(np.float64)
     values = back.read().dequantized() if isinstance(back, QuantizedView) else back.read().astype(np.float64)
-    if exact:
+    if isinstance(back, QuantizedView) and back.stored_as in ("tq1_0", "tq2_0", "q2_0"):
         assert np.array_equal(values, wanted), f"{name} differs"
         return
     assert 0 < np.linalg.norm(values - wanted) < 0.15 * np.linalg.norm(wanted), f"{name} was damaged"
