@@ -280,8 +280,8 @@ class OracleSession(TracingSession, Protocol):
     ) -> Iterator[Predictions]:
         """Yield the predictions on each of the prompts' token ids, in order.
 
-        int8_run: how many values in a row share a scale where inputs are rounded to int8, `PER_ROW` for all that a token
-            has; None = it is not asked for what that costs.
+        int8_run: how many values in a row share a scale where inputs are rounded to int8, `PER_ROW` for all that a
+            token has; None = it is not asked for what that costs.
 
         All prompts run through a block before the next one is read, so every weight is read once. Only the logits
         that are being yielded are held. `progress` is told what is being done ("block 3 of 24"), steps done, and steps

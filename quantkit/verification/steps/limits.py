@@ -51,8 +51,8 @@ SUMS = 8
 INT8_RUN = 32
 """Inputs in a row that share a scale where rounding to int8 is the measure of what an arithmetic costs."""
 INT8_RUNS = {"int8 inputs of 256": 256, "int8 tokens": PER_ROW}
-"""Arithmetics (`quantkit.protocols.Runtime`) in which more inputs do. What they cost depends on the largest of these, so
-the reference measures it by rounding in the same runs; their error stands for that of int8."""
+"""Arithmetics (`quantkit.protocols.Runtime`) in which more inputs do. What they cost depends on the largest of these,
+so the reference measures it by rounding in the same runs; their error stands for that of int8."""
 
 CHANCE = 4.75
 """Standard deviations that chance goes beyond once in a million times."""
