@@ -3,11 +3,11 @@
     python -m benchmarks.gptqmodel_reader --python ENVIRONMENT/bin/python [--model golden/model]
 
 GPTQModel (7.7 was tried) lives in an environment of its own, where this file runs itself a second time. One way, the
-model is folded into a Llama, quantized and written as GPTQ of both versions and several grids, and as AWQ; GPTQModel's
-torch kernels load each in float16. The other way, GPTQModel quantizes the folded model, with and without act-order,
-and quantkit reads what it saved. Each row is the largest difference of a log-probability between GPTQModel and the
-reference runtime on the same folder. It may be twice that of the dense float16 model in the same process; v1 and v2
-must agree to the last bit. Exits with 1 when one does not.
+model is folded into a Llama, quantized and written as GPTQ of both versions and several grids, ternary ones in 2 and in
+4 bits among them, and as AWQ; GPTQModel's torch kernels load each in float16. The other way, GPTQModel quantizes the
+folded model, with and without act-order, and quantkit reads what it saved. Each row is the largest difference of a
+log-probability between GPTQModel and the reference runtime on the same folder. It may be twice that of the dense
+float16 model in the same process; v1 and v2 must agree to the last bit. Exits with 1 when one does not.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def write_folders(model: Path, folder: Path) -> list[str]:
 
     source = open_checkpoint(model)
 
-    def write(name: str, checkpoint: object, container: str, kind: str | None) -> str:
-        options = ExportOptions(type=kind, arch="llama")
+    def write(name: str, checkpoint: object, container: str, kind: str | None, bits: int | None = None) -> str:
+        options = ExportOptions(type=kind, arch="llama", bits=bits)
         planned = exporter(container).prepare(checkpoint, options)  # type: ignore[arg-type]
         publish(planned, folder / name, inputs=source.inputs)
         return name
@@ -86,6 +86,16 @@ def write_folders(model: Path, folder: Path) -> list[str]:
             names.append(write("awq, sym", run, "awq", None))
     run = quantized(source, replace(four, symmetric=False), "rtn").checkpoint
     names += [write("gptq v2, asym", run, "gptq", "v2"), write("awq, asym", run, "awq", None)]
+    for group_size in (128, 256, -1):
+        grid, width = (
+            replace(four, bits=2, group_size=group_size, ternary=True),
+            group_size if group_size > 0 else "row",
+        )
+        run = quantized(source, grid, "rtn").checkpoint
+        names += [write(f"gptq {kind}, ternary {width}", run, "gptq", kind) for kind in ("v1", "v2")]
+        names.append(write(f"gptq v1, ternary {width} as 4 bits", run, "gptq", "v1", 4))
+    names.append(write("awq, ternary row", run, "awq", None))
+    run = quantized(source, replace(four, symmetric=False), "rtn").checkpoint
     wide, weights = quantized(source, eight, "rtn").checkpoint, dict(run.weights)
     for slot in source.spec.slots():
         if slot.layer == 0 and slot.role in (Role.Q, Role.K, Role.V):
@@ -141,10 +151,10 @@ def main() -> int:
         equal = float((theirs[name].argmax(1) == ours[name].argmax(1)).mean())
         failed |= value > 2 * difference["dense"]
         print(f"| {name} | {value:.2e} | {value / difference['dense']:.2f} | {equal:.1%} |")
-    for bits in (2, 3, 4, 8):
-        same = np.array_equal(theirs[f"gptq v1, {bits} bits"], theirs[f"gptq v2, {bits} bits"])
+    for grid in ("2 bits", "3 bits", "4 bits", "8 bits", "ternary 128", "ternary 256", "ternary row"):
+        same = np.array_equal(theirs[f"gptq v1, {grid}"], theirs[f"gptq v2, {grid}"])
         failed |= not same
-        print(f"{bits} bits: v1 and v2 give {'the same logits' if same else 'DIFFERENT logits'}")
+        print(f"{grid}: v1 and v2 give {'the same logits' if same else 'DIFFERENT logits'}")
     return int(failed)
 
 

@@ -6,8 +6,8 @@ config.json, and no more. (`trust_remote_code=True` changes nothing, as the fold
 Of compressed-tensors its usual path wants zero points in another shape than they are stored in, and leaves a quantized
 embedding alone; dequantizing while loading takes both, but knows a single grid only. Layers of BitNet are compiled by
 torch, and round their inputs to int8. Source: transformers 5.24 `quantizers/quantizer_compressed_tensors.py`,
-`quantizers/quantizer_bitnet.py`, compressed-tensors 0.20. All are loaded in
-tests/pipeline/planning/test_verdicts.py and tests/exporters/test_bitnet.py.
+`integrations/bitnet.py`, compressed-tensors 0.20. All are loaded in tests/pipeline/planning/test_verdicts.py and
+tests/exporters/test_bitnet.py.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from quantkit.errors import BadConfig, IncompleteCheckpoint, InconsistentCheckpo
 from quantkit.exporters.bitnet import EXPORTER
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import LINEAR_ROLES, Role, TensorSlot
-from quantkit.pipeline.plan import plan
 from quantkit.pipeline.planned_model import planned
+from quantkit.pipeline.planning.plan import plan
 from quantkit.pipeline.recipe import Recipe
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor

@@ -19,7 +19,7 @@ from quantkit.text.companions import with_companions
 from quantkit.text.vocabulary import read_vocabulary
 from quantkit.verification.steps.identity import text_differences, text_facts
 from tests.support.memory import tiny_config
-from tests.support.quantized_models import linears, quantized_model
+from tests.support.quantized_models import linears, one_scale_each, quantized_model
 from tests.support.tokenizer_folders import IM_END, Files, changed, config_with, golden_files
 
 CONFIG = tiny_config(
@@ -49,13 +49,14 @@ TEMPLATES: dict[str, Files] = {
     ),
 }
 BARE = config_with(golden_files(), chat_template=None)
-CONTAINERS = ["awq", "compressed-tensors", "gguf", "gptq", "hf", "marlin@cpm.cu", "marlin@ist"]
+CONTAINERS = ["awq", "bitnet", "compressed-tensors", "gguf", "gptq", "hf", "marlin@cpm.cu", "marlin@ist"]
 
 
 def model(files: Mapping[str, bytes], **changes: Any) -> Checkpoint:
-    """An int4 model that every container holds, as a reader completes it."""
+    """A ternary model that every container holds, as a reader completes it."""
+    grid = linears(AffineGroups(bits=2, group_size=128, ternary=True))
     config = {**CONFIG, "rope_scaling": LONGROPE, **changes}
-    return with_companions(quantized_model(config, linears(AffineGroups(bits=4, group_size=128)), files=files))
+    return with_companions(one_scale_each(quantized_model(config, grid, files=files)))
 
 
 def planned(container: str, checkpoint: Checkpoint, arch: str = "native") -> PlannedArtifact:
@@ -133,17 +134,13 @@ def test_every_folder_names_every_end_token_once(case: str, arch: str) -> None:
 
 def nothing(files: Mapping[str, bytes]) -> Checkpoint:
     """A model whose config.json says `"eos_token_id": null`; `tiny_config` would drop the key."""
-    config = {**CONFIG, "rope_scaling": LONGROPE, "eos_token_id": None}
-    return with_companions(quantized_model(config, linears(AffineGroups(bits=4, group_size=128)), files=files))
+    return model(files, eos_token_id=None)
 
 
 @pytest.mark.parametrize("value", [None, -1, []])
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_no_first_token_is_none_everywhere(container: str, value: Any, tmp_path: Path) -> None:
-    config = {**CONFIG, "rope_scaling": LONGROPE, "bos_token_id": value}
-    grid = linears(AffineGroups(bits=4, group_size=128))
-    checkpoint = with_companions(quantized_model(config, grid, files=NOTHING_ENDS))
-    artifact = planned(container, checkpoint)
+    artifact = planned(container, model(NOTHING_ENDS, bos_token_id=value))
     out = tmp_path / ("model.gguf" if container == "gguf" else "model-int4")
     publish(artifact, out)
     back = registry.exporter(artifact.format).read(out)

@@ -26,7 +26,6 @@ CONFIGS: dict[str, tuple[dict[str, Any], str, str]] = {
     "AQLM": ({"quant_method": "aqlm"}, "by AQLM", "original"),
     "torchao": ({"quant_method": "torchao", "quant_type": {}}, "by torchao", "original"),
     "Quanto": ({"quant_method": "quanto", "weights": "int8"}, "by Quanto", "original"),
-    "BitNet": ({"quant_method": "bitnet"}, "by BitNet", "original"),
     "EXL2": ({"quant_method": "exl2", "bits": 4.25}, "EXL2", "original"),
     "EXL3": ({"quant_method": "exl3"}, "EXL3", "original"),
     "MXFP4": ({"quant_method": "mxfp4"}, "MXFP4", "Mxfp4Config"),
