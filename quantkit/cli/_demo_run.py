@@ -2,6 +2,7 @@
 
 checkpoint → compressed-tensors (GPTQ, 4 bits) → GGUF q4_0 with the same codes
 checkpoint → GGUF f16, and a plain Llama in a Hugging Face folder
+ternary checkpoint → GGUF tq2_0 with its codes
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from quantkit import (
     AffineGroups,
     Compute,
     ExportOptions,
-    Golden,
     Published,
     QuantizeOptions,
     Report,
@@ -38,6 +38,8 @@ WORK = {
     "verify model-f16.gguf": 10.0,
     "write llama": 0.5,
     "verify llama": 3.0,
+    "write ternary-tq2_0.gguf": 0.5,
+    "verify ternary-tq2_0.gguf": 13.0,
 }
 """What each step takes of the whole, in hundredths."""
 Tell = Callable[[str], None]
@@ -89,7 +91,8 @@ def run_demo(
         progress=work.stage("quantize"),
     )
     proof = work.stage("verify int4")
-    yield _prove(done, "compressed-tensors int4", weights, golden, engine="reference", progress=proof)
+    report = verify(done.path, golden=golden, engine="reference", progress=proof)
+    yield _row(done, "compressed-tensors int4", weights, report)
     exports = [
         ("gguf", ExportOptions(type="q4_0"), done.path, "model-q4_0.gguf", "llama-cpp"),
         ("gguf", ExportOptions(type="f16"), model, "model-f16.gguf", "llama-cpp"),
@@ -100,11 +103,18 @@ def run_demo(
         writing, proof = work.stage(f"write {target}"), work.stage(f"verify {target}")
         done = export(name, source, out / target, choices, overwrite=overwrite, progress=writing)
         label = f"{name} {choices.type}" + (" llama" if choices.arch == "llama" else "")
-        yield _prove(done, label, weights, golden, engine=engine, progress=proof)
+        yield _row(done, label, weights, verify(done.path, golden=golden, engine=engine, progress=proof))
+    ternary, target = model.parent / "ternary", "ternary-tq2_0.gguf"
+    tell(f"exporting gguf tq2_0 from {ternary.name}, the same model trained to three levels, and verifying it")
+    writing, proof = work.stage(f"write {target}"), work.stage(f"verify {target}")
+    choices = ExportOptions(type="tq2_0")
+    done = export("gguf", ternary, out / target, choices, overwrite=overwrite, progress=writing)
+    yield _row(
+        done, "gguf tq2_0 ternary", weights, verify(done.path, against=ternary, engine="llama-cpp", progress=proof)
+    )
 
 
-def _prove(done: Published, name: str, weights: int, golden: Golden, *, engine: str, progress: Progress) -> Row:
-    report: Report = verify(done.path, golden=golden, engine=engine, progress=progress)
+def _row(done: Published, name: str, weights: int, report: Report) -> Row:
     last = report.checks[-1] if report.checks else None
     return Row(
         name=name,
