@@ -11,9 +11,10 @@ kind that anything was trained on.
     naive            ternary by BitCPM's formula, s = mean |w| of a row, without training
     post-training    `--method ternary`, a scale per row: where training starts from
     recovered        trained for --steps by default options
-    decoupled, joint, qat: SEED
-                     --table-steps by each objective: cross-entropy, then the teacher; both at once; cross-entropy alone
-    derived: SEED    decoupled, with BitCPM's own quantizer in place of learned scales, from the original's weights
+    distillation, decoupled, joint, qat: SEED
+                     --table-steps by each objective: the teacher alone; cross-entropy, then the teacher; both at once;
+                     cross-entropy alone
+    BitCPM: SEED     decoupled, with BitCPM's own quantizer in place of learned scales, from the original's weights
     int4             `--method gptq --bits 4`, groups of 128
     int4, trained    --table-steps by default options
 
@@ -52,7 +53,7 @@ from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import TERNARY, AffineGroups
 from quantkit.tensors.views import QuantizedView
 from quantkit.threads import single_threaded_torch
-from quantkit.training.options import DERIVED, OBJECTIVES, TrainingOptions
+from quantkit.training.options import DECOUPLED, DERIVED, OBJECTIVES, TrainingOptions
 from quantkit.training.sequences import training_text
 from quantkit.training.trained_model import train
 from quantkit.training.weights.student import naive_model
@@ -145,7 +146,8 @@ def rows_of(setting: Setting, arguments: argparse.Namespace) -> Iterator[tuple[s
     for seed in arguments.seeds:
         for objective in OBJECTIVES:
             yield f"{objective}: {seed}", partial(trained, POST, replace(short, objective=objective, seed=seed))
-        yield f"derived: {seed}", partial(trained, POST, replace(short, scales=DERIVED, seed=seed))
+        bitcpm = replace(short, objective=DECOUPLED, scales=DERIVED, seed=seed)
+        yield f"BitCPM: {seed}", partial(trained, POST, bitcpm)
     yield INT4, lambda: load_model(start(INT4))
     yield INT4_TRAINED, lambda: trained(INT4, short)
 

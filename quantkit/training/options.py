@@ -7,8 +7,8 @@ from pathlib import Path
 
 from quantkit.errors import BadOption
 
-DECOUPLED, JOINT, QAT = "decoupled", "joint", "qat"
-OBJECTIVES = (DECOUPLED, JOINT, QAT)
+DISTILLATION, DECOUPLED, JOINT, QAT = "distillation", "decoupled", "joint", "qat"
+OBJECTIVES = (DISTILLATION, DECOUPLED, JOINT, QAT)
 LEARNED, DERIVED = "learned", "derived"
 SCALES = (LEARNED, DERIVED)
 FROZEN, NORMS, EVERYTHING = "frozen", "norms", "all"
@@ -27,8 +27,9 @@ class TrainingOptions:
     batch: sequences of a step.
     micro_batch: sequences that go through the model at a time; a step adds up the gradients of batch / micro_batch
         such pieces, spread over processes and threads. It decides memory, and the last bits of the result.
-    objective: "decoupled" = cross-entropy on the text first, then the teacher's predictions alone; "joint" = half of
-        each throughout; "qat" = cross-entropy alone.
+    objective: "distillation" = the teacher's predictions; "decoupled" = cross-entropy on the text first, then the
+        teacher's predictions (BitCPM); "joint" = half of each throughout; "qat" = cross-entropy alone. Cross-entropy
+        teaches the model the text; the teacher alone keeps it what it was.
     qat: share of the steps that the first stage of "decoupled" takes.
     reconstruction: steps on every block, as a share of `steps`: blocks are first fitted one by one to what they put out
         in full precision. As many of these as the model has blocks cost about as much as one step.
@@ -50,7 +51,7 @@ class TrainingOptions:
     length: int = 512
     batch: int = 4
     micro_batch: int = 1
-    objective: str = DECOUPLED
+    objective: str = DISTILLATION
     qat: float = 0.3
     reconstruction: float = 0.1
     scales: str = LEARNED

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from quantkit.training.options import DECOUPLED, JOINT, TrainingOptions
+from quantkit.training.options import DECOUPLED, JOINT, QAT, TrainingOptions
 
-RECONSTRUCTION, QAT_STAGE, DISTILLATION, JOINT_STAGE = "reconstruction", "QAT", "distillation", "QAT and distillation"
+RECONSTRUCTION, QAT_STAGE, TEACHER_STAGE, JOINT_STAGE = "reconstruction", "QAT", "distillation", "QAT and distillation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,13 @@ class Stage:
 
 def stages(options: TrainingOptions) -> tuple[Stage, ...]:
     """The stages in order, those without steps left out."""
-    text_steps = round(options.qat * options.steps) if options.objective == DECOUPLED else options.steps
+    text_steps = {DECOUPLED: round(options.qat * options.steps), QAT: options.steps}.get(options.objective, 0)
     found = [Stage(RECONSTRUCTION, options.reconstruction_steps)]
     if options.objective == JOINT:
         found.append(Stage(JOINT_STAGE, options.steps, text=0.5, teacher=0.5))
     else:
         found.append(Stage(QAT_STAGE, text_steps, text=1.0))
-        found.append(Stage(DISTILLATION, options.steps - text_steps, teacher=1.0))
+        found.append(Stage(TEACHER_STAGE, options.steps - text_steps, teacher=1.0))
     return tuple(stage for stage in found if stage.steps)
 
 

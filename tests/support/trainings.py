@@ -34,7 +34,14 @@ from tests.support.quantized_models import BF16
 
 TERNARY = AffineGroups(bits=2, group_size=-1, ternary=True, scale_dtype="bfloat16")
 OPTIONS = TrainingOptions(
-    files=(Path("text.txt"),), steps=12, length=24, batch=4, reconstruction=0.25, held_out=4, save_every=2
+    files=(Path("text.txt"),),
+    steps=12,
+    length=24,
+    batch=4,
+    objective="decoupled",
+    reconstruction=0.25,
+    held_out=4,
+    save_every=2,
 )
 ONE_THREAD = Compute(bfloat16=False)
 KEY = b"key"

@@ -19,6 +19,7 @@ def test_every_objective_spends_all_steps() -> None:
         Stage("QAT", 30, text=1.0),
         Stage("distillation", 70, teacher=1.0),
     )
+    assert stages(replace(options, objective="distillation"))[1:] == (Stage("distillation", 100, teacher=1.0),)
     assert stages(replace(options, qat=0.0, reconstruction=0.0)) == (Stage("distillation", 100, teacher=1.0),)
     assert stages(replace(options, objective="qat"))[1:] == (Stage("QAT", 100, text=1.0),)
     assert stages(replace(options, objective="joint"))[1:] == (
@@ -46,7 +47,7 @@ def test_the_learning_rate_rises_once_and_falls_to_zero() -> None:
         ({"batch": 4, "micro_batch": 3}, "a batch of 4 sequences is not a multiple of the micro-batch of 3"),
         ({"qat": 1.5}, "training qat must be from 0 to 1, is 1.5"),
         ({"learning_rate": float("nan")}, "training learning_rate must be from 0 to 10, is nan"),
-        ({"objective": "both"}, "training objective must be one of decoupled, joint, qat, is 'both'"),
+        ({"objective": "both"}, "training objective must be one of distillation, decoupled, joint, qat, is 'both'"),
         ({"scales": "fixed"}, "training scales must be one of learned, derived"),
         ({"dense": "some"}, "training dense must be one of frozen, norms, all"),
         ({"files": ()}, "there is no text to train on"),

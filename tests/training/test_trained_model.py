@@ -70,9 +70,9 @@ def test_a_seed_orders_the_text(usual: Trained) -> None:
     assert digests(trained(seed=1)) != digests(usual)
 
 
-@pytest.mark.parametrize("saves", [1, 2, 4, 6])
+@pytest.mark.parametrize("saves", [1, 6])
 def test_a_killed_training_goes_on_to_the_same_weights(usual: Trained, tmp_path: Path, saves: int) -> None:
-    """Killed in the reconstruction, after it, within a stage, and between two stages."""
+    """Killed in the reconstruction, and within a stage."""
     command = [sys.executable, "-m", "tests.support.trainings", str(tmp_path), str(saves)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     begun: list[str] = []
@@ -87,16 +87,18 @@ def test_a_killed_training_goes_on_to_the_same_weights(usual: Trained, tmp_path:
         found = trained(journal=journal)
     assert digests(found) == digests(usual)
     assert found.report == usual.report
-    assert len(begun) == 2 * 3 + 12 - {1: 3, 2: 6, 4: 8, 6: 12}[saves]
+    assert len(begun) == 2 * 3 + 12 - {1: 3, 6: 12}[saves]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_state_of_another_run_is_not_taken(usual: Trained, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.support.trainings", str(tmp_path), "4"]
-    subprocess.run(command, check=False)
+def test_the_state_of_another_run_is_not_taken(tmp_path: Path) -> None:
+    changes = {"steps": 2, "save_every": 1, "reconstruction": 0}
+    with pytest.raises(OSError, match="power"), journal_in(tmp_path) as journal:
+        trained(journal=journal, **changes)
+        raise OSError("power")
     with journal_in(tmp_path, b"other key") as journal:
         assert journal.saved("training") is None
-        assert digests(trained(journal=journal)) == digests(usual)
+        assert digests(trained(journal=journal, seed=1, **changes)) == digests(trained(seed=1, **changes))
 
 
 @pytest.mark.slow

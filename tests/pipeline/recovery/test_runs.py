@@ -59,7 +59,15 @@ def run(
     arch: str = "native",
     **changes: Any,
 ) -> Published:
-    settings = {"steps": 4, "length": 24, "batch": 2, "reconstruction": 0.5, "held_out": 2, "save_every": 1}
+    settings: dict[str, Any] = {
+        "objective": "decoupled",
+        "steps": 4,
+        "length": 24,
+        "batch": 2,
+        "reconstruction": 0.5,
+        "held_out": 2,
+        "save_every": 1,
+    }
     training = TrainingOptions(files=(text,), **{**settings, **changes})
     options = QuantizeOptions(method=method, scheme=scheme, calibration=CALIBRATION)
     done = recover(model, out, options, training, compute=COMPUTE, arch=arch)
