@@ -44,8 +44,8 @@ Objective = Annotated[
     str | None,
     typer.Option(
         "--objective",
-        help="--recover: decoupled (the text, then the teacher), joint (both at once) or qat (the text alone).",
-        show_default="decoupled",
+        help="--recover: distillation (teacher), decoupled (text, then teacher), joint (both at once) or qat (text).",
+        show_default="distillation",
     ),
 ]
 
