@@ -24,6 +24,7 @@ Sources: llama.cpp `conversion/minicpm.py`, `conversion/llama.py`, `src/models/{
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,12 +126,13 @@ class GGUF:
         infos = [(place.name, block, place.slot.shape) for place, block in chosen.items()]
         infos[1:1] = [(name, blocks.F32, values.shape) for name, values in factors.items()]
         carried = {
-            place.name: carried_scheme(block, weight.scheme)
+            place: weight
             for place, block in chosen.items()
             if isinstance(weight := model.weights[place.slot.name], QuantizedView) and block not in PLAIN
         }
+        schemes = {place.name: carried_scheme(chosen[place], weight.scheme) for place, weight in carried.items()}
         tokenizer = vocabulary_entries(vocabulary, model.spec.eos_token_ids)
-        entries = [*model_entries(model, main), *sampling_entries(model), *tokenizer, *quantization_entries(carried)]
+        entries = [*model_entries(model, main), *sampling_entries(model), *tokenizer, *quantization_entries(schemes)]
         header = header_bytes(entries, infos)
         moved: dict[str, float] = {}
         units = [_unit(place, block, model.weights[place.slot.name], moved) for place, block in chosen.items()]
@@ -143,6 +145,7 @@ class GGUF:
             options={"type": main.name.lower(), "arch": options.arch},
             notes=(*model.notes, *_notes(model, chosen, main, vocabulary)),
             measure=measured(model, self.read),
+            stored={p.slot.name: replace(w, stored_as=chosen[p].name.lower()) for p, w in carried.items()},
             figures=lambda: {MOVED: moved} if moved else {},
         )
 

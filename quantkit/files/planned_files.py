@@ -66,7 +66,8 @@ class PlannedArtifact:
     figures: what is known once every unit was produced, for the manifest.
     measure: reads the finished files, given where they lie (the folder, or the single file), and says what the manifest
     records of the numbers in them; None = nothing is.
-    stored: the quantized weights that lie in the artifact on another scheme than in its source, by name.
+    stored: the quantized weights that lie in the artifact on another scheme than in its source, or of which it is told
+    how they lie (`QuantizedView.stored_as`), by name.
     name_keywords: words of which the output's name must contain one, because an engine looks there; empty = any name.
     """
 

@@ -8,11 +8,18 @@ the kernel is one of `WIDE_INPUTS`. Sources: llama.cpp `ggml/src/ggml-common.h`;
 
 from __future__ import annotations
 
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes._kernels._rules import KernelRules, Matrix
+from quantkit.tensors.views import QuantizedView
 
 BLOCK = 32
 WIDE_INPUTS = ("tq1_0", "tq2_0")
 """Types whose kernels take Q8_K inputs; all others that quantkit writes take Q8_0 or Q8_1."""
+SLOWER = {
+    "tq1_0": "getting tq1_0's codes out of their bytes takes longer than reading more bytes of tq2_0",
+    "q2_0": "on x86 it has no vector instructions for q2_0, as of 2026",
+}
+"""Types that are not as fast as they are small."""
 
 
 def _check(matrix: Matrix) -> str | None:
@@ -20,5 +27,22 @@ def _check(matrix: Matrix) -> str | None:
     return f"is {rows} x {cols}; it takes multiples of {BLOCK} columns" if cols % BLOCK else None
 
 
-GGML = KernelRules(name="llama.cpp", engine="llama-cpp", containers=("gguf",), check=_check, affine=False)
+def stored_types(model: Checkpoint) -> set[str | None]:
+    """The types of blocks that its quantized weights lie in, as far as that is known."""
+    return {view.stored_as for view in model.weights.values() if isinstance(view, QuantizedView)}
+
+
+def _slower(model: Checkpoint) -> str | None:
+    types = stored_types(model)
+    return next((remark for kind, remark in SLOWER.items() if kind in types), None)
+
+
+GGML = KernelRules(
+    name="llama.cpp",
+    engine="llama-cpp",
+    containers=("gguf",),
+    check=_check,
+    remark=_slower,
+    affine=False,
+)
 KERNELS = (GGML,)

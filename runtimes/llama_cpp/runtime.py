@@ -10,11 +10,10 @@ from quantkit import registry
 from quantkit.errors import MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.precision import QUANTIZED, precision_of
-from quantkit.runtimes._kernels.llama_cpp import GGML, WIDE_INPUTS
+from quantkit.runtimes._kernels.llama_cpp import GGML, WIDE_INPUTS, stored_types
 from quantkit.runtimes.llama_cpp.library import UnknownLayout
 from quantkit.runtimes.llama_cpp.server_session import ServerSession
 from quantkit.runtimes.llama_cpp.session import LlamaCppSession
-from quantkit.tensors.views import QuantizedView
 
 
 class LlamaCppRuntime:
@@ -31,8 +30,7 @@ class LlamaCppRuntime:
 
     def arithmetic(self, checkpoint: Checkpoint) -> str:
         """ggml rounds the inputs of a product to what its kernel for the weights takes; the coarsest counts."""
-        views = (view for view in checkpoint.weights.values() if isinstance(view, QuantizedView))
-        if any(view.stored_as in WIDE_INPUTS for view in views):
+        if not stored_types(checkpoint).isdisjoint(WIDE_INPUTS):
             return "int8 inputs of 256"
         inputs = {QUANTIZED: "int8 inputs", "float16": "float16 inputs", "bfloat16": "bfloat16 inputs"}
         return inputs.get(precision_of(checkpoint), "float32")

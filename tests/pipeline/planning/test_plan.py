@@ -107,6 +107,14 @@ def test_a_plan_tells_which_blocks_hold_ternary_codes(tiny_checkpoint: Path):
     assert (refused.hint or "").startswith("choose type q2_0 or q4_0")
 
 
+@pytest.mark.parametrize(("group", "smallest", "fastest"), [(-1, "tq1_0", "tq2_0"), (64, "q2_0", "q4_0")])
+def test_the_smallest_blocks_are_not_the_fastest(group: int, smallest: str, fastest: str, tiny_checkpoint: Path):
+    kinds = [f"gguf:{kind}" for kind in ("q4_0", "q2_0", "tq1_0", "tq2_0")]
+    made = planned_for(tiny_checkpoint, *kinds, spec=AffineGroups(bits=2, group_size=group, ternary=True))
+    (found,) = made.best
+    assert (found.engine, found.smallest, found.fastest) == ("llama-cpp", f"gguf:{smallest}", f"gguf:{fastest}")
+
+
 def test_a_plan_reads_no_tensor():
     source = memory_checkpoint(tiny_config(hidden_size=256, intermediate_size=512))
 
