@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
     from quantkit.tensors.schemes.offset_groups import OffsetGroups as OffsetGroups
     from quantkit.text.chat_template import ChatOptions as ChatOptions
-    from quantkit.training.curve import picture as picture
+    from quantkit.training.curve import loss_picture as loss_picture
     from quantkit.training.options import TrainingOptions as TrainingOptions
     from quantkit.verification.continuation import Continuation as Continuation
     from quantkit.verification.continuation import Sampling as Sampling
@@ -86,9 +86,9 @@ _HOMES = {
     "inspection": "models.inspection",
     "leftovers": "artifacts.leftovers",
     "loads_in": "pipeline.planning.verdicts",
+    "loss_picture": "training.curve",
     "open_checkpoint": "registry",
     "parse_target": "pipeline.planning.target",
-    "picture": "training.curve",
     "plan": "pipeline.planning.plan",
     "quantize": "pipeline.runs",
     "read_golden": "verification.golden",
@@ -128,9 +128,9 @@ __all__ = [
     "inspection",
     "leftovers",
     "loads_in",
+    "loss_picture",
     "open_checkpoint",
     "parse_target",
-    "picture",
     "plan",
     "quantize",
     "read_golden",

@@ -27,7 +27,7 @@ def thinned(curve: Curve) -> list[list[Any]]:
     return found
 
 
-def picture(report: Mapping[str, Any]) -> bytes | None:
+def loss_picture(report: Mapping[str, Any]) -> bytes | None:
     """The curve of a training's report as a PNG, stage by stage on logarithmic axes; None without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra, and heavy

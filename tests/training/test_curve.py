@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from quantkit.training.curve import POINTS, picture, thinned
+from quantkit.training.curve import POINTS, loss_picture, thinned
 
 
 def test_a_short_curve_is_kept_as_it_is() -> None:
@@ -26,13 +26,13 @@ def test_a_long_curve_becomes_means_of_equal_runs() -> None:
 def test_a_picture_is_a_png_and_the_same_every_time() -> None:
     pytest.importorskip("matplotlib")
     report = {"curve": [[0, "reconstruction, block 1", 0.5], [1, "reconstruction, block 2", 0.25], [2, "QAT", 3.0]]}
-    made = picture(report)
+    made = loss_picture(report)
     assert made is not None
     assert made.startswith(b"\x89PNG\r\n")
-    assert picture(report) == made
-    assert picture({"curve": []}) is not None
+    assert loss_picture(report) == made
+    assert loss_picture({"curve": []}) is not None
 
 
 def test_without_matplotlib_there_is_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert picture({"curve": []}) is None
+    assert loss_picture({"curve": []}) is None

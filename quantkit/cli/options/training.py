@@ -81,9 +81,9 @@ def training_lines(training: Mapping[str, Any]) -> Iterator[str]:
 
 def write_curve(out: Path, training: Mapping[str, Any], output: Output) -> None:
     """Write the loss as `OUT.loss.png` beside the artifact, or say why there is none."""
-    from quantkit import picture
+    from quantkit import loss_picture
 
-    drawn = picture(training)
+    drawn = loss_picture(training)
     if drawn is None:
         output.note("no picture of the loss without matplotlib: pip install 'quantkit[training]'")
         return

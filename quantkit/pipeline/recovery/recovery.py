@@ -27,7 +27,7 @@ from quantkit.models.folding import with_source_dtypes
 from quantkit.models.spec import BLOCKS
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.quantization import Quantization
-from quantkit.pipeline.recovery.work import recovery_work
+from quantkit.pipeline.recovery.work import check_training_memory, recovery_work
 from quantkit.progress import Progress, StagedWork
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.rounding import round_to_nearest
@@ -58,7 +58,8 @@ class Recovery:
         progress: told how far the run is.
 
     Raises:
-        What `Quantization` and `quantkit.training.trained_model.check_training` raise.
+        BadOption: a training that takes more memory than this machine has. What `Quantization` and
+            `quantkit.training.trained_model.check_training` raise.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Recovery:
         processes: Processes = ALONE,
         progress: Progress | None = None,
     ) -> None:
+        check_training_memory(source, training, compute)
         self._source, self._training, self._teacher = source, training, teacher
         self._compute, self._processes = compute, processes
         self._work = StagedWork(progress, recovery_work(source, options, training))

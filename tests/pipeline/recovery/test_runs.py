@@ -138,7 +138,9 @@ def test_a_run_that_was_stopped_goes_on(
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
 
 
-def test_what_cannot_be_done_is_refused_before_any_work(model: Path, text: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_refused_before_any_work(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(UnsupportedSpec, match=r"^model.layers.0.self_attn.q_proj.weight: training knows evenly spaced"):
         run(model, text, out, scheme=OffsetGroups(bits=4, group_size=32))
@@ -148,6 +150,12 @@ def test_what_cannot_be_done_is_refused_before_any_work(model: Path, text: Path,
         run(model, empty, out, length=900)
     with pytest.raises(BadOption, match="sequences of 100,000 tokens exceed the model's context"):
         run(model, text, out, length=100_000)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(BadOption, match=r"training needs about 0\.. GB of memory; this"),
+    ):
+        patch.setattr("quantkit.pipeline.recovery.work.machine_memory", lambda: 100 << 20)
+        run(model, text, out)
     out.mkdir()
     (out / "mine").touch()
     with pytest.raises(OutputExists):
