@@ -42,6 +42,8 @@ SCALE_LIMITS: Mapping[str, tuple[float, float]] = {
 """Smallest and largest scale that is stored. A bfloat16 scale is one that float16 holds as well."""
 PER_ROW = -1
 """The group size of one group per row."""
+DIGEST_ELEMENTS = 1 << 18
+"""Codes that are hashed at a time: their levels stay in a core's second-level cache."""
 MAX_GROUP_SIZE = 1 << 24
 """No matrix has more columns."""
 ROOM = "quantkit.tensors.schemes"
@@ -180,18 +182,31 @@ class Scheme(ABC):
         """
         scale, offset = (np.ascontiguousarray(x.astype("<f4")) for x in self.effective(arrays))
         zero = self.zero_code(arrays)
-        if zero is None or int(codes.max()) - zero > 127 or int(codes.min()) - zero < -128:
+        if zero is None or not self._are_levels(codes, zero):
             yield from (codes, scale, offset)
             return
-        yield (codes - np.uint8(zero)).view(np.int8)  # wraps
         grouped = codes.reshape(scale.size, -1)
-        used = np.flatnonzero((grouped != zero).any(axis=1))
+        differ = np.empty(scale.size, np.bool_)
+        step = max(1, DIGEST_ELEMENTS // grouped.shape[1])
+        for start in range(0, scale.size, step):
+            levels = grouped[start : start + step] - np.uint8(zero)  # wraps
+            differ[start : start + step] = levels.any(axis=1)
+            yield levels.view(np.int8)
+        used = np.flatnonzero(differ)
         scales = scale.reshape(-1)[used]
         starts = np.ones(scales.shape, bool)
         starts[1:] = np.diff(scales.view("<u4")) != 0
         first = used[starts]
-        yield first.astype("<i8") * grouped.shape[1] + (grouped[first] != zero).argmax(axis=1)
+        places = first.astype("<i8") * grouped.shape[1]
+        later = grouped[first, 0] == zero  # few: whole groups are compared for these alone
+        places[later] += (grouped[first[later]] != zero).argmax(axis=1)
+        yield places
         yield scales[starts]
+
+    def _are_levels(self, codes: np.ndarray, zero: int) -> bool:
+        """Whether code - zero is from -128 to 127 for all `codes`; they are read only where the width does not tell."""
+        low = zero <= 128 or int(codes.min()) - zero >= -128
+        return low and (2**self.bits - 1 - zero <= 127 or int(codes.max()) - zero <= 127)
 
     @abstractmethod
     def covering(self, groups: np.ndarray) -> dict[str, np.ndarray]:
