@@ -125,6 +125,7 @@ def train(
             start=start,
             student=student,
             teacher=_module(teacher or original, device, bfloat16=bfloat16),
+            own_teacher=teacher is None,
             text=text,
             gradients=Gradients(
                 workers,

@@ -36,13 +36,17 @@ JUDGED = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trainer:
-    """One training. `original` is the dense model, `teacher` the module to learn from; everything lies on `device`."""
+    """One training; everything lies on `device`.
+
+    original: the dense model. teacher: the module to learn from. own_teacher: whether that is `original`.
+    """
 
     options: TrainingOptions
     original: Checkpoint
     start: Checkpoint
     student: Student
     teacher: MiniCPM
+    own_teacher: bool
     text: TrainingText
     gradients: Gradients
     workers: TorchWorkers
@@ -101,8 +105,7 @@ class Trainer:
         """All steps on every block that is not done."""
         batch = self.options.batch
         count = min(stage.steps * batch, max(batch, MAX_TOKENS // self.options.length), len(self.text))
-        reference = self.teacher if self.teacher.spec == self.original.spec else None
-        reference = reference or load_model(self.original).to(self.device)
+        reference = self.teacher if self.own_teacher else load_model(self.original).to(self.device)
         rows = self._rows(0, count)
         streams = ResidualStreams(reference, self.student.module, rows, workers=self.workers, bfloat16=self.bfloat16)
         for block in range(self.original.spec.num_hidden_layers):

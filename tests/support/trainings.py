@@ -47,10 +47,10 @@ ONE_THREAD = Compute(bfloat16=False)
 KEY = b"key"
 
 
-def original(**changes: Any) -> Checkpoint:
+def original(seed: int = 0) -> Checkpoint:
     """A random bfloat16 model of two blocks."""
-    config = tiny_config(**{"num_hidden_layers": 2, **changes})
-    return memory_checkpoint(config, random_arrays(memory_checkpoint(config).spec, dtype=BF16))
+    config = tiny_config(num_hidden_layers=2)
+    return memory_checkpoint(config, random_arrays(memory_checkpoint(config).spec, seed=seed, dtype=BF16))
 
 
 def rounded(model: Checkpoint, scheme: Scheme = TERNARY) -> Checkpoint:
@@ -72,6 +72,7 @@ def random_text(model: Checkpoint, options: TrainingOptions = OPTIONS, rows: int
 def trained(
     *,
     scheme: Scheme = TERNARY,
+    teacher: Checkpoint | None = None,
     compute: Compute = ONE_THREAD,
     processes: Processes = ALONE,
     journal: Journal | None = None,
@@ -84,6 +85,7 @@ def trained(
         rounded(model, scheme),
         random_text(model, options),
         options,
+        teacher=teacher,
         compute=compute,
         processes=processes,
         journal=journal,

@@ -61,6 +61,13 @@ def test_the_stages_are_those_of_the_objective(usual: Trained) -> None:
     assert json.loads(json.dumps(usual.report)) == usual.report
 
 
+def test_blocks_are_fitted_to_the_model_itself_whoever_teaches(usual: Trained) -> None:
+    found = trained(teacher=original(seed=1))
+    fitted = [point for point in usual.report["curve"] if point[1].startswith("reconstruction")]
+    assert [point for point in found.report["curve"] if point[1].startswith("reconstruction")] == fitted
+    assert found.report["measured"]["start"]["kl"] > 2 * usual.report["measured"]["start"]["kl"]
+
+
 def test_no_number_of_threads_changes_a_bit(usual: Trained) -> None:
     assert digests(trained(compute=replace(ONE_THREAD, threads=3))) == digests(usual)
 
