@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,7 @@ from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.recovery.runs import recover
 from quantkit.registry import open_checkpoint
 from quantkit.tensors.scheme import Scheme
-from quantkit.tensors.schemes.affine_groups import TERNARY
+from quantkit.tensors.schemes.affine_groups import TERNARY, AffineGroups
 from quantkit.tensors.schemes.offset_groups import OffsetGroups
 from quantkit.tensors.views import QuantizedView
 from quantkit.training.options import TrainingOptions
@@ -175,3 +178,38 @@ def test_another_teacher_is_another_run(model: Path, text: Path, tmp_path: Path)
     small = write_tiny_checkpoint(tmp_path / "small", layers=1, hidden=64, intermediate=96, vocab=300)
     with pytest.raises(BadOption, match="the teacher has 300 tokens, the model 2,048"):
         recover(model, tmp_path / "none", options, replace(training, steps=3), teacher=small, compute=COMPUTE)
+
+
+@pytest.mark.slow
+def test_several_processes_make_one_model(model: Path, text: Path, tmp_path: Path) -> None:
+    """The first one quantizes, publishes and speaks; the losses are those of one process."""
+    settings = {
+        "--method": "rtn",
+        "--bits": "2",
+        "--group-size": "32",
+        "--recover": "3",
+        "--train-length": "24",
+        "--batch": "2",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "quantkit"]
+    arguments = [str(part) for pair in settings.items() for part in pair]
+    quantize = ["quantize", str(model), "--text", str(text), "--no-bfloat16", "--threads", "1", "--json", *arguments]
+    done = subprocess.run(
+        [*command, *quantize, "--out", str(tmp_path / "two")], check=True, capture_output=True, text=True
+    )
+    found = json.loads(done.stdout)["report"]["training"]
+    assert found["processes"] == 2
+    assert open_checkpoint(tmp_path / "two").holds_codes
+    usual = TrainingOptions(files=(text,), steps=3)
+    one = run(
+        model,
+        text,
+        tmp_path / "one",
+        scheme=AffineGroups(bits=2, group_size=32),
+        objective=usual.objective,
+        steps=usual.steps,
+        reconstruction=usual.reconstruction,
+        held_out=usual.held_out,
+    )
+    wanted = one.manifest["report"]["training"]["curve"]
+    np.testing.assert_allclose([loss for *_, loss in found["curve"]], [loss for *_, loss in wanted], rtol=1e-4)
