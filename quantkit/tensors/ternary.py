@@ -52,7 +52,7 @@ class TernaryWeights:
 
     def described(self, name: str) -> str:
         """Why a weight was not taken over."""
-        return f"{name} is not ternary: {100 * self.off_grid[name]:.2g} % of its values are off the grid"
+        return f"{name} is not ternary: {100 * self.off_grid[name]:.3g} % of its values are off the grid"
 
 
 def ternary_weights(

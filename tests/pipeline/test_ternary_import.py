@@ -58,7 +58,7 @@ def test_a_weight_that_is_not_ternary_stays_dense_and_is_named(tmp_path):
     source = model(tmp_path, odd=True)
     run = Quantization(source, QuantizeOptions(method="ternary"))
     assert run.checkpoint.weights[DOWN] is source.weights[DOWN]
-    assert any(f"{DOWN} is not ternary: 0.00076 %" in note for note in run.checkpoint.notes)
+    assert any(f"{DOWN} is not ternary: 0.000763 %" in note for note in run.checkpoint.notes)
     with pytest.raises(UnsupportedSpec, match=r"down_proj\.weight is not ternary") as caught:
         Quantization(source, QuantizeOptions(method="ternary", strict=True))
     assert "--strict" in caught.value.hint

@@ -103,6 +103,6 @@ def test_a_model_is_told_of_as_a_whole() -> None:
     assert set(found.found) == {"a", "b"}
     assert set(found.off_grid) == {"c"}
     assert found.notes[0].startswith("2 of 3 linear weights are ternary as they are, a scale for a row, 64 columns;")
-    assert found.notes[1] == "c is not ternary: 0.0054 % of its values are off the grid; it stays dense"
+    assert found.notes[1] == "c is not ternary: 0.00543 % of its values are off the grid; it stays dense"
     assert told == pytest.approx([1 / 3, 2 / 3, 1])
     assert ternary_weights([views[2]]).notes == ()
