@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from quantkit import registry
 from quantkit.models.family.members import MEMBERS
 
 ENGINES = ("llama-cpp", "transformers", "vllm")
@@ -123,10 +124,14 @@ def _completed(row: Row, old: Row | None, made: Sequence[str]) -> Row:
     """`row` with the cells of engines that did not run: as they were, or without a figure."""
     others = [engine for engine in ENGINES if engine not in made and row.stamp]
     kept = old is not None and old.stamp == row.stamp
-    cells = {
-        engine: old.engines.get(engine, Cell()) if kept and old is not None else Cell(reason=f"{engine}: not run yet")
-        for engine in others
-    }
+
+    def cell(engine: str) -> Cell:
+        if kept and old is not None:
+            return old.engines.get(engine, Cell())
+        reads = row.key[1] in registry.runtime(engine).formats
+        return Cell(reason=f"{engine}: not run yet") if reads else Cell()
+
+    cells = {engine: cell(engine) for engine in others}
     return Row(row.key, row.bits, row.kl, {**row.engines, **cells}, row.stamp)
 
 

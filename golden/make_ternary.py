@@ -1,6 +1,6 @@
 """Make the ternary golden model from the calm one: quantized to three levels, then trained on the same text.
 
-    python golden/make_ternary.py [--steps 2000] [--threads 2] [--out DIR]
+    python golden/make_ternary.py [--steps 800] [--threads 2] [--out DIR]
 
 `golden/ternary` is what BitCPM publishes: a bfloat16 checkpoint whose linear weights have the values -s, 0 and s of
 their row. `golden/ternary.json` holds the SHA-256 of its tensors as GGUF's TQ2_0, which an export must have
@@ -24,7 +24,7 @@ from golden.corpus import read_corpus, split_corpus
 from golden.tensor_digest import tensors_digest
 
 GOLDEN = Path(__file__).resolve().parent
-FILES = ("quantkit.json",)
+FILES = ("quantkit.json", "configuration_minicpm.py")
 """What an export writes beside the checkpoint, and BitCPM does not publish."""
 
 
@@ -44,7 +44,7 @@ class Lines:
 def main() -> None:
     """Train, export, and write down what came of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=GOLDEN / "ternary")
     arguments = parser.parse_args()

@@ -37,8 +37,8 @@ class TrainingOptions:
         weights, s = mean|W| of a group as BitCPM has it (ternary), or what covers the group; the latent weights then
         begin with the original's.
     learning_rate: of latent weights, for "learned" in steps of their grid, for "derived" in units of the mean magnitude
-        of a matrix. scale_rate: of scales, relative. dense_rate: of unquantized weights, in units of the root mean
-        square of a tensor.
+        of a matrix. scale_rate: of scales, relative. Both are that of up to four levels, and less with more.
+        dense_rate: of unquantized weights, in units of the root mean square of a tensor.
     dense: which unquantized weights are trained: "frozen" = none, "norms" = those of the blocks, "all".
     warmup: share of every stage in which the learning rate grows to its full height; the rest is half a cosine.
     seed: of the order of the text.
@@ -55,9 +55,9 @@ class TrainingOptions:
     qat: float = 0.3
     reconstruction: float = 0.1
     scales: str = LEARNED
-    learning_rate: float = 0.01
-    scale_rate: float = 0.003
-    dense_rate: float = 0.003
+    learning_rate: float = 0.005
+    scale_rate: float = 0.001
+    dense_rate: float = 0.001
     dense: str = NORMS
     warmup: float = 0.1
     seed: int = 0

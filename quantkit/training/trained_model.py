@@ -25,6 +25,7 @@ from quantkit.training.gradients import Gradients
 from quantkit.training.options import TrainingOptions
 from quantkit.training.processes import ALONE, Processes
 from quantkit.training.saved_state import Position
+from quantkit.training.schedule import TEACHER_STAGE
 from quantkit.training.sequences import TrainingText
 from quantkit.training.speed import Speed
 from quantkit.training.trainer import Trainer
@@ -36,7 +37,8 @@ from quantkit.training.weights.student import Student
 class Trained:
     """What a training has made.
 
-    tensors: codes and scales of every trained matrix, exactly what the last forward pass computed with.
+    tensors: codes and scales of every trained matrix, exactly what the last forward pass computed with; those of the
+        start where they are closer to the teacher, on sequences held out, than what the training ended with.
     dense: the dense weights that were trained, in the dtype that they came in.
     latent: the latent weights behind the matrices, float32 [rows, cols]: the "unquantized" form of a QAT model.
     report: JSON for the manifest.
@@ -144,6 +146,9 @@ def train(
         )
         position = trainer.run()
         report = _report(options, text, position, processes, teacher)
+        if report["kept_start"]:
+            begun = {name: view.read() for name, view in start.weights.items() if isinstance(view, QuantizedView)}
+            return Trained(begun, {}, student.latent(), report)
         return Trained(student.tensors(), student.dense(), student.latent(), report)
 
 
@@ -152,6 +157,12 @@ def _module(teacher: Checkpoint, device: torch.device, *, bfloat16: bool) -> Min
     lossless = all(getattr(weight, "dtype", None) == BFLOAT16 for weight in teacher.weights.values())
     halved = bfloat16 and device.type != "cpu" and lossless
     return load_model(teacher, torch.bfloat16 if halved else torch.float32).to(device)
+
+
+def _is_worse(measured: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether a training that ended with its teacher's predictions is further from them than where it began."""
+    begun, ended = measured["start"], measured.get(TEACHER_STAGE)
+    return bool(begun and ended and ended["kl"] > begun["kl"])
 
 
 def _report(
@@ -168,5 +179,6 @@ def _report(
         "text": text.report(),
         "teacher": teacher.path.name if teacher is not None else None,
         "measured": position.measured,
+        "kept_start": _is_worse(position.measured),
         "curve": thinned(position.curve),
     }

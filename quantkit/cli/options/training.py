@@ -38,7 +38,7 @@ MicroBatch = Annotated[
 ]
 LearningRate = Annotated[
     float | None,
-    typer.Option("--learning-rate", help="--recover: of weights, in steps of their grid.", show_default="0.01"),
+    typer.Option("--learning-rate", help="--recover: of weights, in steps of their grid.", show_default="0.005"),
 ]
 Objective = Annotated[
     str | None,
@@ -77,6 +77,8 @@ def training_lines(training: Mapping[str, Any]) -> Iterator[str]:
                 f"{name}: perplexity {found['perplexity']:.2f}, KL {found['kl']:.3g}, "
                 f"same most likely token {found['top1']:.1%}"
             )
+    if training["kept_start"]:
+        yield "training has brought nothing on text held out: the model is what it was before"
 
 
 def write_curve(out: Path, training: Mapping[str, Any], output: Output) -> None:

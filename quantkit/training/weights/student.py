@@ -24,6 +24,7 @@ from quantkit.training.weights.fake_quantization import (
     derived,
 )
 
+FULL_RATE_LEVELS = 4
 STORED = {np.dtype(np.float32): torch.float32, np.dtype(np.float16): torch.float16, BFLOAT16: torch.bfloat16}
 
 
@@ -53,6 +54,7 @@ class Student:
     def __init__(self, original: Checkpoint, start: Checkpoint, options: TrainingOptions, device: torch.device) -> None:
         self._options = options
         self._quantizers: dict[str, FakeQuantizer] = {}
+        self._slower: dict[str, float] = {}  # what is left to gain on a fine grid is small, and easily overshot
         self._dense: dict[str, Tensor] = {}
         self._stored: dict[str, np.dtype] = {}
         self._sizes: dict[str, float] = {}  # as training begins: a resumed one must not take them anew
@@ -61,6 +63,7 @@ class Student:
             if isinstance(weight, QuantizedView):
                 values = torch.tensor(read_float32(original.weights[name]), device=device)
                 self._quantizers[name] = _quantizer(name, values, weight.read(), options)
+                self._slower[name] = min(1.0, FULL_RATE_LEVELS / affine_scheme(name, weight.scheme).levels)
             else:
                 made[name] = torch.tensor(read_float32(weight), device=device)  # numpy's memory varies in alignment
                 if _is_trained(name, weight, options):
@@ -92,9 +95,10 @@ class Student:
             if name in self._dense:
                 yield Parameter(name, self._dense[name], self._options.dense_rate * self._sizes[name])
                 continue
-            quantizer = self._quantizers[name]
+            quantizer, slower = self._quantizers[name], self._slower[name]
             for part, tensor in quantizer.parameters.items():
-                yield Parameter(f"{name}.{part}", tensor, rates[part] * (quantizer.unit if part == "latent" else 1.0))
+                rate = slower * rates[part] * (quantizer.unit if part == "latent" else 1.0)
+                yield Parameter(f"{name}.{part}", tensor, rate)
 
     @torch.no_grad()
     def backward(self, names: Sequence[str], gradients: Sequence[Tensor]) -> None:
