@@ -86,6 +86,7 @@ class Recovery:
         self._run = Quantization(source, options, compute=start, samples=samples, progress=quantizing)
         self._start = with_source_dtypes(self._run.checkpoint, stored or source)
         check_training(self._start, training, compute, processes)
+        self._begun: Checkpoint | None = None
         self._text: TrainingText | None = None
         self._journal: Journal | None = None
         self._trained: Trained | None = None
@@ -110,7 +111,8 @@ class Recovery:
         """
         if self._trained is None:
             self._run.calibrate()
-            self._trained = self._train(self._start, self._journal)
+            self._begun = _read_through(self._start)
+            self._trained = self._train(self._begun, self._journal)
             self._measure(self._trained)
 
     def follow(self) -> None:
@@ -176,7 +178,9 @@ class Recovery:
     def _fetch(self, weight: TensorView) -> Callable[[int, int], np.ndarray]:
         def fetch(start: int, stop: int) -> np.ndarray:
             trained = self.result().dense.get(weight.name)
-            return weight.fetch(start, stop) if trained is None else trained[start:stop]
+            begun = (self._begun or self._start).weights[weight.name]
+            assert isinstance(begun, TensorView)
+            return begun.fetch(start, stop) if trained is None else trained[start:stop]
 
         return fetch
 
@@ -188,6 +192,25 @@ class Recovery:
                 self._run.weight_errors.smoothed(layer, {}, {name: values})
         for name, tensor in trained.tensors.items():
             self._run.weight_errors.measured(name, tensor)
+
+
+def _read_through(start: Checkpoint) -> Checkpoint:
+    """`start` with all weights of its blocks in memory: a run computes them once, and in order."""
+    weights: dict[str, Weight] = {}
+    for name, weight in start.weights.items():
+        if isinstance(weight, QuantizedView):
+            weights[name] = replace(weight, read=_tensor(weight.read()))
+        else:
+            weights[name] = replace(weight, fetch=_values(weight.read())) if name.startswith(BLOCKS) else weight
+    return replace(start, weights=weights)
+
+
+def _tensor(tensor: QuantizedTensor) -> Callable[[], QuantizedTensor]:
+    return lambda: tensor
+
+
+def _values(values: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    return lambda start, stop: values[start:stop]
 
 
 def _roughly(source: Checkpoint, start: Checkpoint) -> Checkpoint:

@@ -19,8 +19,10 @@ from quantkit.artifacts.publishing import Published
 from quantkit.calibration.compute import Compute
 from quantkit.calibration.samples import CalibrationOptions
 from quantkit.errors import BadOption, OutputExists, UnsupportedSpec
+from quantkit.models.loading import read_float32
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.recovery.runs import recover
+from quantkit.pipeline.runs import quantize
 from quantkit.registry import open_checkpoint
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import TERNARY, AffineGroups
@@ -32,6 +34,7 @@ from quantkit.verification.proof import verify
 from tests.support.faults import content
 from tests.support.tiny import write_tiny_checkpoint
 
+INT4_ROW = AffineGroups(bits=4, group_size=-1)
 CALIBRATION = CalibrationOptions(sequences=4, length=32)
 COMPUTE = Compute(bfloat16=False)
 
@@ -139,6 +142,30 @@ def test_a_run_that_was_stopped_goes_on(
         f"out/{name.removeprefix('whole/')}": data for name, data in wanted.items() if name.startswith("whole/")
     }
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_training_that_loses_leaves_what_was_quantized(model: Path, text: Path, tmp_path: Path, smooth: bool) -> None:
+    """Also the norms that smoothing has changed, and those that training leaves alone."""
+    options = QuantizeOptions(method="gptq", scheme=INT4_ROW, calibration=CALIBRATION, smooth=smooth)
+    quantize(model, tmp_path / "start", options, compute=COMPUTE)
+    for name, changes in {"lost": {"learning_rate": 9.0}, "frozen": {"dense": "frozen", "learning_rate": 0.0}}.items():
+        training = TrainingOptions(files=(text,), steps=2, length=24, batch=2, scale_rate=0.0, held_out=2, **changes)
+        done = recover(model, tmp_path / name, options, training, compute=COMPUTE)
+        assert done is not None
+        assert done.manifest["report"]["training"]["kept_start"] == (name == "lost")
+        begun, found = open_checkpoint(tmp_path / "start"), open_checkpoint(tmp_path / name)
+        for weight, other in zip(begun.weights.values(), found.weights.values(), strict=True):
+            assert read_float32(weight).tobytes() == read_float32(other).tobytes(), weight.name
+
+
+def test_a_smoothed_model_is_trained_and_proved(model: Path, text: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions(method="awq", scheme=INT4_ROW, calibration=CALIBRATION)
+    training = TrainingOptions(files=(text,), steps=2, length=24, batch=2, dense_rate=0.03, held_out=0)
+    done = recover(model, tmp_path / "out", options, training, compute=COMPUTE)
+    assert done is not None
+    assert done.manifest["report"]["weights"]["norms"]
+    assert verify(tmp_path / "out", against=model, engine="none").passed
 
 
 def test_what_cannot_be_done_is_refused_before_any_work(
