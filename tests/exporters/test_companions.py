@@ -61,7 +61,8 @@ def model(files: Mapping[str, bytes], **changes: Any) -> Checkpoint:
 
 def planned(container: str, checkpoint: Checkpoint, arch: str = "native") -> PlannedArtifact:
     name, _, target = container.partition("@")
-    return registry.exporter(name).prepare(checkpoint, ExportOptions(target=target or None, arch=arch))
+    kind = "q4_0" if name == "gguf" else None  # a type that the package gguf knows
+    return registry.exporter(name).prepare(checkpoint, ExportOptions(type=kind, target=target or None, arch=arch))
 
 
 def content(artifact: PlannedArtifact, name: str) -> bytes:

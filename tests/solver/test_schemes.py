@@ -105,6 +105,9 @@ class ScalesOfScales(AffineGroups):
 
     kind: ClassVar[str] = "scales-of-scales"
 
+    def zero_code(self, arrays: Mapping[str, np.ndarray]) -> int:
+        return self.midpoint
+
     def parameters(self, rows: int, cols: int) -> Shapes:
         groups = self.groups(cols)
         return {
