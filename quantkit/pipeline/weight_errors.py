@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import NORM_ROLES, Role
+from quantkit.models.spec import NORM_ROLES, Role, TensorSlot
 from quantkit.solver.unsmoothing import Smoothing, norm_ratio
+from quantkit.tensors.cast import FLOAT32
 from quantkit.tensors.digests import values_digest
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.views import CHUNK_ELEMENTS, QuantizedView
+from quantkit.tensors.views import CHUNK_ELEMENTS, QuantizedView, TensorView
 
 
 class WeightErrors:
@@ -44,6 +46,23 @@ class WeightErrors:
             assert not isinstance(original, QuantizedView)
             self._scales[name] = norm_ratio(original.read().astype(np.float32), changed.astype(np.float32))
             self._norms[name] = values_digest([changed])
+
+    def smoothed_source(self) -> Checkpoint:
+        """The source with its matrices smoothed as the run has done it; other weights are the source's own."""
+        smoothing = Smoothing(self._source.spec, self._scales)
+
+        def smoothed(view: TensorView, slot: TensorSlot) -> TensorView:
+            def fetch(start: int, stop: int) -> np.ndarray:
+                return smoothing.applied(slot, view.fetch(start, stop).astype(np.float32), start)
+
+            return replace(view, dtype=FLOAT32, fetch=fetch)
+
+        weights = dict(self._source.weights)
+        for name, slot in self._slots.items() if self._scales else ():
+            view = weights[name]
+            if isinstance(view, TensorView) and slot.layer is not None and len(slot.shape) == 2:
+                weights[name] = smoothed(view, slot)
+        return replace(self._source, weights=weights)
 
     def measured(self, name: str, tensor: QuantizedTensor) -> QuantizedTensor:
         """`tensor` itself; its numbers, its error, and which weights it was made of, taken down."""

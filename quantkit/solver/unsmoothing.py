@@ -1,4 +1,4 @@
-"""Smoothing taken back: the weights that a smoothed matrix stands for in the original's coordinates.
+"""Smoothing taken back, or applied anew: a matrix in the original's coordinates, and in the smoothed model's.
 
 `quantkit.solver.smoothing` multiplies the columns of a layer by s and divides what feeds the layer by s. A quantized
 matrix is compared with the original's after both are undone:
@@ -30,16 +30,27 @@ class Smoothing:
 
     def undone(self, slot: TensorSlot, values: np.ndarray, start: int = 0) -> np.ndarray:
         """Rows of the matrix of `slot`, float32, from row `start` on, as they are without smoothing."""
-        if slot.layer is None:
-            return values
-        rows = self.scales.get(slot.name)
+        rows, cols = self._factors(slot)
         if rows is not None:
             values = values * rows[start : start + len(values), None]
+        return values if cols is None else values / cols
+
+    def applied(self, slot: TensorSlot, values: np.ndarray, start: int = 0) -> np.ndarray:
+        """Inverse of `undone`: rows of the original's matrix as smoothing makes them."""
+        rows, cols = self._factors(slot)
+        if cols is not None:
+            values = values * cols
+        return values if rows is None else values / rows[start : start + len(values), None]
+
+    def _factors(self, slot: TensorSlot) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """By what rows of a matrix were divided, and columns multiplied; None where they were not."""
+        if slot.layer is None:
+            return None, None
         for feeding, readers in self.spec.readers.items():
             scale = self.scales.get(self.spec.weight_name(slot.layer, feeding))
             if scale is not None and slot.role in readers:
-                values = values / self._spread(scale, slot.shape[1])
-        return values
+                return self.scales.get(slot.name), self._spread(scale, slot.shape[1])
+        return self.scales.get(slot.name), None
 
     def _spread(self, scale: np.ndarray, cols: int) -> np.ndarray:
         """`scale` for each input column; query heads that share a head of v share its scales."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import TypeVar
 
 import torch
@@ -68,6 +69,9 @@ def joined_processes(device: str) -> Iterator[Processes]:
     if not distributed.is_available() or not distributed.is_torchelastic_launched():
         yield ALONE
         return
+    # Optimizers import this when they are made. So late it would keep hold of the process group, whose threads would
+    # outlive the interpreter and abort the process, now and then, when all is done.
+    import_module("torch._dynamo")
     distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
         processes = Processes(distributed.get_rank(), distributed.get_world_size())

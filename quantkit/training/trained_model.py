@@ -40,13 +40,11 @@ class Trained:
     tensors: codes and scales of every trained matrix, exactly what the last forward pass computed with; those of the
         start where they are closer to the teacher, on sequences held out, than what the training ended with.
     dense: the dense weights that were trained, in the dtype that they came in.
-    latent: the latent weights behind the matrices, float32 [rows, cols]: the "unquantized" form of a QAT model.
     report: JSON for the manifest.
     """
 
     tensors: Mapping[str, QuantizedTensor]
     dense: Mapping[str, np.ndarray]
-    latent: Mapping[str, np.ndarray]
     report: dict[str, Any]
 
 
@@ -91,6 +89,7 @@ def train(
     text: TrainingText,
     options: TrainingOptions,
     *,
+    smoothed: Checkpoint | None = None,
     teacher: Checkpoint | None = None,
     compute: Compute = Compute(),  # noqa: B008 - frozen
     processes: Processes = ALONE,
@@ -104,6 +103,7 @@ def train(
         start: the same model with the matrices to train quantized (`AffineGroups`), read once in its order.
         text: what to train on, of `training_text`.
         options: how.
+        smoothed: the dense model smoothed as `start` is, where latent weights begin; None = where it is not smoothed.
         teacher: whose predictions are aimed at; None = the original's.
         compute: with what; on the CPU no result depends on the number of threads.
         processes: which of several this is; each needs the same arguments, but only the first one's `start` counts.
@@ -120,7 +120,7 @@ def train(
     device, bfloat16 = torch.device(compute.device), in_bfloat16(compute)
     threads = compute.threads if compute.device == "cpu" else 1
     with torch_workers(threads) as workers, torch.inference_mode(mode=False), torch.no_grad():
-        student = Student(original, start, options, device)
+        student = Student(smoothed or original, start, options, device)
         trainer = Trainer(
             options=options,
             original=original,
@@ -148,8 +148,8 @@ def train(
         report = _report(options, text, position, processes, teacher)
         if report["kept_start"]:
             begun = {name: view.read() for name, view in start.weights.items() if isinstance(view, QuantizedView)}
-            return Trained(begun, {}, student.latent(), report)
-        return Trained(student.tensors(), student.dense(), student.latent(), report)
+            return Trained(begun, {}, report)
+        return Trained(student.tensors(), student.dense(), report)
 
 
 def _module(teacher: Checkpoint, device: torch.device, *, bfloat16: bool) -> MiniCPM:

@@ -23,22 +23,11 @@ from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import memory_checkpoint, tiny_config
 from tests.support.outliers import outlier_model
 from tests.support.runs import quantized
+from tests.support.smoothing import random_scales
 
 BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
 INT4 = AffineGroups(bits=4, group_size=32)
 EVERYTHING = (Role.ATTN_NORM, Role.V, Role.MLP_NORM, Role.UP)
-
-
-def random_scales(block: Block, seed: int = 0) -> dict[Role, np.ndarray]:
-    """Scales between 1/20 and 20 for everything that can be divided."""
-    rng = np.random.default_rng(seed)
-    sizes = {
-        Role.ATTN_NORM: block.input_layernorm.weight.shape[0],
-        Role.V: block.self_attn.v_proj.weight.shape[0],
-        Role.MLP_NORM: block.post_attention_layernorm.weight.shape[0],
-        Role.UP: block.mlp.up_proj.weight.shape[0],
-    }
-    return {role: np.exp(rng.uniform(-3, 3, size)).astype(np.float32) for role, size in sizes.items()}
 
 
 def output(block: Block, checkpoint: Checkpoint, seed: int = 1) -> torch.Tensor:

@@ -72,6 +72,17 @@ def random_text(model: Checkpoint, options: TrainingOptions = OPTIONS, rows: int
     return TrainingText(tokens, options.held_out, options.seed, ())
 
 
+def smoothed(model: Checkpoint) -> Checkpoint:
+    """`model` computing the same, with norms of half their size before matrices of twice theirs."""
+    weights = {name: (weight.read(), weight.read().dtype) for name, weight in model.weights.items()}
+    factors = {"layernorm": 0.5, "q_proj": 2, "k_proj": 2, "v_proj": 2, "gate_proj": 2, "up_proj": 2}
+    arrays = {
+        name: values * np.array(next((x for part, x in factors.items() if part in name), 1), dtype)
+        for name, (values, dtype) in weights.items()
+    }
+    return memory_checkpoint(model.config, arrays)
+
+
 def trained(
     *,
     scheme: Scheme = TERNARY,
@@ -83,11 +94,14 @@ def trained(
 ) -> Trained:
     """What becomes of the tiny model by `OPTIONS` with `changes`."""
     model, options = original(), replace(OPTIONS, **changes)
+    # As in a recovery: the first process alone knows what the weights were smoothed by.
+    begun = smoothed(model) if processes.is_first else model
     return train(
         model,
-        rounded(model, scheme),
+        rounded(begun, scheme),
         random_text(model, options),
         options,
+        smoothed=begun,
         teacher=teacher,
         compute=compute,
         processes=processes,
@@ -101,10 +115,9 @@ def journal_in(folder: Path, key: bytes = KEY) -> Journal:
 
 
 def digests(result: Trained) -> dict[str, str]:
-    """Of every tensor and latent weight."""
+    """Of every trained weight."""
     numbers = {name: tensor.numbers_digest() for name, tensor in result.tensors.items()}
-    arrays = {**{f"{n} latent": x for n, x in result.latent.items()}, **result.dense}
-    return {**numbers, **{name: array.tobytes().hex() for name, array in arrays.items()}}
+    return {**numbers, **{name: array.tobytes().hex() for name, array in result.dense.items()}}
 
 
 class _Dying(Journal):

@@ -68,6 +68,12 @@ def test_blocks_are_fitted_to_the_model_itself_whoever_teaches(usual: Trained) -
     assert found.report["measured"]["start"]["kl"] > 2 * usual.report["measured"]["start"]["kl"]
 
 
+def test_latent_weights_begin_at_the_smoothed_original() -> None:
+    """The smoothing of these tests is by powers of two, so that naive rounding does not notice it."""
+    measured = trained(scales="derived", steps=1).report["measured"]
+    assert measured["start"] == pytest.approx(measured["naive"], rel=1e-5)
+
+
 def test_no_number_of_threads_changes_a_bit(usual: Trained) -> None:
     assert digests(trained(compute=replace(ONE_THREAD, threads=3))) == digests(usual)
 

@@ -150,6 +150,7 @@ class Recovery:
             start,
             self._read_text(),
             self._training,
+            smoothed=self._run.weight_errors.smoothed_source(),
             teacher=self._teacher,
             compute=self._compute,
             processes=self._processes,

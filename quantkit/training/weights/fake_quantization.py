@@ -58,7 +58,7 @@ class FakeQuantizer(ABC):
     shape: (rows, cols). unit: what a learning rate for latent weights is in units of, in latent weights.
     """
 
-    unit: float
+    unit: Tensor
 
     def __init__(self, scheme: AffineGroups, shape: tuple[int, int], parameters: Mapping[str, Tensor]) -> None:
         self.scheme = scheme
@@ -77,13 +77,9 @@ class FakeQuantizer(ABC):
     def backward(self, gradient: Tensor) -> None:
         """Set `.grad` of the parameters to what `gradient` [rows, cols] of the values makes of them."""
 
-    @abstractmethod
-    def latent_weights(self) -> Tensor:
-        """W itself: [rows, cols]."""
-
     def constants(self) -> list[Tensor]:
-        """What training leaves alone, and values depend on."""
-        return []
+        """What training leaves alone, and values or steps depend on."""
+        return [self.unit]
 
     def values(self) -> Tensor:
         """What the model computes with: float32 [rows, cols]."""
@@ -111,9 +107,8 @@ class LearnedScales(FakeQuantizer):
         start: what it has become; latent weights begin at the original's, drawn to their codes where these differ.
     """
 
-    unit = 1.0
-
     def __init__(self, weight: Tensor, start: QuantizedTensor) -> None:
+        self.unit = torch.ones((), device=weight.device)
         scheme = affine_scheme("weight", start.scheme)
         found = scheme.fit(start.arrays)
         self._first = None if found.first is None else found.first.to(weight.device)
@@ -149,11 +144,7 @@ class LearnedScales(FakeQuantizer):
 
     def constants(self) -> list[Tensor]:
         """See `FakeQuantizer`."""
-        return [self._start] if self._first is None else [self._start, self._first]
-
-    def latent_weights(self) -> Tensor:
-        """See `FakeQuantizer`."""
-        return (self.parameters["latent"] * self._start[..., None]).view(self.shape)
+        return [self.unit, self._start, *([] if self._first is None else [self._first])]
 
 
 class DerivedScales(FakeQuantizer):
@@ -162,7 +153,7 @@ class DerivedScales(FakeQuantizer):
     def __init__(self, weight: Tensor, scheme: AffineGroups) -> None:
         rows, cols = weight.shape
         latent = weight.reshape(rows, scheme.groups(cols), -1).clone()
-        self.unit = float(latent.abs().mean())
+        self.unit = latent.abs().mean()
         super().__init__(scheme, (rows, cols), {"latent": latent})
 
     def fit(self) -> Fit:
@@ -179,10 +170,6 @@ class DerivedScales(FakeQuantizer):
         """See `FakeQuantizer`."""
         latent = self.parameters["latent"]
         latent.grad = gradient.reshape(latent.shape)
-
-    def latent_weights(self) -> Tensor:
-        """See `FakeQuantizer`."""
-        return self.parameters["latent"].view(self.shape)
 
 
 def derived(weight: np.ndarray, scheme: AffineGroups) -> QuantizedTensor:

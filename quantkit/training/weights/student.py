@@ -41,7 +41,7 @@ class Student:
     """The model in training, computed in `module`.
 
     Args:
-        original: the dense model.
+        original: the dense model, smoothed as `start` is.
         start: the same model with the matrices to train quantized, and dense weights to begin with.
         options: which weights are trained, and how fast.
         device: where all of it lies.
@@ -57,7 +57,7 @@ class Student:
         self._slower: dict[str, float] = {}  # what is left to gain on a fine grid is small, and easily overshot
         self._dense: dict[str, Tensor] = {}
         self._stored: dict[str, np.dtype] = {}
-        self._sizes: dict[str, float] = {}  # as training begins: a resumed one must not take them anew
+        self._sizes: dict[str, Tensor] = {}  # as training begins: a resumed one must not take them anew
         made: dict[str, Tensor] = {}
         for name, weight in start.weights.items():  # in the order of the model: a run computes them so
             if isinstance(weight, QuantizedView):
@@ -69,7 +69,7 @@ class Student:
                 if _is_trained(name, weight, options):
                     self._dense[name] = made[name].clone()
                     self._stored[name] = weight.dtype
-                    self._sizes[name] = float(made[name].square().mean().sqrt())
+                    self._sizes[name] = made[name].square().mean().sqrt()
         with torch.device("meta"):
             self.module = MiniCPM(original.spec)
         made |= {name: quantizer.values() for name, quantizer in self._quantizers.items()}
@@ -93,11 +93,11 @@ class Student:
         rates = {"latent": self._options.learning_rate, "scale": self._options.scale_rate}
         for name in names:
             if name in self._dense:
-                yield Parameter(name, self._dense[name], self._options.dense_rate * self._sizes[name])
+                yield Parameter(name, self._dense[name], self._options.dense_rate * float(self._sizes[name]))
                 continue
             quantizer, slower = self._quantizers[name], self._slower[name]
             for part, tensor in quantizer.parameters.items():
-                rate = slower * rates[part] * (quantizer.unit if part == "latent" else 1.0)
+                rate = slower * rates[part] * (float(quantizer.unit) if part == "latent" else 1.0)
                 yield Parameter(f"{name}.{part}", tensor, rate)
 
     @torch.no_grad()
@@ -120,8 +120,9 @@ class Student:
                 parameter.copy_(self._quantizers[name].values())
 
     def state(self) -> list[Tensor]:
-        """All that decides what `module` computes with: several processes must agree on it."""
+        """All that decides what `module` computes with, now and after steps: several processes must agree on it."""
         constants = [tensor for quantizer in self._quantizers.values() for tensor in quantizer.constants()]
+        constants += self._sizes.values()
         trained = [one.tensor for one in self.parameters(self.trained_names())]
         return [*constants, *trained, *(parameter.data for parameter in self.module.parameters())]
 
@@ -132,10 +133,6 @@ class Student:
     def dense(self) -> dict[str, np.ndarray]:
         """Every trained dense weight, in the dtype that it came in: exactly what `module` computes with."""
         return {name: tensor.cpu().numpy().astype(self._stored[name]) for name, tensor in self._dense.items()}
-
-    def latent(self) -> dict[str, np.ndarray]:
-        """The latent weights of every trained matrix, float32 [rows, cols]."""
-        return {name: quantizer.latent_weights().cpu().numpy() for name, quantizer in self._quantizers.items()}
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from quantkit.artifacts.publishing import Published
 from quantkit.calibration.compute import Compute
 from quantkit.calibration.samples import CalibrationOptions
 from quantkit.errors import BadOption, OutputExists, UnsupportedSpec
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import read_float32
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.recovery.runs import recover
@@ -32,7 +33,9 @@ from quantkit.training.options import TrainingOptions
 from quantkit.training.trained_model import Trained
 from quantkit.verification.proof import verify
 from tests.support.faults import content
-from tests.support.tiny import write_tiny_checkpoint
+from tests.support.outliers import outlier_arrays
+from tests.support.quantized_models import BF16
+from tests.support.tiny import write_tensors, write_tiny_checkpoint
 
 INT4_ROW = AffineGroups(bits=4, group_size=-1)
 CALIBRATION = CalibrationOptions(sequences=4, length=32)
@@ -45,6 +48,16 @@ def model(tmp_path_factory: pytest.TempPathFactory, golden_model: Path) -> Path:
     write_tiny_checkpoint(folder, layers=2, hidden=64, intermediate=96, vocab=2048)
     for file in golden_model.glob("*token*"):
         shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture
+def outlying(model: Path, tmp_path: Path) -> Path:
+    """A model that smoothing changes."""
+    folder = tmp_path / "outlying"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    write_tensors(folder, outlier_arrays(config, dtype=BF16), shards=2)
     return folder
 
 
@@ -159,13 +172,26 @@ def test_a_training_that_loses_leaves_what_was_quantized(model: Path, text: Path
             assert read_float32(weight).tobytes() == read_float32(other).tobytes(), weight.name
 
 
-def test_a_smoothed_model_is_trained_and_proved(model: Path, text: Path, tmp_path: Path) -> None:
+def test_a_smoothed_model_is_trained_and_proved(
+    outlying: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantkit.training.trained_model import train  # noqa: PLC0415
+
+    def watched(original: Checkpoint, start: Checkpoint, *arguments: Any, **settings: Any) -> Trained:
+        norm, matrix = "model.layers.0.input_layernorm.weight", "model.layers.0.self_attn.q_proj.weight"
+        ratio = read_float32(original.weights[norm]) / read_float32(start.weights[norm])
+        wanted = read_float32(original.weights[matrix]) * ratio
+        assert len(np.unique(ratio)) > 1
+        np.testing.assert_allclose(read_float32(settings["smoothed"].weights[matrix]), wanted, rtol=1e-6)
+        return train(original, start, *arguments, **settings)
+
+    monkeypatch.setattr("quantkit.pipeline.recovery.recovery.train", watched)
     options = QuantizeOptions(method="awq", scheme=INT4_ROW, calibration=CALIBRATION)
     training = TrainingOptions(files=(text,), steps=2, length=24, batch=2, dense_rate=0.03, held_out=0)
-    done = recover(model, tmp_path / "out", options, training, compute=COMPUTE)
+    done = recover(outlying, tmp_path / "out", options, training, compute=COMPUTE)
     assert done is not None
     assert done.manifest["report"]["weights"]["norms"]
-    assert verify(tmp_path / "out", against=model, engine="none").passed
+    assert verify(tmp_path / "out", against=outlying, engine="none").passed
 
 
 def test_what_cannot_be_done_is_refused_before_any_work(

@@ -70,7 +70,7 @@ def test_derived_scales_follow_the_latent_weights(name: str) -> None:
     quantizer = DerivedScales(torch.from_numpy(weight()), SCHEMES[name])
     moved(quantizer)
     np.testing.assert_array_equal(quantizer.values().numpy(), quantizer.exported().dequantized())
-    latent = quantizer.latent_weights().numpy()
+    latent = quantizer.parameters["latent"].view(ROWS, COLS).numpy()
     if not SCHEMES[name].ternary:  # the grid covers the group, as round to nearest has it
         assert quantizer.exported().numbers_digest() == round_to_nearest(latent, SCHEMES[name]).numbers_digest()
 
@@ -94,8 +94,8 @@ def straight_through(quantizer: LearnedScales, low: float, high: float) -> tuple
     """LSQ's formula as it is usually written: rounding detached, clamping differentiated."""
     latent = quantizer.parameters["latent"].clone().requires_grad_()
     log_scale = quantizer.parameters["scale"].clone().requires_grad_()
-    start = quantizer.latent_weights().view(latent.shape) / quantizer.parameters["latent"]
-    wanted = start[..., :1] * log_scale.exp()[..., None]
+    start = quantizer.constants()[1][..., None]
+    wanted = start * log_scale.exp()[..., None]
     scale = wanted + (quantizer.fit().scale[..., None] - wanted).detach()
     steps = (latent * start / scale).clamp(low - 0.5, high + 0.5)
     levels = steps + (steps.round().clamp(low, high) - steps).detach()
