@@ -1,0 +1,106 @@
+"""A folder with `model.onnx` in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantkit.errors import BadOption, EngineFailed, about
+from quantkit.files.member import open_member
+from quantkit.models.context import check_length
+from quantkit.models.spec import ModelSpec
+from quantkit.runtimes._cached_decoder import CachedDecoder, stage_names
+from quantkit.runtimes.onnx_numpy.evaluator import Evaluator
+from quantkit.runtimes.onnx_numpy.graph import parse_model
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+GRAPH_NAME = "model.onnx"
+MOST_GRAPH_BYTES = (1 << 31) - 1
+"""Of a protobuf, by its own limit."""
+STEP = 512
+"""Tokens that are computed at a time, where RoPE turns the first ones as it turns all."""
+
+
+class OnnxNumpySession:
+    """The decoder in `folder`, whose numbers are `spec`'s.
+
+    Raises:
+        MalformedFile, IncompleteFile, UnsafePath: the graph, or what it says of the file beside it.
+        UnsupportedModel: an operator that is not evaluated.
+        EngineFailed: it is no decoder as `_cached_decoder` knows them.
+    """
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        self._path = folder / GRAPH_NAME
+        self._spec = spec
+        with about(str(self._path)):
+            data = open_member(folder, GRAPH_NAME).read_all(MOST_GRAPH_BYTES)
+            self._evaluator = Evaluator(parse_model(memoryview(data)), folder)
+            self._decoder = CachedDecoder(
+                self._evaluator.run,
+                self._evaluator.inputs,
+                blocks=spec.num_hidden_layers,
+                groups=spec.num_key_value_heads,
+                width=spec.head_dim,
+            )
+        self._known = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._decoder.forget()
+
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Float32 logits [T, V]; row t predicts token t + 1."""
+        ids = self._checked(token_ids)
+        self._known = 0
+        with about(str(self._path)):
+            return self._vocabulary(self._decoder.logits(ids, self._step(len(ids))))
+
+    def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """The last row of `logits`, [V]; keys and values of tokens that the call before had are not computed again."""
+        ids = self._checked(token_ids)
+        if not self._spec.rope.turns_alike(self._known, len(ids)):
+            self._decoder.forget()
+        self._known = len(ids)
+        with about(str(self._path)):
+            row: np.ndarray = self._vocabulary(self._decoder.next(ids, self._step(len(ids))))[0]
+        return row
+
+    def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
+        """Every stage in order: "embedding", "block 0", ..., "final norm" [T, hidden], "logits" [T, vocab]; float32.
+
+        Raises:
+            EngineFailed: the graph has no value of such a name.
+        """
+        ids, stages = self._checked(token_ids), stage_names(self._spec.num_hidden_layers)
+        absent = [name for name in stages if name not in self._evaluator.values]
+        if absent:
+            raise EngineFailed(f"{self._path}: the graph has no value called {absent[0]!r}")
+        self._known = 0
+        with about(str(self._path)):
+            return self._decoder.trace(ids, stages)
+
+    def _step(self, tokens: int) -> int:
+        return STEP if self._spec.rope.turns_alike(STEP, tokens) else tokens
+
+    def _vocabulary(self, rows: np.ndarray) -> np.ndarray:
+        if rows.shape[1] != self._spec.vocab_size:
+            raise EngineFailed(f"the graph predicts {rows.shape[1]} tokens, the model has {self._spec.vocab_size}")
+        return rows
+
+    def _checked(self, token_ids: Sequence[int]) -> list[int]:
+        ids = [int(token) for token in token_ids]
+        if not ids or not all(0 <= token < self._spec.vocab_size for token in ids):
+            raise BadOption(f"token ids must be one or more numbers below {self._spec.vocab_size}")
+        check_length(self._spec, len(ids))
+        return ids
