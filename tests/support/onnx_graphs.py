@@ -24,7 +24,7 @@ CONTRIB = "com.microsoft"
 
 
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 [..., n * bits / 8] of codes [..., n], the first in the lowest bits; filled up with zeros to whole bytes."""
+    """uint8 [..., n * bits / 8] of codes [..., n], the first in the lowest bits; the last byte is filled up."""
     each = 8 // bits
     padded = np.concatenate([codes, np.zeros((*codes.shape[:-1], -codes.shape[-1] % each), np.uint8)], -1)
     parts = padded.reshape(*padded.shape[:-1], -1, each)
@@ -131,7 +131,7 @@ class Decoder(Graph):
 
     def group_query_attention(self, layer: int, q: str, k: str, v: str) -> str:
         if "last" not in self.memo:
-            cos, sin = self.tables()
+            self.tables()
             lengths = self.node("ReduceSum", "attention_mask", self.constant([1]), keepdims=0)
             self.memo["last"] = self.node("Cast", self.node("Sub", lengths, self.constant([1])), to=TensorProto.INT32)
             total = self.node("Gather", self.node("Shape", "attention_mask"), self.constant(np.array(1)), axis=0)

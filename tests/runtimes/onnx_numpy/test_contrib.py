@@ -53,7 +53,7 @@ def close(found: list[np.ndarray], wanted: list[np.ndarray], tolerance: float = 
         np.testing.assert_allclose(one.astype(F32), other.astype(F32), tolerance, tolerance)
 
 
-def weights(bits: int, N: int, K: int, block: int, zeros: str, dtype: Any = F32) -> Values:
+def weights(bits: int, N: int, K: int, block: int, zeros: str, *, dtype: Any = F32) -> Values:
     rng = np.random.default_rng(bits)
     blocks = -(-K // block)
     points = {
@@ -82,7 +82,7 @@ def test_matmul_nbits(bits, block, zeros, K):
 
 
 def test_matmul_nbits_in_float16_with_a_bias():
-    inputs = weights(4, 12, 256, 32, "packed", F16)
+    inputs = weights(4, 12, 256, 32, "packed", dtype=F16)
     extra = {"g_idx": None, "bias": np.arange(12, dtype=F16)}
     found, wanted = both("MatMulNBits", {**inputs, **extra}, ["y"], N=12, K=256, bits=4, block_size=32)
     close(found, wanted, 4e-3)

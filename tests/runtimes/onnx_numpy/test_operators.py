@@ -89,7 +89,6 @@ CASES: list[tuple[str, list[np.ndarray | None], dict[str, Any]]] = [
     ("ConstantOfShape", [ints(2)], {"value": numpy_helper.from_array(ints(7))}),
     ("Gather", [X, np.array([[0, -1], [2, 1]])], {"axis": 1}),
     ("Gather", [M, np.array(2)], {}),
-    ("GatherElements", [M, whole(4, 2, below=4)], {"axis": 0}),
     ("ScatterND", [M, np.array([[1], [3]]), floats(2, 5)], {}),
     ("Trilu", [X], {"upper": 0}),
     ("Trilu", [X, np.array(1)], {}),
