@@ -36,12 +36,16 @@ class ExportOptions:
     target: which engine's layout, where the container has several; None = the first of `Exporter.targets`.
     bits: one of `Exporter.widths`: symmetric codes of fewer bits are stored in so many, which changes no number; None =
         as narrow as the container has them.
+    ops: which operators a graph is written in: "contrib", the engine's own, or "standard"; None = the former.
+    context: tokens that a graph is made for, where it bakes rotations; None = all that the model can.
     """
 
     type: str | None = None
     arch: str = "native"
     target: str | None = None
     bits: int | None = None
+    ops: str | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
