@@ -63,7 +63,7 @@ class ONNX:
     types = tuple(TYPES)
     targets = ()
     widths = WIDTHS
-    engines = ("reference",)
+    engines = ("onnxruntime", "onnxruntime-genai", "onnx-numpy", "reference")
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder with a model.onnx."""

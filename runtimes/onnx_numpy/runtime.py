@@ -6,6 +6,7 @@ from pathlib import Path
 
 from quantkit import registry
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.runtimes._cached_decoder import arithmetic_of
 from quantkit.runtimes.onnx_numpy.session import OnnxNumpySession
 
 
@@ -22,8 +23,8 @@ class OnnxNumpyRuntime:
         return None
 
     def arithmetic(self, checkpoint: Checkpoint) -> str:
-        """Float32; a graph in float16 rounds what every operator makes to that."""
-        return "float32"
+        """That of the graph: float32, or float16, to which it rounds what every operator makes."""
+        return arithmetic_of(checkpoint)
 
     def refuses(self, checkpoint: Checkpoint) -> None:
         """Always None: what the graph asks for is known when it is opened."""
