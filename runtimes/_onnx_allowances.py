@@ -1,11 +1,11 @@
 """How much time and memory an engine may take with an ONNX graph: far more than a correct one needs, and not endless.
 
-    a process with numpy and the library, small buffers                     1 GiB
-    weights as the engine keeps them, packed anew or dequantized            20 times the files
-    keys and values, float32, old and new ones                              16 bytes x blocks x key-value channels x tokens
-    attention scores, in three copies                                       12 bytes x heads x step x tokens
-    what one step computes                                                  16 bytes x step x (vocabulary + 4 MLP widths)
-    logits and stages of all tokens, twice                                  8 bytes x tokens x (vocabulary + blocks x width)
+    a process with numpy and the library, small buffers              1 GiB
+    weights as the engine keeps them, packed anew or dequantized     20 times the files
+    keys and values, float32, old and new ones                       16 bytes x tokens x blocks x key-value channels
+    attention scores, in three copies                                12 bytes x tokens x heads x step
+    what one step computes                                           16 bytes x step x (vocabulary + 4 MLP widths)
+    logits and stages of all tokens, twice                           8 bytes x tokens x (vocabulary + blocks x width)
 
 Time is that of a machine that reads 20 MB of the files a second while it loads, and 100 MB of weights a second while it
 evaluates, which are read once for each token: some kernels of 2 and 8 bits dequantize them every time.

@@ -3,7 +3,7 @@
 {"do": "load", "folder": F, "threads": N, "exact": B, "blocks": N, "groups": N, "width": N}     {}
 {"do": "logits", "token_ids": [...], "step": N}                    {} + float32 rows [T, V]
 {"do": "next", "token_ids": [...], "step": N, "anew": B}           {} + float32 row [1, V]
-{"do": "trace", "token_ids": [...], "stages": [...]}               {"widths": [...]} + float32 [T, width] of each
+{"do": "trace", "token_ids": [...]}                                {"widths": [...]} + float32 [T, width] of each
 anything that the engine refuses                                   {"error": "one line"}
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from quantkit.runtimes._cached_decoder import CachedDecoder
+from quantkit.runtimes._cached_decoder import CachedDecoder, stage_names
 from quantkit.runtimes._engine_child import NOTHING, serve
 
 GRAPH_NAME = "model.onnx"
@@ -38,6 +38,7 @@ class Engine:
         self._folder, self._threads = folder, threads
         self._level = EXACT if exact else FAST
         self._sizes = {"blocks": blocks, "groups": groups, "width": width}
+        self._stages = stage_names(blocks)
         self._decoder = self._opened([])
         self._tracing: CachedDecoder | None = None
 
@@ -51,11 +52,11 @@ class Engine:
             self._decoder.forget()
         return self._decoder.next(token_ids, step)
 
-    def trace(self, token_ids: list[int], stages: list[str]) -> dict[str, np.ndarray]:
+    def trace(self, token_ids: list[int]) -> dict[str, np.ndarray]:
         """Name to values [T, ?]."""
         if self._tracing is None:
-            self._tracing = self._opened(stages)
-        return self._tracing.trace(token_ids, stages)
+            self._tracing = self._opened(self._stages)
+        return self._tracing.trace(token_ids, self._stages)
 
     def _opened(self, stages: Sequence[str]) -> CachedDecoder:
         options = onnxruntime.SessionOptions()

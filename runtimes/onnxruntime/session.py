@@ -73,7 +73,7 @@ class OnnxruntimeSession(EngineSession):
         """
         ids, names = self._checked(token_ids), stage_names(self._spec.num_hidden_layers)
         allowance = evaluating(self._path, self._spec, len(ids), len(ids))
-        answer, data = self._child.ask(allowance, do="trace", token_ids=ids, stages=names)
+        answer, data = self._child.ask(allowance, do="trace", token_ids=ids)
         values, stages, start = np.frombuffer(data, np.float32), {}, 0
         for name, width in zip((*names, LOGITS), answer["widths"], strict=True):
             stages[name] = values[start : start + len(ids) * width].reshape(len(ids), width)
