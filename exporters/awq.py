@@ -28,6 +28,7 @@ from quantkit.errors import (
     QuantkitError,
     UnsupportedSpec,
 )
+from quantkit.exporters._graph_options import refuse_graph_options
 from quantkit.exporters._hf_folder import (
     Layout,
     Shapes,
@@ -98,6 +99,7 @@ class AWQ:
                 does not hold.
         """
         checked_type(options.type, self.types, container=METHOD)
+        refuse_graph_options(options, container=METHOD)
         checked_bits(options.bits, self.widths, container=METHOD)
         source = architecture_of(checkpoint, options, container=METHOD, linears_only=True)
         wider = stored_wider(source, BITS, container=METHOD, linears_only=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import BadOption, QuantkitError
+from quantkit.exporters._graph_options import refuse_graph_options
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.exporters._hf_folder import read_checkpoint
 from quantkit.exporters._recorded import measured
@@ -78,6 +79,7 @@ class HuggingFace:
         """
         if options.type not in (None, *self.types):
             raise BadOption(f"hf has no type {options.type!r}", hint=f"choose one of: {', '.join(self.types)}")
+        refuse_graph_options(options, container=self.name)
         checked_bits(options.bits, self.widths, container=self.name)
         model = with_architecture(checkpoint, options.arch)
         type_name = "bf16" if options.type is None and model.holds_codes else options.type

@@ -34,8 +34,7 @@ class ExportOptions:
     type: element type in the container's words ("q4_0", "bf16"); None = the exporter's default for this source.
     arch: "native" keeps the family's scalars in the config; "llama" folds them into the weights.
     target: which engine's layout, where the container has several; None = the first of `Exporter.targets`.
-    bits: one of `Exporter.widths`: symmetric codes of fewer bits are stored in so many, which changes no number; None =
-        as narrow as the container has them.
+    bits: one of `Exporter.widths`, in which narrower symmetric codes are stored; None = as narrow as can be.
     ops: which operators a graph is written in: "contrib", the engine's own, or "standard"; None = the former.
     context: tokens that a graph is made for, where it bakes rotations; None = all that the model can.
     """
@@ -173,10 +172,7 @@ class Method(Protocol):
         ...
 
     def input_scales(self, readers: Readers, *, threads: int = 1) -> InputScales:
-        """By what to divide what the layers read, and multiply their columns, before any is quantized.
-
-        Asked only of methods that need calibration.
-        """
+        """By what to divide what the layers read, and multiply their columns, first; asked where it is calibrated."""
         ...
 
     def quantize(
@@ -185,9 +181,8 @@ class Method(Protocol):
         """Quantize layers that read the same inputs; a result for each, in order.
 
         Args:
-            layers: what to quantize.
+            layers, threads: what to quantize, and how many to use, on which the result does not depend.
             statistics: of their inputs; only read when `needs_calibration`.
-            threads: how many to use; the result does not depend on it.
 
         Raises:
             UnsupportedSpec: a group size that does not divide the columns.
@@ -287,9 +282,8 @@ class OracleSession(TracingSession, Protocol):
         int8_run: how many values in a row share a scale where inputs are rounded to int8, `PER_ROW` for all that a
             token has; None = it is not asked for what that costs.
 
-        All prompts run through a block before the next one is read, so every weight is read once. Only the logits
-        that are being yielded are held. `progress` is told what is being done ("block 3 of 24"), steps done, and steps
-        in all, at least every few seconds.
+        All prompts run through a block before the next one is read, so every weight is read once. Only the logits that
+        are being yielded are held. `progress` is told what is done ("block 3 of 24"), steps done and steps in all.
         """
         ...
 

@@ -36,6 +36,7 @@ from quantkit.errors import (
     UnsupportedModel,
     UnsupportedSpec,
 )
+from quantkit.exporters._graph_options import refuse_graph_options
 from quantkit.exporters._recorded import measured
 from quantkit.exporters._widths import checked_bits
 from quantkit.exporters.gguf import blocks
@@ -117,6 +118,7 @@ class GGUF:
                 ternary, writing raises it.
             UnsupportedModel, MalformedFile, InconsistentCheckpoint: from the tokenizer, see `read_vocabulary`.
         """
+        refuse_graph_options(options, container=self.name)
         checked_bits(options.bits, self.widths, container=self.name)
         model = with_architecture(checkpoint, options.arch)
         chosen = chosen_types(model, wanted_type(options))

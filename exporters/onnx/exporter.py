@@ -1,6 +1,7 @@
 """ONNX: the folder that onnxruntime and onnxruntime-genai load.
 
-    model.onnx           the graph, see `graph/decoder.py`; model.onnx.data its weights, see `layouts.py` and `places.py`
+    model.onnx           the graph, see `graph/decoder.py`
+    model.onnx.data      its weights, see `layouts.py` and `places.py`
     genai_config.json    by which onnxruntime-genai runs the folder
     config.json, tokenizer*, *.jinja, ...
 
@@ -31,7 +32,7 @@ from quantkit.exporters.onnx.graph.decoder import decoder
 from quantkit.exporters.onnx.metadata import metadata
 from quantkit.exporters.onnx.places import DATA_NAME, Places, data_file, places
 from quantkit.exporters.onnx.reading import GRAPH_NAME, read_graph
-from quantkit.exporters.onnx.schemes import WIDTHS, held
+from quantkit.exporters.onnx.schemes import CHOICES, held
 from quantkit.exporters.onnx.settings import CONTAINER, Settings, context_notes, settings_of
 from quantkit.files.member import read_member_json
 from quantkit.files.planned_files import PlannedArtifact, PlannedTensor, blob
@@ -62,7 +63,7 @@ class ONNX:
     summary = "ONNX graph with external data, for onnxruntime and onnxruntime-genai"
     types = tuple(TYPES)
     targets = ()
-    widths = WIDTHS
+    widths = CHOICES
     engines = ("onnxruntime", "onnxruntime-genai", "onnx-numpy", "reference")
 
     def recognizes(self, path: Path) -> bool:

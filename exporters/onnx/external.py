@@ -2,7 +2,7 @@
 
 Of a tensor `location` is a bare name, `offset` and `length` are numbers of bytes within the file, and nothing else is
 said. The file is regular, has no second name on the disk, and lies in the folder (see `quantkit.files.member`). Nothing
-is opened before that is known. Source: onnx `docs/ExternalDataSecurity.md`.
+is opened before that is known. Source: onnx, "External Data Security".
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from quantkit.errors import InconsistentCheckpoint, QuantkitError, ValueOutOfRange
+from quantkit.errors import InconsistentCheckpoint, QuantkitError, UnsupportedSpec
 from quantkit.exporters.onnx.elements import ARRAYS, SIGNED, UINT8, UNSIGNED, Element
 from quantkit.files.planned_files import Buffer
 from quantkit.tensors.cast import converted
@@ -90,7 +90,7 @@ class Quantized(ABC):
         return self.blocks // self.scheme.groups(self.shape[1])
 
     def buffers(self, weight: Weight) -> Iterator[Buffer]:
-        """See `Layout`; raises `ValueOutOfRange` for a scale that the graph's type does not hold exactly."""
+        """See `Layout`; raises `UnsupportedSpec` for a scale that the graph's type does not hold exactly."""
         assert not isinstance(weight, TensorView), "planned as codes"
         tensor = weight.read()
         yield self.packed(tensor.codes)
@@ -104,8 +104,8 @@ class Quantized(ABC):
             stored = wide.astype(ARRAYS[self.element])
         if not np.array_equal(stored, wide):
             lost = wide[stored != wide].flat[0]
-            raise ValueOutOfRange(
-                f"{name}: a graph of float16 does not hold the scale {lost:g} exactly", hint="choose the type f32"
+            raise UnsupportedSpec(
+                f"{name}: an ONNX graph of f16 does not hold the scale {lost:g} exactly", hint="choose the type f32"
             )
         return stored
 

@@ -20,7 +20,7 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import scheme_from_json
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 
-GRAPH_KEY, QUANTIZATION_KEY = "quantkit.graph", "quantkit.quantization"
+GRAPH_KEY, QUANTIZATION_KEY = "quantkit.export", "quantkit.quantization"
 
 
 def metadata(settings: Settings, grids: Grids) -> dict[str, str]:

@@ -14,6 +14,8 @@ from quantkit.tensors.views import QuantizedView, Weight
 from quantkit.tensors.widening import widened_view
 
 WIDTHS = (2, 4, 8)
+CHOICES = WIDTHS[1:]
+"""What a user may ask for: codes of 2 bits are as narrow as there are."""
 SMALLEST, LARGEST, USUAL = 16, 256, 128
 """Blocks that onnxruntime takes, and the largest that a wider group is divided into."""
 

@@ -28,6 +28,23 @@ def export(
             show_default="the codes' own",
         ),
     ] = None,
+    ops: Annotated[
+        str | None,
+        typer.Option(
+            "--ops",
+            help="onnx: contrib, the engine's own operators, or standard, those of ONNX alone.",
+            show_default="contrib",
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            min=1,
+            help="onnx: the longest context that the graph is made for.",
+            show_default="the model's",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -36,7 +53,9 @@ def export(
     from quantkit import loads_in, open_checkpoint, parse_target
 
     output = Output(as_json=as_json)
-    name, options = parse_target(f"{format}:{type}" if type else format, arch=arch, target=target, bits=bits)
+    name, options = parse_target(
+        f"{format}:{type}" if type else format, arch=arch, target=target, bits=bits, ops=ops, context=context
+    )
     checkpoint = open_checkpoint(source)
     output.notes(checkpoint.notes)
     with output.progress(f"reading {source.name}") as progress:

@@ -41,9 +41,17 @@ class Target:
 
 
 def parse_target(
-    text: str, *, arch: str = "native", target: str | None = None, bits: int | None = None
+    text: str,
+    *,
+    arch: str = "native",
+    target: str | None = None,
+    bits: int | None = None,
+    ops: str | None = None,
+    context: int | None = None,
 ) -> tuple[str, ExportOptions]:
     """Read FORMAT, FORMAT:TYPE or FORMAT:TYPE:BITS, such as `gguf:q4_0` or `gptq::4`; `bits` is for what says none.
+
+    The others are those of `ExportOptions`; whether a format has `ops` and a `context`, its exporter says.
 
     Raises:
         BadOption: an unknown format, or a type, target or width of codes that the format does not have.
@@ -60,4 +68,4 @@ def parse_target(
     if bits is not None and bits not in exporter.widths:
         choices = ", ".join(map(str, exporter.widths)) or "none; leave it out"
         raise BadOption(f"{name} has no choice of {width or bits} bits", hint=f"widths of {name}: {choices}")
-    return name, ExportOptions(type=kind or None, arch=arch, target=target, bits=bits)
+    return name, ExportOptions(type=kind or None, arch=arch, target=target, bits=bits, ops=ops, context=context)

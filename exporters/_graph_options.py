@@ -1,0 +1,14 @@
+"""Options of containers that hold a graph, which all others refuse."""
+
+from __future__ import annotations
+
+from quantkit.errors import BadOption
+from quantkit.protocols import ExportOptions
+
+
+def refuse_graph_options(options: ExportOptions, *, container: str) -> None:
+    """Raise `BadOption` where `options` choose operators or a context, which `container` has not to choose."""
+    if options.ops is not None:
+        raise BadOption(f"{container} holds weights, not operators", hint="leave --ops out; it is for onnx")
+    if options.context is not None:
+        raise BadOption(f"{container} is not made for a context of its own", hint="leave --context out; it is for onnx")
