@@ -16,8 +16,6 @@ import numpy as np
 
 from quantkit.errors import EngineFailed
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import FINAL_NORM
-from quantkit.tensors.views import TensorView
 
 Run = Callable[[Mapping[str, np.ndarray], Sequence[str]], Mapping[str, np.ndarray]]
 """Takes the inputs by name, and names of values; returns these."""
@@ -27,9 +25,8 @@ EMBEDDING, BLOCK, NORM = "embedding", "block {}", "final norm"
 
 
 def arithmetic_of(checkpoint: Checkpoint) -> str:
-    """What a graph is computed in, by the dtype of its norms: "float32" or "float16"."""
-    norm = checkpoint.weights[FINAL_NORM]
-    return "float16" if isinstance(norm, TensorView) and norm.dtype == np.float16 else "float32"
+    """What a graph is computed in, as its config.json tells: "float32" or "float16"."""
+    return "float16" if checkpoint.config.get("torch_dtype") == "float16" else "float32"
 
 
 def stage_names(blocks: int) -> list[str]:

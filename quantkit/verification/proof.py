@@ -325,7 +325,7 @@ class Proof:
                 trusted=trusted,
                 progress=self._part(ends[2], ends[3]),
             )
-            self._divergence = found.divergence
+            self._divergence, self._notes = found.divergence, [*self._notes, *found.notes]
             self._add("engine", found.problems, f"{runtime.name} predicts what the reference predicts", found.checks)
 
     def _trace(

@@ -38,13 +38,18 @@ def _remark_on_text(model: Checkpoint) -> str:
     return "; ".join((TEXT, *_remarks(model)))
 
 
-KERNELS = (
-    KernelRules(name="onnxruntime", engine="onnxruntime", containers=("onnx",), check=_check, remark=_remark),
-    KernelRules(
-        name="onnxruntime-genai",
-        engine="onnxruntime-genai",
-        containers=("onnx",),
-        check=_check,
-        remark=_remark_on_text,
-    ),
+ONNXRUNTIME = KernelRules(
+    name="onnxruntime",
+    engine="onnxruntime",
+    containers=("onnx",),
+    check=_check,
+    remark=_remark,
 )
+GENAI = KernelRules(
+    name="onnxruntime-genai",
+    engine="onnxruntime-genai",
+    containers=("onnx",),
+    check=_check,
+    remark=_remark_on_text,
+)
+KERNELS = (ONNXRUNTIME, GENAI)

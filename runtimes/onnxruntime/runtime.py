@@ -9,6 +9,7 @@ from quantkit import registry
 from quantkit.errors import MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes._cached_decoder import arithmetic_of
+from quantkit.runtimes._kernels.onnxruntime import ONNXRUNTIME
 from quantkit.runtimes.onnxruntime.session import OnnxruntimeSession
 
 PACKAGES = ("onnxruntime", "onnx")
@@ -19,8 +20,8 @@ class OnnxruntimeRuntime:
 
     name = "onnxruntime"
     summary = "ONNX Runtime on this machine's CPU, inputs of quantized matrices not rounded"
-    formats = ("onnx",)
-    architectures = ("minicpm", "llama")
+    formats = ONNXRUNTIME.containers
+    architectures = ONNXRUNTIME.architectures
 
     def missing(self) -> str | None:
         """None when onnxruntime is installed, and onnx, by which its graph is told what to show."""
@@ -30,8 +31,9 @@ class OnnxruntimeRuntime:
         """That of the graph: float32 or float16."""
         return arithmetic_of(checkpoint)
 
-    def refuses(self, checkpoint: Checkpoint) -> None:
-        """Always None: the reader takes graphs alone that it runs."""
+    def refuses(self, checkpoint: Checkpoint) -> str | None:
+        """Why it cannot run this folder, or None."""
+        return ONNXRUNTIME.verdict(checkpoint).refusal
 
     def open(self, path: Path) -> OnnxruntimeSession:
         """Read the folder strictly, then let the engine load it; its parser never sees what ours refused."""

@@ -9,6 +9,7 @@ from quantkit import registry
 from quantkit.errors import MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes._cached_decoder import arithmetic_of
+from quantkit.runtimes._kernels.onnxruntime import GENAI
 from quantkit.runtimes.onnxruntime_genai.session import OnnxruntimeGenaiSession
 
 
@@ -17,8 +18,8 @@ class OnnxruntimeGenaiRuntime:
 
     name = "onnxruntime-genai"
     summary = "onnxruntime-genai's Generator on this machine's CPU, on token ids"
-    formats = ("onnx",)
-    architectures = ("minicpm", "llama")
+    formats = GENAI.containers
+    architectures = GENAI.architectures
 
     def missing(self) -> str | None:
         """None when onnxruntime-genai is installed."""
@@ -28,8 +29,9 @@ class OnnxruntimeGenaiRuntime:
         """That of the graph: float32 or float16."""
         return arithmetic_of(checkpoint)
 
-    def refuses(self, checkpoint: Checkpoint) -> None:
-        """Always None: the reader takes graphs alone that it runs."""
+    def refuses(self, checkpoint: Checkpoint) -> str | None:
+        """Why it cannot run this folder, or None."""
+        return GENAI.verdict(checkpoint).refusal
 
     def open(self, path: Path) -> OnnxruntimeGenaiSession:
         """Read the folder strictly, then let the engine load it; its parser never sees what ours refused."""

@@ -1,9 +1,9 @@
 """An ONNX folder in onnxruntime-genai's `Generator`, on token ids.
 
 Its own tokenizer reads a text otherwise than the model's, measured with 0.18 on the golden model
-(`tests/runtimes/onnxruntime_genai/test_tokenizer.py`): it puts no beginning-of-sequence token first unless it is told to,
-and of several spaces before a word it gives the last one to the word, where the model's keeps them together, so that
-indented code becomes other ids. It is therefore given ids alone; `own_token_ids` tells what it would have read.
+(`tests/runtimes/onnxruntime_genai/test_tokenizer.py`): it puts no beginning-of-sequence token first unless it is told
+to, and of several spaces before a word it gives the last one to the word, where the model's keeps them together, so
+that indented code becomes other ids. It is therefore given ids alone; `own_token_ids` tells what it would have read.
 """
 
 from __future__ import annotations

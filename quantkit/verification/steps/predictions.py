@@ -115,11 +115,15 @@ def ask_reference(
 
 @dataclass(frozen=True, slots=True)
 class EngineFindings:
-    """problems: what is wrong beside the checks. checks: the engine against the reference, and the original."""
+    """problems: what is wrong beside the checks. checks: the engine against the reference, and the original.
+
+    notes: what a user of this engine should know, and is no fault of the artifact.
+    """
 
     problems: tuple[str, ...]
     checks: tuple[Check, ...]
     divergence: Divergence | None
+    notes: tuple[str, ...] = ()
 
 
 def ask_engine(
@@ -144,12 +148,14 @@ def ask_engine(
     limits = noise_limits(answers.rounded, facts_of(answers.exact), error, ENGINE_FACTOR, stored)
     near, far = [], []
     problems: list[str] = []
+    notes: list[str] = []
     divergence = None
     total = sum(len(prompt.token_ids) for prompt in prompts)
     done = 0
     try:
         with runtime.open(checkpoint.path) as session:
             problems += tokenizer_problems(session, runtime.name, texts)
+            notes += tokenizer_notes(session, runtime.name, texts)
             for index, prompt in enumerate(prompts):
                 if progress is not None:
                     progress(f"{runtime.name}: {prompt.name}", done, total)
@@ -168,7 +174,7 @@ def ask_engine(
         problems.append(str(error))
     checks = [Check(f"{runtime.name} against {ORACLE}", "kl", None, tuple(near))] if near else []
     checks += [Check(f"{runtime.name} against original", "kl", None, tuple(far))] if far else []
-    return EngineFindings(tuple(problems), tuple(checks), divergence)
+    return EngineFindings(tuple(problems), tuple(checks), divergence, tuple(notes))
 
 
 def tokenizer_problems(session: Session, name: str, prompts: Sequence[Prompt]) -> list[str]:
@@ -183,3 +189,21 @@ def tokenizer_problems(session: Session, name: str, prompts: Sequence[Prompt]) -
         if tuple(ids[:common]) != prompt.token_ids[:common]:
             problems.append(f"{name} reads the text of prompt {prompt.name!r} as other tokens")
     return problems
+
+
+def tokenizer_notes(session: Session, name: str, prompts: Sequence[Prompt]) -> list[str]:
+    """What an engine says whose own tokenizer is known to read otherwise, and which is given ids for that reason."""
+    read = getattr(session, "own_token_ids", None)
+    texts = [prompt for prompt in prompts if prompt.text]
+    if read is None or not texts:
+        return []
+    other = []
+    for prompt in texts:
+        ids = read(prompt.text, add_special=True)
+        common = min(len(ids), len(prompt.token_ids))
+        other += [prompt.name] if tuple(ids[:common]) != prompt.token_ids[:common] else []
+    told = f": {', '.join(other)}" if other else ""
+    return [
+        f"{name} was given ids; its own tokenizer, told to put BOS first, reads {len(other)} of {len(texts)} "
+        f"prompts as other tokens{told}"
+    ]
