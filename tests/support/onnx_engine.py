@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import pytest
 
 from quantkit.models.spec import ModelSpec
+
+onnxruntime = pytest.importorskip("onnxruntime")
 
 LEVELS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -18,9 +20,7 @@ LEVELS = {
 EXACT = "session.qdq_matmulnbits_accuracy_level"
 
 
-def session(
-    folder: Path, level: str = "all", *, name: str = "model.onnx", optimized: Path | None = None
-) -> onnxruntime.InferenceSession:
+def session(folder: Path, level: str = "all", *, name: str = "model.onnx", optimized: Path | None = None) -> Any:
     """The graph `name` at an optimization level; `optimized`: where to write what becomes of it."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = LEVELS[level]

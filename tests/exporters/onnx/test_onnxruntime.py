@@ -20,12 +20,10 @@ from quantkit.protocols import ExportOptions
 from quantkit.runtimes.reference.runtime import ReferenceSession
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import tiny_config
+from tests.support.onnx_engine import feeds, log_probabilities, run, session
 from tests.support.quantized_models import linears, quantized_model
 
 onnx, evaluation = pytest.importorskip("onnx"), pytest.importorskip("onnx.reference")
-pytest.importorskip("onnxruntime")
-
-from tests.support.onnx_engine import feeds, log_probabilities, run, session
 
 EXPORTER = registry.exporter("onnx")
 CONFIG = tiny_config(
