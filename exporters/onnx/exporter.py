@@ -80,9 +80,10 @@ class ONNX:
             Others: see `with_architecture`.
         """
         checked_bits(options.bits, self.widths, container=self.name)
-        found = held(with_architecture(checkpoint, options.arch), options.bits)
+        source = with_architecture(checkpoint, options.arch)
+        settings = settings_of(options, source.spec)
+        found = held(source, options.bits, standard=not settings.contrib)
         model = found.model
-        settings = settings_of(options, model.spec)
         check_package()
         grids = {
             name: view.scheme

@@ -18,6 +18,7 @@ CHOICES = WIDTHS[1:]
 """What a user may ask for: codes of 2 bits are as narrow as there are."""
 SMALLEST, LARGEST, USUAL = 16, 256, 128
 """Blocks that onnxruntime takes, and the largest that a wider group is divided into."""
+ROWS_OF_2_BITS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,8 +30,11 @@ class Held:
     notes: tuple[str, ...]
 
 
-def held(model: Checkpoint, bits: int | None) -> Held:
+def held(model: Checkpoint, bits: int | None, *, standard: bool) -> Held:
     """`model` with every symmetric code as wide as the graph has them, and at least `bits` wide.
+
+    standard: whether the graph is of standard operators. onnxruntime 1.32 fuses those of 2 bits into wrong numbers
+    where the rows are no multiple of four.
 
     Raises:
         UnsupportedSpec: codes with zero points that are no such width, a scheme without integer zero points, or groups
@@ -40,7 +44,8 @@ def held(model: Checkpoint, bits: int | None) -> Held:
     changed: dict[str, QuantizedView] = {}
     for name, weight in model.weights.items():
         if isinstance(weight, QuantizedView):
-            found = _as_wide(weight, bits)
+            narrow = standard and weight.shape[0] % ROWS_OF_2_BITS
+            found = _as_wide(weight, max(bits or 0, 4 if narrow else 0))
             block_of(name, found.scheme, weight.shape[1])
             weights[name] = found
             if found is not weight:
@@ -48,15 +53,15 @@ def held(model: Checkpoint, bits: int | None) -> Held:
     return Held(replace(model, weights=weights), changed, tuple(_notes(model, changed)))
 
 
-def _as_wide(weight: QuantizedView, bits: int | None) -> QuantizedView:
+def _as_wide(weight: QuantizedView, bits: int) -> QuantizedView:
     scheme = affine(weight.name, weight.scheme, container=CONTAINER)
-    width = next((width for width in WIDTHS if width >= max(scheme.bits, bits or 0)), scheme.bits)
+    width = next((width for width in WIDTHS if width >= max(scheme.bits, bits)), scheme.bits)
     if width == scheme.bits and not scheme.ternary:
         return weight
     if not scheme.symmetric:
         raise UnsupportedSpec(
-            f"{weight.name}: {CONTAINER} has codes of 2, 4 and 8 bits, and stores narrower ones that are symmetric in "
-            f"them, not {scheme}",
+            f"{weight.name}: {CONTAINER} has codes of 2, 4 and 8 bits, and stores others only if they are symmetric, "
+            f"not {scheme} of {weight.shape[0]} rows",
             hint="compressed-tensors holds it",
         )
     return widened_view(weight, width)
