@@ -39,8 +39,8 @@ DTYPES: Mapping[int, np.dtype] = {
     26: np.dtype(ml_dtypes.int2),
 }
 """`TensorProto.DataType` to the dtype of its values."""
-PACKED_BITS = {np.dtype(ml_dtypes.uint4): 4, np.dtype(ml_dtypes.int4): 4, np.dtype(ml_dtypes.uint2): 2}
-PACKED_BITS[np.dtype(ml_dtypes.int2)] = 2
+PACKED_BITS: Mapping[np.dtype, int] = {DTYPES[21]: 4, DTYPES[22]: 4, DTYPES[25]: 2, DTYPES[26]: 2}
+"""Bits of codes that lie several in a byte."""
 KEYS = {"location", "offset", "length", "checksum"}
 """What external data may say of itself."""
 MOST_RANK = 8
