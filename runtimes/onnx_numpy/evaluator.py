@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit.errors import MalformedFile, UnsupportedModel, about
+from quantkit.errors import EngineFailed, MalformedFile, UnsupportedModel, about
 from quantkit.runtimes.onnx_numpy.arithmetic import ARITHMETIC
 from quantkit.runtimes.onnx_numpy.attention import ATTENTION
 from quantkit.runtimes.onnx_numpy.call import Call, Operators
@@ -51,16 +51,18 @@ class Evaluator:
         """Names of what must be given, and the dtypes; float32 where the graph does not say."""
         return {name: DTYPES.get(kind, DTYPES[1]) for name, kind in self._model.graph.inputs.items()}
 
-    @property
-    def values(self) -> set[str]:
-        """Names of all values that it makes."""
-        return {name for node in self._model.graph.nodes for name in node.outputs if name}
-
     def run(self, given: Mapping[str, np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
-        """The values called `wanted`, outputs of the graph or of any node, from those of its inputs."""
-        missing = [name for name in self.inputs if name not in given]
-        if missing:
-            raise MalformedFile(f"the graph has an input {missing[0]!r} that is not known")
+        """The values called `wanted`, outputs of the graph or of any node, from those of its inputs.
+
+        Raises:
+            EngineFailed: an input that is not given, or a value that there is not.
+            MalformedFile, UnsupportedModel: what cannot be computed, with the node's name.
+        """
+        made = {name for node in self._model.graph.nodes for name in node.outputs}
+        for names, there in ((self.inputs, given), (wanted, made)):
+            absent = [name for name in names if name not in there]
+            if absent:
+                raise EngineFailed(f"the graph has no value called {absent[0]!r}, or is not given one")
         return self._run(self._model.graph, dict(given), wanted)
 
     def _check(self, graph: Graph, known: set[str]) -> None:

@@ -6,6 +6,7 @@ beside it. Quantized weights are packed here by `packed`, which quantkit's expor
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,39 @@ def write_model(model: onnx.ModelProto, folder: Path, *, external: bool = True) 
     beside = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 256} if external else {}
     onnx.save(kept, folder / "model.onnx", **beside)
     return folder
+
+
+def write_folder(checkpoint: Checkpoint, folder: Path, *, contrib: bool, **choices: Any) -> Path:
+    """A folder of a decoder that onnxruntime-genai takes, too."""
+    write_model(decoder_model(checkpoint, contrib=contrib, **choices), folder)
+    (folder / "genai_config.json").write_text(json.dumps(genai_config(checkpoint, shared=contrib)))
+    return folder
+
+
+def genai_config(checkpoint: Checkpoint, *, shared: bool) -> dict[str, Any]:
+    """The least that it must say; shared: whether past and present lie in one buffer."""
+    spec = checkpoint.spec
+    decoder = {
+        "filename": "model.onnx",
+        "session_options": {"provider_options": [], "session.qdq_matmulnbits_accuracy_level": "0"},
+        "head_size": spec.head_dim,
+        "hidden_size": spec.hidden_size,
+        "num_attention_heads": spec.num_attention_heads,
+        "num_key_value_heads": spec.num_key_value_heads,
+        "num_hidden_layers": spec.num_hidden_layers,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    model = {"type": "decoder", "bos_token_id": 1, "eos_token_id": [2], "pad_token_id": 2, "decoder": decoder}
+    sizes = {"vocab_size": spec.vocab_size, "context_length": spec.max_position_embeddings}
+    search = {"max_length": spec.max_position_embeddings, "past_present_share_buffer": shared}
+    return {"model": {**model, **sizes}, "search": search}
