@@ -48,7 +48,7 @@ def context_of(folder: Path) -> int:
     if options.get("provider_options"):
         raise UnsafePath(f"{where} names execution providers, whose libraries the engine would load")
     context = model.get("context_length")
-    if not isinstance(context, int) or context < 1:
+    if type(context) is not int or context < 1:
         raise MalformedFile(f"{where} gives no context_length")
     return context
 
