@@ -98,7 +98,9 @@ def _check_rotation(file: SourceFile, plan: Places, spec: ModelSpec, settings: S
         for kind, table in tables(spec, settings.element, settings.context, length).items():
             name = f"{ROTATION}.{prefix}{kind}"
             found = _array(file, plan.rotation[name])
-            if not (np.abs(found.astype(np.float32) - table.astype(np.float32)) <= allowed).all():
+            with np.errstate(invalid="ignore"):
+                near = np.abs(found.astype(np.float32) - table.astype(np.float32)) <= allowed
+            if not near.all():
                 raise InconsistentCheckpoint(f"{file.path}: the table {name!r} is not that of config.json's rotation")
 
 
