@@ -236,7 +236,8 @@ class Columns(Quantized):
 
     @property
     def _sign(self) -> np.uint8:
-        return np.uint8(self.scheme.midpoint if self.scheme.symmetric else 0)
+        sign: np.uint8 = np.uint8(self.scheme.midpoint if self.scheme.symmetric else 0)
+        return sign
 
     def packed_zero(self, zero: np.ndarray) -> np.ndarray:
         """See `Quantized`."""

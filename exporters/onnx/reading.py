@@ -48,7 +48,7 @@ def read_graph(path: Path, spec: ModelSpec) -> tuple[Settings, dict[str, Weight]
     check_package()
     where = str(path / GRAPH_NAME)
     model = _parsed(read_member(path, GRAPH_NAME, MAX_GRAPH_BYTES), where)
-    said = {entry.key: entry.value for entry in model.metadata_props}
+    said = _metadata(model, where)
     if len(model.graph.input) != 2 + 2 * spec.num_hidden_layers:
         raise InconsistentCheckpoint(
             f"{where} has {len(model.graph.input)} inputs, {spec.num_hidden_layers} layers have two each, and two more",
@@ -75,6 +75,14 @@ def _parsed(data: bytes, where: str) -> onnx.ModelProto:
     if not model.graph.node:
         raise MalformedFile(f"{where} holds no graph")
     return model
+
+
+def _metadata(model: onnx.ModelProto, where: str) -> dict[str, str]:
+    """What the graph says of itself; protobuf gives text that is not UTF-8 as bytes."""
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    if not all(isinstance(text, str) for entry in said.items() for text in entry):
+        raise MalformedFile(f"{where}: its metadata is not UTF-8")
+    return said
 
 
 def _check_same(found: onnx.ModelProto, expected: onnx.ModelProto, where: str) -> None:

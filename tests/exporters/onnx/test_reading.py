@@ -208,6 +208,11 @@ def test_metadata_without_sense_is_refused(key: str, value: str, words: str, fol
         EXPORTER.read(folder)
 
 
+def other_text(folder: Path) -> None:
+    data = (folder / GRAPH).read_bytes()
+    (folder / GRAPH).write_bytes(data.replace(b'"contrib"', b'"contri\xff"'))
+
+
 def shortened(folder: Path) -> None:
     data = (folder / DATA).read_bytes()
     (folder / DATA).write_bytes(data[:-1])
@@ -299,6 +304,7 @@ FILES: dict[str, tuple[Callable[[Path], None], type[QuantkitError], str]] = {
     "ON01 an empty graph": (empty_graph, IncompleteFile, "empty"),
     "ON02 garbage": (garbage, MalformedFile, "no ONNX graph"),
     "ON03 half a graph": (cut, MalformedFile, "no ONNX graph"),
+    "metadata that is not UTF-8": (other_text, MalformedFile, "not UTF-8"),
     "ON07 a link to elsewhere": (linked_out, UnsafePath, "link to a file outside"),
     "ON09 a hard link": (hard_linked, UnsafePath, "2 names"),
     "ON10 no data": (missing, IncompleteCheckpoint, "missing"),
