@@ -70,6 +70,9 @@ SUBJECTS: Mapping[str, Callable[[Path], Subject]] = {
     "quantkit.json": lambda scratch: Subject("quantkit.json", (exported("compressed-tensors", scratch),), _json),
     "quantize_config.json": lambda scratch: Subject("quantize_config.json", (old_gptq(scratch),), _json),
     "model.gguf": lambda scratch: Subject("model.gguf", (exported("gguf", scratch),), _gguf),
+    "model.onnx": lambda scratch: Subject("model.onnx", (exported("onnx", scratch),), damaged_bytes),
+    "model.onnx.data": lambda scratch: Subject("model.onnx.data", (exported("onnx", scratch),), damaged_bytes),
+    "genai_config.json": lambda scratch: Subject("genai_config.json", (exported("onnx", scratch),), _json),
     "golden.bin": lambda _: Subject("golden.bin", ({"golden.bin": (GOLDEN / "golden.bin").read_bytes()},), _golden),
     "recipe.toml": lambda _: Subject("recipe.toml", ({**golden_model(), "recipe.toml": RECIPE},), _recipe),
 }

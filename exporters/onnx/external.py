@@ -23,12 +23,12 @@ KEYS = ("location", "offset", "length")
 
 
 def open_data(path: Path, tensors: Iterable[onnx.TensorProto], size: int) -> SourceFile:
-    """The data file of the folder `path`, of `size` bytes, in which all external ones of `tensors` lie.
+    """The data file of the folder `path`, of at most `size` bytes, in which all external ones of `tensors` lie.
 
     Raises:
         UnsafePath: a tensor is said to lie elsewhere, or the file has a second name.
         MalformedFile: something else is wrong with what is said, or the file has more bytes.
-        IncompleteFile: the file has fewer bytes.
+        IncompleteFile: a tensor ends beyond the file.
         Others: see `open_member`.
     """
     for tensor in tensors:
@@ -44,10 +44,6 @@ def open_data(path: Path, tensors: Iterable[onnx.TensorProto], size: int) -> Sou
     for tensor in tensors:
         if tensor.external_data:
             _check_extent(tensor, file)
-    if file.size < size:
-        raise IncompleteFile(
-            f"{file.path} has {file.size:,} bytes, the weights need {size:,}", hint="repeat the download, or the copy"
-        )
     if file.size > size:
         raise MalformedFile(f"{file.path} has {file.size - size:,} bytes after the last tensor")
     return file

@@ -227,26 +227,25 @@ class Columns(Quantized):
 
     def packed(self, codes: np.ndarray) -> np.ndarray:
         """See `Quantized`; a signed code is the other with its highest bit turned over."""
-        sign = self.scheme.midpoint if self.scheme.symmetric else 0
-        return row_bytes(np.ascontiguousarray(codes.T).reshape(1, -1) ^ np.uint8(sign), self.scheme.bits)
+        return column_bytes(codes ^ self._sign, self.scheme.bits)
 
     def unpacked(self, data: np.ndarray) -> np.ndarray:
         """See `Quantized`."""
-        sign = self.scheme.midpoint if self.scheme.symmetric else 0
-        codes: np.ndarray = self._transposed(data, self.shape[1]) ^ np.uint8(sign)
+        codes: np.ndarray = column_codes(data, self.scheme.bits, self.shape) ^ self._sign
         return codes
+
+    @property
+    def _sign(self) -> np.uint8:
+        sign: np.uint8 = np.uint8(self.scheme.midpoint if self.scheme.symmetric else 0)
+        return sign
 
     def packed_zero(self, zero: np.ndarray) -> np.ndarray:
         """See `Quantized`."""
-        return row_bytes(np.ascontiguousarray(zero.T).reshape(1, -1), self.scheme.bits)
+        return column_bytes(zero, self.scheme.bits)
 
     def unpacked_zero(self, data: np.ndarray) -> np.ndarray:
         """See `Quantized`."""
-        return self._transposed(data, self.blocks)
-
-    def _transposed(self, data: np.ndarray, count: int) -> np.ndarray:
-        flat = row_codes(data, self.scheme.bits, (1, count * self.shape[0]))
-        return np.ascontiguousarray(flat.reshape(count, self.shape[0]).T)
+        return column_codes(data, self.scheme.bits, (self.shape[0], self.blocks))
 
     def turned(self, values: np.ndarray) -> np.ndarray:
         """See `Quantized`."""
@@ -271,3 +270,29 @@ def row_codes(data: np.ndarray, bits: int, shape: tuple[int, int]) -> np.ndarray
     words = np.zeros((rows, -(-count * bits // 32) * 4), np.uint8)
     words[:, : packed.shape[1]] = packed
     return unpack_bitstream(words.view("<u4"), bits, count)
+
+
+def column_bytes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes (n, k) transposed, and then packed as a single row.
+
+    Where the rows fill words, those are made before anything is transposed: a fifth of the time of single codes.
+    """
+    rows, count = codes.shape
+    per_word = 32 // bits
+    if rows % per_word:
+        return row_bytes(np.ascontiguousarray(codes.T).reshape(1, -1), bits)
+    runs = np.ascontiguousarray(codes.reshape(-1, per_word, count).transpose(0, 2, 1))
+    words = pack_bitstream(runs.reshape(-1, per_word), bits).astype("<u4", copy=False)
+    return np.ascontiguousarray(words.reshape(-1, count).T).view(np.uint8)
+
+
+def column_codes(data: np.ndarray, bits: int, shape: tuple[int, int]) -> np.ndarray:
+    """Inverse of `column_bytes`: uint8 codes of `shape`."""
+    rows, count = shape
+    per_word = 32 // bits
+    if rows % per_word:
+        flat = row_codes(data, bits, (1, count * rows))
+        return np.ascontiguousarray(flat.reshape(count, rows).T)
+    words = np.ascontiguousarray(data.view("<u4").reshape(count, -1).T)
+    runs = unpack_bitstream(words.reshape(-1, 1), bits, per_word).reshape(-1, count, per_word)
+    return np.ascontiguousarray(runs.transpose(0, 2, 1)).reshape(shape)

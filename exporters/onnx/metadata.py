@@ -56,7 +56,7 @@ def read_settings(said: Mapping[str, str], spec: ModelSpec, where: str) -> Setti
         raise MalformedFile(f"{where}: {GRAPH_KEY} must have a type, ops and a context")
     try:
         return settings_of(ExportOptions(type=kind, ops=ops, context=context), spec)
-    except (BadOption, UnsupportedSpec) as error:
+    except BadOption as error:
         raise MalformedFile(f"{where}: {GRAPH_KEY}: {error}") from None
 
 

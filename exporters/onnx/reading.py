@@ -48,7 +48,7 @@ def read_graph(path: Path, spec: ModelSpec) -> tuple[Settings, dict[str, Weight]
     check_package()
     where = str(path / GRAPH_NAME)
     model = _parsed(read_member(path, GRAPH_NAME, MAX_GRAPH_BYTES), where)
-    said = {entry.key: entry.value for entry in model.metadata_props}
+    said = _metadata(model, where)
     if len(model.graph.input) != 2 + 2 * spec.num_hidden_layers:
         raise InconsistentCheckpoint(
             f"{where} has {len(model.graph.input)} inputs, {spec.num_hidden_layers} layers have two each, and two more",
@@ -77,6 +77,14 @@ def _parsed(data: bytes, where: str) -> onnx.ModelProto:
     return model
 
 
+def _metadata(model: onnx.ModelProto, where: str) -> dict[str, str]:
+    """What the graph says of itself; protobuf gives text that is not UTF-8 as bytes."""
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    if not all(isinstance(text, str) for entry in said.items() for text in entry):
+        raise MalformedFile(f"{where}: its metadata is not UTF-8")
+    return said
+
+
 def _check_same(found: onnx.ModelProto, expected: onnx.ModelProto, where: str) -> None:
     if found.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True):
         return
@@ -98,7 +106,9 @@ def _check_rotation(file: SourceFile, plan: Places, spec: ModelSpec, settings: S
         for kind, table in tables(spec, settings.element, settings.context, length).items():
             name = f"{ROTATION}.{prefix}{kind}"
             found = _array(file, plan.rotation[name])
-            if not (np.abs(found.astype(np.float32) - table.astype(np.float32)) <= allowed).all():
+            with np.errstate(invalid="ignore"):
+                near = np.abs(found.astype(np.float32) - table.astype(np.float32)) <= allowed
+            if not near.all():
                 raise InconsistentCheckpoint(f"{file.path}: the table {name!r} is not that of config.json's rotation")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from quantkit.errors import BadOption, UnsupportedSpec
+from quantkit.errors import BadOption
 from quantkit.exporters.onnx.elements import TYPES, Element
 from quantkit.models.spec import ModelSpec
 from quantkit.protocols import ExportOptions
@@ -39,30 +39,17 @@ def settings_of(options: ExportOptions, spec: ModelSpec) -> Settings:
 
     Raises:
         BadOption: an unknown type or set of operators, or a context that the model does not have.
-        UnsupportedSpec: a context in which the rotation changes with every token.
     """
     if options.type not in (None, *TYPES):
         raise BadOption(f"{CONTAINER} has no type {options.type!r}", hint=f"choose one of: {', '.join(TYPES)}")
     if options.ops not in (None, *OPS):
         raise BadOption(f"{CONTAINER} has no operators {options.ops!r}", hint=f"choose one of: {', '.join(OPS)}")
-    longest = _longest(spec)
-    context = longest if options.context is None else options.context
+    context = spec.max_position_embeddings if options.context is None else options.context
     if not 1 <= context <= spec.max_position_embeddings:
         raise BadOption(
             f"a context of {context} tokens is none of this model's", hint=f"choose 1 to {spec.max_position_embeddings}"
         )
-    if context > longest:
-        raise UnsupportedSpec(
-            f"{CONTAINER} bakes rotations, and those of dynamic NTK change with every token beyond {longest}",
-            hint=f"choose a context of at most {longest} tokens",
-        )
     return Settings(options.type or "f32", options.ops or CONTRIB, context)
-
-
-def _longest(spec: ModelSpec) -> int:
-    if spec.rope.kind != "dynamic":
-        return spec.max_position_embeddings
-    return min(spec.max_position_embeddings, spec.rope.original_max_position_embeddings)
 
 
 def factor_lists(spec: ModelSpec, context: int) -> Mapping[str, int]:
@@ -80,6 +67,8 @@ def context_notes(spec: ModelSpec, settings: Settings) -> Iterator[str]:
     """What the baked rotations mean to a user."""
     if settings.context < spec.max_position_embeddings:
         yield f"the graph takes up to {settings.context} tokens, of {spec.max_position_embeddings} that the model can"
+    if spec.rope.kind == "dynamic":
+        yield f"the graph ends at {settings.context} tokens, and with it what dynamic NTK does to longer texts"
     if len(factor_lists(spec, settings.context)) > 1:
         original = spec.rope.original_max_position_embeddings
         yield (

@@ -250,3 +250,16 @@ def test_genai_generates_the_tokens_of_the_reference(ops: str, arch: str, tmp_pa
             generator.generate_next_token()
     assert generator.get_sequence(0).tolist() == ids
     assert len(ids) == 72
+
+
+@pytest.mark.parametrize("ops", OPS)
+def test_genai_tells_the_graph_how_long_a_text_is(ops: str, tmp_path: Path) -> None:
+    """So that the factors are those of the length, not of the buffer that it keeps for the longest text."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    checkpoint = quantized_model({**CONFIG, "rope_scaling": TWO_LISTS}, linears(SYM))
+    found = genai.Model(str(written(checkpoint, tmp_path / "m", ops=ops)))
+    for length in (12, 13, 24):
+        generator = genai.Generator(found, genai.GeneratorParams(found))
+        generator.append_tokens(np.array([IDS[:length]], np.int32))
+        logits = log_probabilities(generator.get_logits()[0, 0])
+        assert np.abs(logits - expected(checkpoint, IDS[:length])[-1]).max() <= LIMIT, length
