@@ -138,9 +138,14 @@ def _unpacked(data: np.ndarray, dtype: np.dtype, dims: tuple[int, ...]) -> np.nd
 
 def codes(packed: np.ndarray, bits: int) -> np.ndarray:
     """Unsigned codes of `bits` bits out of uint8, the first in the lowest bits: (..., n) to (..., n * 8 / bits)."""
+    if bits == 8:
+        return packed
+    each = 8 // bits
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    spread: np.ndarray = packed[..., None] >> shifts & np.uint8((1 << bits) - 1)
-    return spread.reshape(*packed.shape[:-1], -1)
+    bytes_apart = np.arange(256, dtype=np.uint8)[:, None] >> shifts & np.uint8((1 << bits) - 1)
+    # All codes of a byte are looked up as one number: several times as fast as shifting every one.
+    spread: np.ndarray = bytes_apart.view(f"u{each}")[:, 0][packed].view(np.uint8)
+    return spread
 
 
 def _typed(tensor: StoredTensor) -> np.ndarray:

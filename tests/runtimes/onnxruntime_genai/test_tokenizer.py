@@ -1,7 +1,7 @@
 """What onnxruntime-genai's own tokenizer does to a text: stated in `session.py`, and held here.
 
-A release that reads texts as the model does makes a test fail; then `session.py`, the remark of its kernels and the note
-of `verify` have to say so.
+A release that reads texts as the model does makes a test fail; then `session.py`, the remark of its kernels and the
+note of `verify` have to say so.
 """
 
 from __future__ import annotations
