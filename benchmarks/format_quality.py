@@ -102,7 +102,7 @@ class Setting:
     def exported(self, container: str, source: Path, **options: Any) -> Path:
         """A model in a container."""
         name = f"{container}-{source.name}-{'-'.join(map(str, options.values()))}"
-        return self.once(name, lambda out: export(source, out, container, ExportOptions(**options)))
+        return self.once(name, lambda out: export(container, source, out, ExportOptions(**options)))
 
 
 @dataclass(frozen=True, slots=True)
