@@ -168,18 +168,30 @@ def mlx_convert(source: Path, out: Path, *, everything: bool) -> None:
     def wanted(path: str, *_: object) -> bool:
         return everything or ("embed" not in path and "lm_head" not in path)
 
-    mlx_lm.convert(str(source), str(out), quantize=True, quant_predicate=wanted)
+    mlx_lm.convert(str(source), str(out), quantize=True, dtype="float16", quant_predicate=wanted)
 
 
 def ort_quantize(source: Path, out: Path) -> None:
-    """ONNX Runtime's round to nearest at its defaults, the head left alone."""
+    """ONNX Runtime's round to nearest at its defaults, embedding and head left alone.
+
+    It knows weights of MatMul only, [K, N]; ours are of Gemm, [N, K].
+    """
     import onnx  # noqa: PLC0415 - an extra
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # noqa: PLC0415
 
     out.mkdir()
     model = onnx.load(source)
-    head = [node.name for node in model.graph.node if node.op_type == "MatMul" and "logits" in "".join(node.output)]
-    quantizer = MatMulNBitsQuantizer(model, accuracy_level=0, nodes_to_exclude=head)
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    gathered = {name for node in graph.node if node.op_type == "Gather" for name in node.input}
+    for node in graph.node:
+        if node.op_type == "Gemm" and node.input[1] in weights and node.input[1] not in gathered:
+            tensor = weights[node.input[1]]
+            values = np.ascontiguousarray(onnx.numpy_helper.to_array(tensor).T)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+            node.op_type = "MatMul"
+            del node.attribute[:]
+    quantizer = MatMulNBitsQuantizer(model, accuracy_level=0)
     quantizer.process()
     quantizer.model.save_model_to_file(str(out / "model.onnx"), use_external_data_format=True)
 
