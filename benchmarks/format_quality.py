@@ -201,7 +201,7 @@ def nncf_compress(setting: Setting, dense: Path, out: Path, options: Mapping[str
     assert setting.nncf is not None
     out.mkdir()
     tokens = setting.folder / "tokens.json"
-    if not tokens.exists():
+    if "calibrated" in options and not tokens.exists():
         samples = calibration_samples(
             registry.open_checkpoint(setting.model), CalibrationOptions(sequences=setting.sequences)
         )
