@@ -22,7 +22,7 @@ def bench(
     """Time an artifact in an engine: loading, the prompt, and token by token; with the memory that it takes.
 
     At the engine's exact settings, which `verify` uses as well, one sequence at a time, with the logits of every token
-    brought back. Compare within one run of a machine that has nothing else to do.
+    brought back; beside it what the engine's own benchmark says, where it has one. Compare within one run of a machine that has nothing else to do.
     """
     from quantkit import bench as measure
 
@@ -42,6 +42,10 @@ def bench(
         ("decode tokens/s", speed.decode_rate, speed.decode_rates),
     ):
         rows.add_row(name, *(f"{rate:,.1f}" for rate in (typical, min(rates), max(rates))))
+    if speed.own_tool is not None:
+        name, prompt_rate, decode_rate = speed.own_tool
+        rows.add_row(f"prompt tokens/s, {name}", f"{prompt_rate:,.1f}", "", "")
+        rows.add_row(f"decode tokens/s, {name}", f"{decode_rate:,.1f}", "", "")
     memory = "unknown here" if speed.peak_memory is None else human_size(speed.peak_memory)
     output.result(
         {"path": str(artifact), **speed.to_json()},

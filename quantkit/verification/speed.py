@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,19 @@ from quantkit.verification.engines import choose_engine
 MAX_ROUNDS = 1_000
 
 
+@runtime_checkable
+class SelfTiming(Protocol):
+    """A runtime whose engine brings a benchmark of its own."""
+
+    def own_speed(self, path: Path, prompt_tokens: int, decode_tokens: int, rounds: int) -> tuple[str, float, float]:
+        """The tool's name, and what it says of the same work: prompt and decode tokens per second.
+
+        Raises:
+            EngineFailed: the tool failed, or says something else.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
     """What was measured; rates are the medians of `rounds`.
@@ -34,6 +47,7 @@ class Speed:
     engine: who computed. container: what the artifact is. load_seconds: until the engine was ready. peak_memory: bytes
     resident in the largest process at the worst moment, the engine's or this one's; None where the system does not
     tell. prompt_tokens, decode_tokens: of every round. prompt_rates, decode_rates: tokens per second of every round.
+    own_tool: what the engine's own benchmark says, see `SelfTiming`; None where it has none.
     """
 
     engine: str
@@ -44,6 +58,7 @@ class Speed:
     decode_tokens: int
     prompt_rates: tuple[float, ...]
     decode_rates: tuple[float, ...]
+    own_tool: tuple[str, float, float] | None = None
 
     @property
     def prompt_rate(self) -> float:
@@ -105,16 +120,21 @@ def bench(
             tell(f"round {number} of {rounds}" if number else "warming up", number + 1, rounds + 2)
             ids = [int(token) for token in rng.integers(0, checkpoint.spec.vocab_size, prompt_tokens)]
             rates.append(_round(session, ids, decode_tokens, clock))
+    peak, own_tool = _peak_memory(), None
+    if isinstance(runtime, SelfTiming):
+        tell(f"the benchmark of {runtime.name} itself", rounds + 2, rounds + 2)
+        own_tool = runtime.own_speed(path, prompt_tokens, decode_tokens, rounds)
     prompt_rates, decode_rates = zip(*rates[1:], strict=True)
     return Speed(
         engine=runtime.name,
         container=checkpoint.format,
         load_seconds=load_seconds,
-        peak_memory=_peak_memory(),
+        peak_memory=peak,
         prompt_tokens=prompt_tokens,
         decode_tokens=decode_tokens,
         prompt_rates=prompt_rates,
         decode_rates=decode_rates,
+        own_tool=own_tool,
     )
 
 

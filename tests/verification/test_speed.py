@@ -57,12 +57,16 @@ def test_rates_are_tokens_by_seconds_and_the_first_round_does_not_count(
         opened.append(Session(clock))
         return opened[-1]
 
-    runtime: Any = SimpleNamespace(name="fake", open=open_session)
+    def own_speed(_: Path, prompt_tokens: int, decode_tokens: int, rounds: int) -> tuple[str, float, float]:
+        return "its tool", float(prompt_tokens), float(decode_tokens * rounds)
+
+    runtime: Any = SimpleNamespace(name="fake", open=open_session, own_speed=own_speed)
     monkeypatch.setattr(speed, "choose_engine", lambda *_: runtime)
     found = bench(tiny_checkpoint, prompt_tokens=10, decode_tokens=4, rounds=3, clock=clock)
     assert found.load_seconds == 2.0
     assert found.prompt_rates == pytest.approx((10.0,) * 3)
     assert found.decode_rates == pytest.approx((2.0,) * 3)
+    assert found.own_tool == ("its tool", 10.0, 12.0)
     (session,) = opened
     assert session.closed
     assert len({tuple(prompt) for prompt in session.prompts}) == 4, "no prompt may be found in a cache"
