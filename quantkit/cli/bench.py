@@ -22,7 +22,8 @@ def bench(
     """Time an artifact in an engine: loading, the prompt, and token by token; with the memory that it takes.
 
     At the engine's exact settings, which `verify` uses as well, one sequence at a time, with the logits of every token
-    brought back; beside it what the engine's own benchmark says, where it has one. Compare within one run of a machine that has nothing else to do.
+    brought back; beside it what the engine's own benchmark says, where it has one. Compare within one run of a machine
+    that has nothing else to do.
     """
     from quantkit import bench as measure
 
