@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from quantkit.verification.proof import verify as verify
     from quantkit.verification.recording import record_golden as record_golden
     from quantkit.verification.report import Report as Report
+    from quantkit.verification.speed import Speed as Speed
+    from quantkit.verification.speed import bench as bench
 
 __version__ = "0.1.0"
 
@@ -75,8 +77,10 @@ _HOMES = {
     "Report": "verification.report",
     "Sampling": "verification.continuation",
     "Scheme": "tensors.scheme",
+    "Speed": "verification.speed",
     "Target": "pipeline.planning.target",
     "TrainingOptions": "training.options",
+    "bench": "verification.speed",
     "containers": "registry",
     "default_scheme": "registry",
     "engines": "registry",
@@ -117,8 +121,10 @@ __all__ = [
     "Report",
     "Sampling",
     "Scheme",
+    "Speed",
     "Target",
     "TrainingOptions",
+    "bench",
     "containers",
     "default_scheme",
     "engines",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.markup import escape as escape_markup
 
-from quantkit.cli import demo, export, formats, golden, inspect, plan, quantize, run, verify
+from quantkit.cli import bench, demo, export, formats, golden, inspect, plan, quantize, run, verify
 from quantkit.errors import Interrupted, QuantkitError, one_line
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "golden": golden.golden,
     "verify": verify.verify,
     "run": run.run,
+    "bench": bench.bench,
     "demo": demo.demo,
     "formats": formats.formats,
 }

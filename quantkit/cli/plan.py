@@ -12,6 +12,7 @@ import typer
 from quantkit.cli.options.shared import (
     Arch,
     Bits,
+    EmbeddingBits,
     GroupSize,
     Json,
     Length,
@@ -45,6 +46,7 @@ def plan(
     levels: Levels = None,
     strict: Strict = False,
     recipe: Recipe = None,
+    embedding_bits: EmbeddingBits = None,
     samples: Samples = 128,
     length: Length = 512,
     arch: Arch = "native",
@@ -61,15 +63,17 @@ def plan(
     from quantkit import plan as make_plan
     from quantkit.errors import BadOption
 
-    if recipe is not None and method is None:
-        raise BadOption("--recipe is an exception to --method, which is missing", hint="add --method gptq")
+    if (recipe is not None or embedding_bits is not None) and method is None:
+        option = "--recipe" if recipe is not None else "--embedding-bits"
+        raise BadOption(f"{option} is an exception to --method, which is missing", hint="add --method gptq")
     output = Output(as_json=as_json)
     options = None
     if method is not None:
+        rules = Rules.read(recipe) if recipe is not None else Rules()
         options = QuantizeOptions(
             method=method,
             scheme=chosen_scheme(method, bits=bits, group_size=group_size, symmetric=symmetric, levels=levels),
-            recipe=Rules.read(recipe) if recipe is not None else Rules(),
+            recipe=rules if embedding_bits is None else rules.with_outer(embedding_bits),
             calibration=CalibrationOptions(sequences=samples, length=length),
             strict=strict,
         )

@@ -13,6 +13,7 @@ from quantkit.cli.options.shared import (
     METHODS,
     Arch,
     Bits,
+    EmbeddingBits,
     GroupSize,
     Json,
     Length,
@@ -56,6 +57,7 @@ def quantize(
     ] = None,
     strict: Strict = False,
     recipe: Recipe = None,
+    embedding_bits: EmbeddingBits = None,
     calibration: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,7 +118,7 @@ def quantize(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize a dense model's linear layers; embeddings, norms and head keep their type.
+    """Quantize a dense model's linear layers; embedding and head where told so; norms keep their type.
 
     A run that was stopped, by whatever, goes on after its last finished block when the same command is given again.
     """
@@ -136,10 +138,11 @@ def quantize(
     scheme = chosen_scheme(
         method, bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype, levels=levels
     )
+    rules = Rules.read(recipe) if recipe is not None else Rules()
     options = QuantizeOptions(
         method=method,
         scheme=scheme,
-        recipe=Rules.read(recipe) if recipe is not None else Rules(),
+        recipe=rules if embedding_bits is None else rules.with_outer(embedding_bits),
         calibration=CalibrationOptions(
             files=tuple(CalibrationFile.parse(text) for text in calibration or ()),
             own_text=not only_files,

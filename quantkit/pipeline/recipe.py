@@ -1,15 +1,15 @@
 """Recipes: which weight becomes what, as ordered rules. The first rule that matches a weight decides it.
 
     [[rule]]
-    role = ["gate", "up"]         # q k v o gate up down lm_head: one of them, or a list
+    role = ["gate", "up"]         # q k v o gate up down embed lm_head: one of them, or a list
     match = "model.layers.0.*"    # shell pattern for the weight's name, with or without ".weight"
     bits = 8                      # and group_size, symmetric, scale_dtype, method
     keep = true                   # instead of these five: the weight stays as it is
 
 A rule has `role`, `match` or both, and then both must hold. Settings that it leaves out, and weights that no rule
-decides, are as the command line says. The head is quantized only when a rule names it (`role = "lm_head"`, or a
-pattern that begins with lm_head), and then by itself: rounded to nearest, unless the rule has another method without
-calibration. Embedding and norms are never quantized.
+decides, are as the command line says. Embedding and head are quantized only when a rule names them (`role = "lm_head"`,
+or a pattern that begins with lm_head or model.embed_tokens), and then by themselves: rounded to nearest, unless the
+rule has another method without calibration. Norms are never quantized.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from quantkit import registry
 from quantkit.errors import BadOption, MalformedFile, UnsupportedSpec
 from quantkit.files.source_file import SourceFile
-from quantkit.models.spec import LINEAR_ROLES, ModelSpec, Role, TensorSlot
+from quantkit.models.spec import EMBEDDING, HEAD, LINEAR_ROLES, ModelSpec, Role, TensorSlot
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 
@@ -37,10 +37,12 @@ MAX_BYTES = 1 << 16
 MAX_LINE = 1_000
 """Characters: a key of ten thousand parts takes Python's reader a second."""
 MAX_PATTERN = 200
-ROLES = (*LINEAR_ROLES, Role.LM_HEAD)
+OUTER = {Role.EMBED: EMBEDDING, Role.LM_HEAD: HEAD}
+"""Matrices outside the blocks, by role; the embedding is also the head of a model whose embeddings are tied."""
+ROLES = (*LINEAR_ROLES, *OUTER)
 """What a rule may name."""
 
-HEAD_METHOD = "rtn"
+OUTER_METHOD = "rtn"
 SETTING_TYPES: Mapping[str, type] = {"bits": int, "group_size": int, "symmetric": bool, "scale_dtype": str}
 KEYS = ("role", "match", "keep", "method", *SETTING_TYPES)
 
@@ -64,12 +66,14 @@ class Rule:
     method: str | None = None
 
     def matches(self, slot: TensorSlot) -> bool:
-        """Whether this rule is about the weight of `slot`; about the head only when it names it or keeps it."""
+        """Whether this rule is about the weight of `slot`; about embedding and head only if it names or keeps them."""
         if self.roles and slot.role not in self.roles:
             return False
-        named = Role.LM_HEAD in self.roles or (self.match or "").startswith(Role.LM_HEAD.value)
-        if slot.role is Role.LM_HEAD and not (named or self.keep):
-            return False
+        if slot.role in OUTER:
+            module = OUTER[slot.role].removesuffix(".weight")
+            named = slot.role in self.roles or (self.match or "").startswith(module)
+            if not (named or self.keep):
+                return False
         names = (slot.name, slot.name.removesuffix(".weight"))
         return self.match is None or any(fnmatchcase(name, self.match) for name in names)
 
@@ -122,15 +126,19 @@ class Recipe:
             raise BadOption(f"{where}: {problem}", hint="a recipe is a list of tables that begin with [[rule]]")
         return cls(tuple(_rule(rule, f"{where}: rule {number}") for number, rule in enumerate(rules, 1)), where)
 
+    def with_outer(self, bits: int) -> Recipe:
+        """These rules and one more behind them: embedding and head in so many bits."""
+        return Recipe((*self.rules, Rule(roles=tuple(OUTER), settings={"bits": bits})), self.where)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object of the same shape as the TOML file."""
         return {"rule": [rule.to_json() for rule in self.rules]}
 
     def assign(self, model: ModelSpec, default: Scheme, default_method: str) -> dict[str, Assignment]:
-        """What every linear layer and the head of `model` become, by weight name in the order of the model.
+        """What every matrix of `model` becomes, by weight name in the order of the model.
 
         Raises:
-            BadOption: a rule that decides no weight, or a method that cannot quantize the head.
+            BadOption: a rule that decides no weight, or a method that cannot quantize embedding and head.
             UnsupportedSpec: groups that do not divide a weight's columns; names rule and weight.
         """
         slots = [slot for slot in model.slots() if slot.role in ROLES]
@@ -145,7 +153,7 @@ class Recipe:
 
     def _assignment(self, number: int | None, slot: TensorSlot, default: Scheme, default_method: str) -> Assignment:
         if number is None:
-            return Assignment(None if slot.role is Role.LM_HEAD else default, default_method)
+            return Assignment(None if slot.role in OUTER else default, default_method)
         rule, where = self.rules[number - 1], f"{self.where}: rule {number}"
         if rule.keep:
             return Assignment(None, default_method)
@@ -154,23 +162,23 @@ class Recipe:
             scheme.groups(slot.shape[1], name=slot.name)
         except UnsupportedSpec as error:
             raise UnsupportedSpec(f"{where}: {error}", hint=error.hint) from None
-        if slot.role is not Role.LM_HEAD:
+        if slot.role not in OUTER:
             return Assignment(scheme, rule.method or default_method)
         if rule.method is not None and registry.method(rule.method).needs_calibration:
             raise BadOption(
                 f"{where}: {slot.name} cannot be quantized by {rule.method}, which is calibrated block by block",
-                hint=f"give the head a rule of its own, without a method or with {HEAD_METHOD}",
+                hint=f"give it a rule of its own, without a method or with {OUTER_METHOD}",
             )
-        return Assignment(scheme, rule.method or HEAD_METHOD)
+        return Assignment(scheme, rule.method or OUTER_METHOD)
 
     def _idle(self, number: int, rule: Rule, model: ModelSpec, slots: list[TensorSlot]) -> BadOption:
         if any(rule.matches(slot) for slot in slots):
             problem, hint = "the rules before it decide all of its weights", "the first rule that matches wins"
         elif Role.LM_HEAD in rule.roles and model.tie_word_embeddings:
-            problem, hint = "this model's head is its embedding", "remove lm_head; embeddings are not quantized"
+            problem, hint = "this model's head is its embedding", f'name that: role = "{Role.EMBED.value}"'
         else:
             problem = "no linear layer of this model matches"
-            hint = "`quantkit plan --tensors` lists the names; patterns never match embedding, norms or an unnamed head"
+            hint = "`quantkit plan --tensors` lists the names; patterns match no norm, nor an unnamed embedding or head"
         return BadOption(f"{self.where}: rule {number} decides nothing: {problem}", hint=hint)
 
 

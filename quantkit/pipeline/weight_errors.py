@@ -20,6 +20,7 @@ from quantkit.solver.unsmoothing import Smoothing, norm_ratio
 from quantkit.tensors.cast import FLOAT32
 from quantkit.tensors.digests import values_digest
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.rounding import energy
 from quantkit.tensors.views import CHUNK_ELEMENTS, QuantizedView, TensorView
 
 
@@ -80,8 +81,8 @@ class WeightErrors:
         for start in range(0, tensor.shape[0], step):
             weight = view.fetch(start, min(start + step, tensor.shape[0])).astype(np.float32)
             values = smoothing.undone(slot, tensor.part(slice(start, start + step)).dequantized(), start)
-            damage += float(np.square(np.subtract(weight, values, dtype=np.float64)).sum())
-            power += float(np.square(weight, dtype=np.float64).sum())
+            damage += energy(weight - values)
+            power += energy(weight)
             yield weight
         self._errors[name] = damage / power if power else 0.0
 

@@ -34,9 +34,14 @@ def round_to_nearest(weight: np.ndarray, scheme: Scheme) -> QuantizedTensor:
 
 
 def squared_error(weight: np.ndarray, quantized: QuantizedTensor) -> tuple[float, float]:
-    """||W - Q||^2 and ||W||^2 of float32 `weight` (rows, cols) and what it became, in float64."""
-    damage = np.subtract(weight, quantized.dequantized(), dtype=np.float64)
-    return float(np.square(damage).sum()), float(np.square(weight, dtype=np.float64).sum())
+    """||W - Q||^2 and ||W||^2 of float32 `weight` (rows, cols) and what it became."""
+    return energy(weight - quantized.dequantized()), energy(weight)
+
+
+def energy(values: np.ndarray) -> float:
+    """Sum of squares of float32 values, each squared and added in float64, without a copy of them."""
+    flat = values.reshape(-1)
+    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
 
 
 def stacked_rows(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:

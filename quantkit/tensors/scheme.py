@@ -296,3 +296,16 @@ def scheme_from_json(data: Mapping[str, Any]) -> Scheme:
     except TypeError:
         missing = sorted(set(kinds_of_setting) - set(settings))
         raise UnsupportedSpec(f"{kind} needs more settings: some of {', '.join(missing)}") from None
+
+
+def extremes(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest value of every group of [rows, groups, width], without NaN: each [rows, groups].
+
+    Halves are laid onto each other, which numpy does several times faster than reducing short rows.
+    """
+    low = high = groups
+    while low.shape[-1] > 1 and low.shape[-1] % 2 == 0:
+        half = low.shape[-1] // 2
+        low = np.minimum(low[..., :half], low[..., half:])
+        high = np.maximum(high[..., :half], high[..., half:])
+    return low.min(axis=-1), high.max(axis=-1)

@@ -16,8 +16,8 @@ from quantkit.cli.app import main
 from quantkit.errors import BadOption, MalformedFile, QuantkitError, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.recognition import parse_config
-from quantkit.models.spec import LINEAR_ROLES
-from quantkit.pipeline.recipe import Assignment, Recipe
+from quantkit.models.spec import Role
+from quantkit.pipeline.recipe import Assignment, Recipe, Rule
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.rounding import round_to_nearest
@@ -30,6 +30,7 @@ INT4, INT8 = AffineGroups(bits=4, group_size=32), AffineGroups(bits=8, group_siz
 UNTIED = tiny_config(tie_word_embeddings=False)
 BLOCK_0 = "model.layers.0"
 DOWN_0, DOWN_1, DOWN_2 = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(3))
+EMBEDDING = "model.embed_tokens.weight"
 Q_0, Q_1, HEAD = f"{BLOCK_0}.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight", "lm_head.weight"
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
 
@@ -65,8 +66,9 @@ def read_in_order(checkpoint: Checkpoint) -> dict[str, QuantizedTensor]:
 def test_without_rules_every_linear_layer_is_alike_and_the_head_stays():
     found = assigned()
     spec = parse_config(UNTIED)
-    assert list(found) == [slot.name for slot in spec.slots() if slot.role in LINEAR_ROLES] + [HEAD]
+    assert list(found) == [slot.name for slot in spec.slots() if len(slot.shape) == 2]
     assert found.pop(HEAD).scheme is None
+    assert found.pop(EMBEDDING).scheme is None
     assert set(found.values()) == {Assignment(INT4, "gptq")}
 
 
@@ -90,19 +92,38 @@ def test_a_pattern_speaks_of_the_weight_or_of_its_module(pattern: str):
     assert [name for name, given in found.items() if given.scheme == INT8] == [DOWN_0, DOWN_1, DOWN_2]
 
 
-@pytest.mark.parametrize("name", [{"role": "lm_head"}, {"match": "lm_head"}, {"match": "lm_head*"}])
-def test_the_head_is_quantized_only_when_it_is_named(name: dict[str, object]):
-    assert assigned({"match": "*", "bits": 8})[HEAD].scheme is None
-    assert assigned({**name, "bits": 8})[HEAD] == Assignment(INT8, "rtn")
-    with pytest.raises(BadOption, match=r"rule 1: lm_head\.weight cannot be quantized by gptq"):
-        assigned({**name, "method": "gptq"})
+@pytest.mark.parametrize(
+    ("weight", "rule"),
+    [
+        (HEAD, {"role": "lm_head"}),
+        (HEAD, {"match": "lm_head"}),
+        (HEAD, {"match": "lm_head*"}),
+        (EMBEDDING, {"role": "embed"}),
+        (EMBEDDING, {"match": "model.embed_tokens*"}),
+    ],
+)
+def test_embedding_and_head_are_quantized_only_when_they_are_named(weight: str, rule: dict[str, object]):
+    assert assigned({"match": "*", "bits": 8})[weight].scheme is None
+    found = assigned({**rule, "bits": 8})
+    assert found[weight] == Assignment(INT8, "rtn")
+    assert found[HEAD if weight == EMBEDDING else EMBEDDING].scheme is None
+    with pytest.raises(BadOption, match=rf"rule 1: {weight} cannot be quantized by gptq"):
+        assigned({**rule, "method": "gptq"})
+
+
+def test_one_rule_more_is_for_embedding_and_head():
+    recipe = Recipe((Rule(roles=(Role.LM_HEAD,), keep=True),)).with_outer(8)
+    found = recipe.assign(parse_config(UNTIED), INT4, "gptq")
+    assert found[HEAD].scheme is None
+    assert found[EMBEDDING] == Assignment(INT8, "rtn")
+    tied = Recipe().with_outer(8).assign(parse_config(tiny_config()), INT4, "gptq")
+    assert tied[EMBEDDING] == Assignment(INT8, "rtn")
 
 
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
         (({"match": "model.layers.7.*", "bits": 8},), ["rule 1", "nothing", "no linear layer"]),
-        (({"match": "model.embed_tokens*", "bits": 8},), ["rule 1", "nothing"]),
         (({"match": "*norm*", "keep": True},), ["rule 1", "nothing"]),
         (({"match": "*", "bits": 8}, {"role": "down", "bits": 3}), ["rule 2", "nothing", "before"]),
         (({"role": "lm_head", "bits": 8},), ["rule 1", "nothing", "embedding"]),
@@ -133,7 +154,7 @@ def test_a_rule_that_decides_nothing_is_refused(rules: tuple[dict[str, object], 
         ('[[rule]]\nrole = "down"\nmatch = 1\nbits = 4', ["rule 1", "match", "string"], BadOption),
         ('[[rule]]\nmatch = ""\nbits = 4', ["rule 1", "match"], BadOption),
         ('[[rule]]\nrole = "dwon"\nbits = 4', ["rule 1", "dwon"], BadOption),
-        ('[[rule]]\nrole = "embed"\nbits = 4', ["rule 1", "embed"], BadOption),
+        ('[[rule]]\nrole = "norm"\nbits = 4', ["rule 1", "norm"], BadOption),
         ('[[rule]]\nrole = []\nbits = 4', ["rule 1", "role"], BadOption),
         ('[[rule]]\nrole = ["q", "q"]\nbits = 4', ["rule 1", "once"], BadOption),
         ('[[rule]]\nrole = [1]\nbits = 4', ["rule 1", "role"], BadOption),

@@ -44,6 +44,16 @@ Recipe = Annotated[
     Path | None,
     typer.Option("--recipe", help="TOML file of exceptions by role or name (docs/recipes.md).", show_default=False),
 ]
+EmbeddingBits = Annotated[
+    int | None,
+    typer.Option(
+        "--embedding-bits",
+        min=2,
+        max=8,
+        help="Quantize embedding and head as well, rounded to nearest in so many bits.",
+        show_default="they keep their type",
+    ),
+]
 Bits = Annotated[int | None, typer.Option("--bits", min=2, max=8, help="Bits per code.", show_default="4, ternary 2")]
 GroupSize = Annotated[
     int | None,

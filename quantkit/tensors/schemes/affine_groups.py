@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from quantkit.errors import NonFiniteValues, UnsupportedSpec, ValueOutOfRange
-from quantkit.tensors.scheme import PER_ROW, SCALE_DTYPES, SCALE_LIMITS, Fit, Levels, Scheme, Shapes, UniformLevels
+from quantkit.tensors.scheme import (
+    PER_ROW,
+    SCALE_DTYPES,
+    SCALE_LIMITS,
+    Fit,
+    Levels,
+    Scheme,
+    Shapes,
+    UniformLevels,
+    extremes,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,8 +121,8 @@ class AffineGroups(Scheme):
 
     def covering(self, groups: np.ndarray) -> dict[str, np.ndarray]:
         """See `Scheme`."""
-        low = np.minimum(groups.min(axis=-1), 0).astype(np.float64)
-        high = np.maximum(groups.max(axis=-1), 0).astype(np.float64)
+        low, high = (ends.astype(np.float64) for ends in extremes(groups))
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
         reach = 2 * np.maximum(high, -low) if self.symmetric else high - low
         scale = self._rounded(reach / self.span)
         if self.symmetric:

@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from quantkit.errors import NonFiniteValues, UnsupportedSpec, ValueOutOfRange
-from quantkit.tensors.scheme import PER_ROW, SCALE_DTYPES, SCALE_LIMITS, Fit, Levels, Scheme, Shapes, UniformLevels
+from quantkit.tensors.scheme import (
+    PER_ROW,
+    SCALE_DTYPES,
+    SCALE_LIMITS,
+    Fit,
+    Levels,
+    Scheme,
+    Shapes,
+    UniformLevels,
+    extremes,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +87,7 @@ class OffsetGroups(Scheme):
 
     def covering(self, groups: np.ndarray) -> dict[str, np.ndarray]:
         """See `Scheme`."""
-        low, high = (x.astype(np.float64) for x in (groups.min(axis=-1), groups.max(axis=-1)))
+        low, high = (x.astype(np.float64) for x in extremes(groups))
         least, most = SCALE_LIMITS[self.scale_dtype]
         largest = np.maximum((high - low) / self.span, np.abs(low))
         if largest.size and largest.max() > most:
