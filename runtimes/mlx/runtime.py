@@ -10,6 +10,7 @@ from quantkit.errors import EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes._kernels._rules import RENAMED
 from quantkit.runtimes._kernels.mlx import MLX_LM
+from quantkit.runtimes.mlx.own_speed import own_speed
 from quantkit.runtimes.mlx.session import MLXSession
 
 
@@ -33,6 +34,10 @@ class MLXRuntime:
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why mlx-lm cannot load this folder, or None."""
         return RENAMED if checkpoint.renamed else MLX_LM.verdict(checkpoint).refusal
+
+    def own_speed(self, path: Path, prompt_tokens: int, decode_tokens: int, rounds: int) -> tuple[str, float, float]:
+        """See `quantkit.verification.speed.SelfTiming`: mlx-lm has a benchmark of its own."""
+        return own_speed(path, prompt_tokens, decode_tokens, rounds)
 
     def open(self, path: Path) -> MLXSession:
         """Read the folder strictly, then load it in mlx-lm; raises `EngineFailed` where it takes no such model."""
