@@ -52,6 +52,7 @@ HEAVY = (
     "onnx",
     "onnxruntime",
     "onnxruntime_genai",
+    "openvino",
 )
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc", "tools", "base"}
 MUTATORS = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear"}

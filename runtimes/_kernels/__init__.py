@@ -11,6 +11,7 @@
     llama.cpp         gguf                    any         any              K a multiple of 32 *****
     onnxruntime(-genai) onnx                  2 4 8       16 .. 256        any
     mlx-lm            mlx                     1 to 6, 8   32 64 128        K whole groups
+    openvino          openvino                2, 4, 8     any              any
 
 c-t is compressed-tensors; a group of -1 is a whole row. vLLM and CPM.cu make one matrix of layers that read the same
 input (q, k and v; gate and up): they must be on one grid, and N counts the rows of all. Dense folders (hf) are loaded

@@ -51,8 +51,9 @@ HOLD = {
         "marlin@ist",
         "mlx:affine",
         "mlx:affine-f16",
+        "openvino:f16",
     },
-    "asym": {"awq:gemm", "compressed-tensors:pack-quantized", "gptq:v2", "mlx:affine"},
+    "asym": {"awq:gemm", "compressed-tensors:pack-quantized", "gptq:v2", "mlx:affine", "openvino:f16"},
     "four levels": {
         "compressed-tensors:pack-quantized",
         "gptq:v1",
@@ -61,8 +62,9 @@ HOLD = {
         "gguf:q4_0",
         "mlx:affine",
         "mlx:affine-f16",
+        "openvino:f16",
     },
-    "ternary": {"gguf:tq2_0", "gguf:tq1_0", "gguf:q2_0", "gguf:q4_0"},
+    "ternary": {"gguf:tq2_0", "gguf:tq1_0", "gguf:q2_0", "gguf:q4_0", "openvino:f16"},
 }
 """What must hold such a run; others may."""
 
@@ -178,7 +180,7 @@ def test_from_container_to_container_nothing_changes(kind: str, first: str, seco
 
 HOLD_TERNARY = {*HOLD["sym"], "bitnet:autobitlinear", "gptq:v1/4", "compressed-tensors:pack-quantized/4"}
 """What must hold ternary weights; others may."""
-KEEP_TERNARY = ("bitnet:autobitlinear", "compressed-tensors:pack-quantized", "gguf:q4_0")
+KEEP_TERNARY = ("bitnet:autobitlinear", "compressed-tensors:pack-quantized", "gguf:q4_0", "openvino:f16")
 """What knows afterwards that they are."""
 
 
