@@ -7,6 +7,7 @@ Words are little-endian; "LSB first" means that element 0 sits in the lowest bit
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def unpack_bitstream(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     return np.ascontiguousarray(codes[:, :count])
 
 
-_HALVES = {
+_HALVES: Mapping[int, tuple[np.dtype, tuple[tuple[int, int], ...]]] = {
     4: (np.dtype("<u2"), ((4, 0x0F0F),)),
     2: (np.dtype("<u4"), ((12, 0x000F000F), (6, 0x03030303))),
 }
@@ -83,7 +84,7 @@ def _spread(packed: np.ndarray, bits: int) -> np.ndarray:
 def _gathered(codes: np.ndarray, bits: int) -> np.ndarray:
     """Inverse of `_spread`: contiguous codes (rows, n), n a multiple of 8 / bits, to bytes (rows, n * bits / 8)."""
     word, steps = _HALVES[bits]
-    packed = codes.view(word)
+    packed: np.ndarray = codes.view(word)
     for distance, _ in reversed(steps):
         packed = packed | packed >> word.type(distance)
     return packed.astype(np.uint8)  # what else is in a word is cut off
