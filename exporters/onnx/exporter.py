@@ -20,7 +20,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from quantkit.errors import InconsistentCheckpoint
+from quantkit.errors import InconsistentCheckpoint, UnsupportedSpec
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.exporters._recorded import measured
 from quantkit.exporters._widths import checked_bits
@@ -56,6 +56,10 @@ from quantkit.tensors.views import QuantizedView
 from quantkit.text.companions import with_companions
 
 
+HEAD_CHANNELS = 16
+"""What GroupQueryAttention's heads are multiples of."""
+
+
 class ONNX:
     """See the module's docstring; the attributes are those of `quantkit.protocols.Exporter`."""
 
@@ -82,6 +86,12 @@ class ONNX:
         checked_bits(options.bits, self.widths, container=self.name)
         source = with_architecture(checkpoint, options.arch)
         settings = settings_of(options, source.spec)
+        if settings.contrib and source.spec.head_dim % HEAD_CHANNELS:
+            raise UnsupportedSpec(
+                f"{checkpoint.path} has heads of {source.spec.head_dim} channels; onnx by onnxruntime's operators takes "
+                f"multiples of {HEAD_CHANNELS}",
+                hint="write operators of ONNX alone: --ops standard",
+            )
         found = held(source, options.bits, standard=not settings.contrib)
         model = found.model
         check_package()

@@ -190,6 +190,14 @@ def test_a_scale_that_float16_does_not_hold_is_refused_while_writing(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_heads_that_onnxruntime_does_not_take_are_left_to_standard_operators() -> None:
+    model = memory_checkpoint(tiny_config(head_dim=24))
+    with pytest.raises(UnsupportedSpec, match="heads of 24 channels") as refusal:
+        EXPORTER.prepare(model, ExportOptions())
+    assert "--ops standard" in str(refusal.value.hint)
+    assert EXPORTER.prepare(model, ExportOptions(ops="standard")).options["ops"] == "standard"
+
+
 def test_a_graph_of_dynamic_ntk_ends_where_its_angles_change() -> None:
     model = memory_checkpoint({**CONFIG, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}})
     planned = EXPORTER.prepare(model, ExportOptions())
