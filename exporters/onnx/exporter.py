@@ -55,7 +55,6 @@ from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from quantkit.text.companions import with_companions
 
-
 HEAD_CHANNELS = 16
 """What GroupQueryAttention's heads are multiples of."""
 
@@ -88,7 +87,7 @@ class ONNX:
         settings = settings_of(options, source.spec)
         if settings.contrib and source.spec.head_dim % HEAD_CHANNELS:
             raise UnsupportedSpec(
-                f"{checkpoint.path} has heads of {source.spec.head_dim} channels; onnx by onnxruntime's operators takes "
+                f"{checkpoint.path} has heads of {source.spec.head_dim} channels; in onnx GroupQueryAttention takes "
                 f"multiples of {HEAD_CHANNELS}",
                 hint="write operators of ONNX alone: --ops standard",
             )
