@@ -54,6 +54,8 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from quantkit.text.companions import with_companions
+from quantkit.text.tokenizer_files import TOKENIZER_FILE
+from quantkit.text.vocabulary import has_vocabulary
 
 HEAD_CHANNELS = 16
 """What GroupQueryAttention's heads are multiples of."""
@@ -114,7 +116,7 @@ class ONNX:
             ),
             tensors=tuple(_planned_tensors(model, plan, settings)),
             options=_recorded(settings, options),
-            notes=(*model.notes, *found.notes, *context_notes(model.spec, settings)),
+            notes=(*model.notes, *found.notes, *context_notes(model.spec, settings), *_text_notes(model)),
             measure=measured(model, self.read),
             stored=found.changed,
         )
@@ -151,6 +153,11 @@ class ONNX:
         )
         _check_genai(checkpoint, settings)
         return checkpoint
+
+
+def _text_notes(model: Checkpoint) -> Iterator[str]:
+    if has_vocabulary(model) and TOKENIZER_FILE not in model.files:
+        yield f"there is no {TOKENIZER_FILE}, without which onnxruntime-genai reads ids alone"
 
 
 def _recorded(settings: Settings, options: ExportOptions) -> dict[str, object]:

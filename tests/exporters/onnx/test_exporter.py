@@ -113,6 +113,13 @@ def test_genai_is_told_the_model_the_sessions_and_the_sampling() -> None:
     assert (standard["model"]["context_length"], standard["search"]["max_length"]) == (32, 32)
 
 
+def test_a_folder_from_which_genai_reads_no_text_says_so() -> None:
+    planned = EXPORTER.prepare(quantized_model(CONFIG, linears(INT4), files={"tokenizer.model": b"x"}), ExportOptions())
+    assert "there is no tokenizer.json, without which onnxruntime-genai reads ids alone" in planned.notes
+    files = {"tokenizer.model": b"x", "tokenizer.json": b"{}"}
+    assert EXPORTER.prepare(quantized_model(CONFIG, linears(INT4), files=files), ExportOptions()).notes == ()
+
+
 def test_a_tied_head_reads_the_bytes_of_the_embedding() -> None:
     graph = model_of(EXPORTER.prepare(MODELS["int4 everywhere"](), ExportOptions())).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
