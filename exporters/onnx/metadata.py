@@ -1,7 +1,9 @@
 """What a graph says of itself, under two keys of its metadata: how it was made, and which weights hold which codes.
 
-quantkit.graph           {"context": ..., "ops": ..., "type": ...}
-quantkit.quantization    {"groups": [{"spec": a scheme, "tensors": [names]}, ...]}
+    GRAPH_KEY           {"context": ..., "ops": ..., "type": ...}
+    QUANTIZATION_KEY    {"groups": [{"spec": a scheme, "tensors": [names]}, ...]}; not there without codes
+
+Both are JSON, keys sorted.
 """
 
 from __future__ import annotations
