@@ -20,7 +20,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from quantkit.errors import InconsistentCheckpoint
+from quantkit.errors import InconsistentCheckpoint, UnsupportedSpec
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.exporters._recorded import measured
 from quantkit.exporters._widths import checked_bits
@@ -54,6 +54,11 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from quantkit.text.companions import with_companions
+from quantkit.text.tokenizer_files import TOKENIZER_FILE
+from quantkit.text.vocabulary import has_vocabulary
+
+HEAD_CHANNELS = 16
+"""What GroupQueryAttention's heads are multiples of."""
 
 
 class ONNX:
@@ -82,6 +87,12 @@ class ONNX:
         checked_bits(options.bits, self.widths, container=self.name)
         source = with_architecture(checkpoint, options.arch)
         settings = settings_of(options, source.spec)
+        if settings.contrib and source.spec.head_dim % HEAD_CHANNELS:
+            raise UnsupportedSpec(
+                f"{checkpoint.path} has heads of {source.spec.head_dim} channels; in onnx GroupQueryAttention takes "
+                f"multiples of {HEAD_CHANNELS}",
+                hint="write operators of ONNX alone: --ops standard",
+            )
         found = held(source, options.bits, standard=not settings.contrib)
         model = found.model
         check_package()
@@ -105,7 +116,7 @@ class ONNX:
             ),
             tensors=tuple(_planned_tensors(model, plan, settings)),
             options=_recorded(settings, options),
-            notes=(*model.notes, *found.notes, *context_notes(model.spec, settings)),
+            notes=(*model.notes, *found.notes, *context_notes(model.spec, settings), *_text_notes(model)),
             measure=measured(model, self.read),
             stored=found.changed,
         )
@@ -142,6 +153,11 @@ class ONNX:
         )
         _check_genai(checkpoint, settings)
         return checkpoint
+
+
+def _text_notes(model: Checkpoint) -> Iterator[str]:
+    if has_vocabulary(model) and TOKENIZER_FILE not in model.files:
+        yield f"there is no {TOKENIZER_FILE}, without which onnxruntime-genai reads ids alone"
 
 
 def _recorded(settings: Settings, options: ExportOptions) -> dict[str, object]:

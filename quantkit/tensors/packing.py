@@ -19,8 +19,6 @@ def pack_bitstream(codes: np.ndarray, bits: int) -> np.ndarray:
     (on transposed codes) and MLX's row stream.
     """
     rows, count = codes.shape
-    if bits in _HALVES and count * bits % 32 == 0:
-        return _gathered(np.ascontiguousarray(codes), bits).view("<u4").astype(np.uint32, copy=False)
     words = -(-count * bits // 32)
     places, width = _places(bits)
     runs = -(-words * 4 // width)
@@ -28,6 +26,8 @@ def pack_bitstream(codes: np.ndarray, bits: int) -> np.ndarray:
     if count != runs * len(places):
         padded = np.zeros((rows, runs * len(places)), np.uint8)
         padded[:, :count] = codes
+    if bits in _HALVINGS:
+        return _joined(padded, bits).view("<u4").reshape(rows, words).astype(np.uint32, copy=False)
     stream = np.zeros((rows, runs, width), np.uint8)
     for place, (byte, shift) in enumerate(places):
         field = padded[:, place :: len(places)]
@@ -43,8 +43,8 @@ def unpack_bitstream(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     """Inverse of `pack_bitstream`: uint32 or int32 (rows, w) to uint8 codes (rows, count)."""
     rows = words.shape[0]
     whole = np.ascontiguousarray(words).view(np.uint32).astype("<u4", copy=False).view(np.uint8)
-    if bits in _HALVES:
-        return np.ascontiguousarray(_spread(whole, bits)[:, :count])
+    if bits in _HALVINGS:
+        return np.ascontiguousarray(_parted(whole, bits).reshape(rows, -1)[:, :count])
     places, width = _places(bits)
     runs = -(-count // len(places))
     stream = whole[:, : runs * width]
@@ -61,39 +61,73 @@ def unpack_bitstream(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     return np.ascontiguousarray(codes[:, :count])
 
 
-_HALVES: Mapping[int, tuple[np.dtype, tuple[tuple[int, int], ...]]] = {
-    4: (np.dtype("<u2"), ((4, 0x0F0F),)),
-    2: (np.dtype("<u4"), ((12, 0x000F000F), (6, 0x03030303))),
-}
-"""By the bits of a code: the word that holds a byte's codes one per byte, by what its halves move apart, and a mask."""
-
-
-def _spread(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Bytes (rows, n) of 4 or 2-bit codes, LSB first, to uint8 codes (rows, n * 8 / bits).
-
-    A word for each byte, whose halves move apart until each code has a byte: a fifth of the time of single codes.
-    """
-    word, steps = _HALVES[bits]
-    codes = packed.astype(word)
-    for distance, mask in steps:
-        codes |= codes << word.type(distance)
-        codes &= word.type(mask)
-    return codes.view(np.uint8)
-
-
-def _gathered(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Inverse of `_spread`: contiguous codes (rows, n), n a multiple of 8 / bits, to bytes (rows, n * bits / 8)."""
-    word, steps = _HALVES[bits]
-    packed: np.ndarray = codes.view(word)
-    for distance, _ in reversed(steps):
-        packed = packed | packed >> word.type(distance)
-    return packed.astype(np.uint8)  # what else is in a word is cut off
-
-
 def _places(bits: int) -> tuple[list[tuple[int, int]], int]:
     """The shortest run of codes that fills whole bytes: byte and first bit of each code, and the bytes of the run."""
     width = bits // math.gcd(8, bits)
     return [divmod(first, 8) for first in range(0, width * 8, bits)], width
+
+
+_HALVINGS: Mapping[int, tuple[np.dtype, tuple[tuple[int, int], ...]]] = {
+    4: (np.dtype("<u2"), ((4, 0x0F0F),)),
+    2: (np.dtype("<u4"), ((12, 0x000F000F), (6, 0x03030303))),
+}
+"""A byte of several codes as an integer of a byte for each: by how far each half is moved, and what is kept of it."""
+_IN_CACHE, _ROWS_IN_CACHE = 1 << 16, 8
+"""Bytes, and rows of words, that are worked on at a time, in a core's cache: that is ten times as fast."""
+
+
+def _parted(data: np.ndarray, bits: int) -> np.ndarray:
+    """Bytes as their codes, the lowest bits first: uint8, 8 / bits for each byte."""
+    wide, halvings = _HALVINGS[bits]
+    flat = data.reshape(-1)
+    parted = np.empty(flat.size, wide)
+    for start in range(0, flat.size, _IN_CACHE):
+        run = parted[start : start + _IN_CACHE]
+        run[...] = flat[start : start + _IN_CACHE]
+        for distance, mask in halvings:
+            run |= run << wide.type(distance)
+            run &= wide.type(mask)
+    return parted.view(np.uint8)
+
+
+def _joined(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Inverse of `_parted`, for whole bytes of codes."""
+    wide, halvings = _HALVINGS[bits]
+    flat = np.ascontiguousarray(codes).reshape(-1).view(wide)
+    joined = np.empty(flat.size, np.uint8)
+    masks = [0xFF, *(mask for _, mask in halvings[:-1])]
+    for start in range(0, flat.size, _IN_CACHE):
+        run = flat[start : start + _IN_CACHE]
+        for (distance, _), mask in zip(reversed(halvings), reversed(masks), strict=True):
+            run = (run | run >> wide.type(distance)) & wide.type(mask)
+        joined[start : start + _IN_CACHE] = run
+    return joined
+
+
+def pack_adjacent_rows(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes (n, k), n a multiple of m = 32 / bits, to uint32 (n / m, k).
+
+    Bits i * bits and following of word [r, c] are codes[r * m + i, c]. bits: 2, 4 or 8.
+    """
+    apart = codes.reshape(-1, 32 // bits, codes.shape[1])
+    words = np.empty((len(apart), codes.shape[1]), np.uint32)
+    for start in range(0, len(words), _ROWS_IN_CACHE):
+        run = words[start : start + _ROWS_IN_CACHE]
+        run[...] = apart[start : start + _ROWS_IN_CACHE, 0]
+        for place in range(1, 32 // bits):
+            run |= apart[start : start + _ROWS_IN_CACHE, place].astype(np.uint32) << np.uint32(place * bits)
+    return words
+
+
+def unpack_adjacent_rows(words: np.ndarray, bits: int) -> np.ndarray:
+    """Inverse of `pack_adjacent_rows`: uint32 (n, k) to uint8 codes (n * 32 / bits, k)."""
+    apart = np.empty((len(words), 32 // bits, words.shape[1]), np.uint8)
+    mask = np.uint32(2**bits - 1)
+    for start in range(0, len(words), _ROWS_IN_CACHE):
+        run = words[start : start + _ROWS_IN_CACHE]
+        for place in range(32 // bits):
+            apart[start : start + _ROWS_IN_CACHE, place] = run >> np.uint32(place * bits) & mask
+    return apart.reshape(-1, words.shape[1])
 
 
 def pack_strided_rows(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantkit.errors import BadOption, EngineFailed, about
+from quantkit.errors import EngineFailed, about
 from quantkit.files.member import open_member
-from quantkit.models.context import check_length
 from quantkit.models.spec import ModelSpec
-from quantkit.runtimes._cached_decoder import CachedDecoder, stage_names
+from quantkit.runtimes._cached_decoder import CachedDecoder, checked_ids, stage_names, step_of
 from quantkit.runtimes.onnx_numpy.evaluator import Evaluator
 from quantkit.runtimes.onnx_numpy.graph import parse_model
 
@@ -24,7 +23,7 @@ GRAPH_NAME = "model.onnx"
 MOST_GRAPH_BYTES = (1 << 31) - 1
 """Of a protobuf, by its own limit."""
 STEP = 512
-"""Tokens that are computed at a time, where RoPE turns the first ones as it turns all."""
+"""Tokens that are computed at a time."""
 
 
 class OnnxNumpySession:
@@ -61,19 +60,19 @@ class OnnxNumpySession:
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Float32 logits [T, V]; row t predicts token t + 1."""
-        ids = self._checked(token_ids)
+        ids = checked_ids(token_ids, self._spec)
         self._known = 0
         with about(str(self._path)):
-            return self._vocabulary(self._decoder.logits(ids, self._step(len(ids))))
+            return self._vocabulary(self._decoder.logits(ids, step_of(self._spec, len(ids), STEP)))
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """The last row of `logits`, [V]; keys and values of tokens that the call before had are not computed again."""
-        ids = self._checked(token_ids)
+        ids = checked_ids(token_ids, self._spec)
         if not self._spec.rope.turns_alike(self._known, len(ids)):
             self._decoder.forget()
-        self._known = len(ids)
         with about(str(self._path)):
-            row: np.ndarray = self._vocabulary(self._decoder.next(ids, self._step(len(ids))))[0]
+            row: np.ndarray = self._vocabulary(self._decoder.next(ids, step_of(self._spec, len(ids), STEP)))[0]
+        self._known = len(ids)
         return row
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
@@ -82,22 +81,12 @@ class OnnxNumpySession:
         Raises:
             EngineFailed: the graph has no value of such a name.
         """
-        ids, stages = self._checked(token_ids), stage_names(self._spec.num_hidden_layers)
+        ids, stages = checked_ids(token_ids, self._spec), stage_names(self._spec.num_hidden_layers)
         self._known = 0
         with about(str(self._path)):
             return self._decoder.trace(ids, stages)
-
-    def _step(self, tokens: int) -> int:
-        return STEP if self._spec.rope.turns_alike(STEP, tokens) else tokens
 
     def _vocabulary(self, rows: np.ndarray) -> np.ndarray:
         if rows.shape[1] != self._spec.vocab_size:
             raise EngineFailed(f"the graph predicts {rows.shape[1]} tokens, the model has {self._spec.vocab_size}")
         return rows
-
-    def _checked(self, token_ids: Sequence[int]) -> list[int]:
-        ids = [int(token) for token in token_ids]
-        if not ids or not all(0 <= token < self._spec.vocab_size for token in ids):
-            raise BadOption(f"token ids must be one or more numbers below {self._spec.vocab_size}")
-        check_length(self._spec, len(ids))
-        return ids

@@ -34,7 +34,8 @@ class Engine:
         self._room = 0
 
     def logits(self, token_ids: list[int], step: int) -> np.ndarray:
-        """Rows [T, V] of a sequence, from a `Generator` of their own."""
+        """Rows [T, V] of a sequence; nothing of it, nor of what was before, is remembered."""
+        self._generator, self._ids = None, []
         return np.concatenate(list(self._extend(self._started(len(token_ids)), token_ids, step)))
 
     def next(self, token_ids: list[int], step: int, anew: bool) -> np.ndarray:
@@ -46,6 +47,7 @@ class Engine:
             self._generator, self._ids, known = self._started(self._room), [], 0
         elif known < len(self._ids):
             self._generator.rewind_to(known)
+        self._ids = []  # until it has read them: it may refuse
         *_, rows = self._extend(self._generator, token_ids[known:], step)
         self._ids = token_ids
         return rows[-1:]

@@ -13,12 +13,10 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import BadOption, EngineFailed, QuantkitError
 from quantkit.protocols import ExportOptions
-from quantkit.runtimes import _cached_decoder
+from quantkit.runtimes import _cached_decoder, _onnx_session
 from quantkit.runtimes.onnx_numpy import session as numpy_session
 from quantkit.runtimes.onnx_numpy.session import OnnxNumpySession
-from quantkit.runtimes.onnxruntime import session as onnxruntime_session
 from quantkit.runtimes.onnxruntime.session import OnnxruntimeSession
-from quantkit.runtimes.onnxruntime_genai import session as genai_session
 from quantkit.runtimes.onnxruntime_genai.session import OnnxruntimeGenaiSession
 from quantkit.runtimes.reference.runtime import ReferenceSession
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -100,7 +98,7 @@ def test_every_stage_is_the_references(kind, contrib, checkpoint, tmp_path):
 
 @pytest.mark.parametrize("kind", ENGINES)
 def test_a_long_text_is_read_in_steps(kind, folder, checkpoint, rows, monkeypatch):
-    for module in (numpy_session, onnxruntime_session, genai_session):
+    for module in (numpy_session, _onnx_session):
         monkeypatch.setattr(module, "STEP", 7)
     with kind(folder, checkpoint.spec) as session:
         assert max_abs_log_prob_difference(rows, session.logits(TOKENS)) < 5e-6
@@ -161,7 +159,9 @@ def test_a_text_that_grows_beyond_longropes_original_context_is_read_anew(name, 
             found = session.next_logits(ids[:length])
             if expected is not None:
                 assert max_abs_log_prob_difference(expected[None], found[None]) < 1e-4  # measured 2e-5
+        session.next_logits(ids)
         assert max_abs_log_prob_difference(beyond, session.logits(ids)) < 1e-4
+        assert max_abs_log_prob_difference(within[-1:], session.next_logits(ids[:original])[None]) < 1e-4
         with pytest.raises(QuantkitError) as caught:
             session.logits([*ids, *ids[:9]])
         assert len(str(caught.value).splitlines()) == 1

@@ -52,6 +52,31 @@ def test_a_bitstream_is_the_sum_of_shifted_codes_and_unpacks_to_itself(case: tup
     assert np.array_equal(unpacked, codes)
 
 
+@pytest.mark.parametrize("width", [2, 4])
+def test_a_long_bitstream_is_that_of_its_pieces(width: int) -> None:
+    """Longer than what is worked on at a time."""
+    codes = np.random.default_rng(width).integers(0, 2**width, (3, 150_016)).astype(np.uint8)
+    packed = bits.pack_bitstream(codes, width)
+    per_word = 32 // width
+    for start in (0, 65_536, 140_000 // per_word * per_word):
+        words = slice(start // per_word, start // per_word + 64)
+        piece = bits.pack_bitstream(np.ascontiguousarray(codes[:, start : start + 64 * per_word]), width)
+        assert np.array_equal(packed[:, words], piece)
+    assert np.array_equal(bits.unpack_bitstream(packed, width, 150_016), codes)
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_adjacent_rows_fill_words_from_their_lowest_bits_on(width: int) -> None:
+    per_word = 32 // width
+    codes = np.random.default_rng(width).integers(0, 2**width, (per_word * 19, 5)).astype(np.uint8)
+    words = bits.pack_adjacent_rows(codes, width)
+    assert words.dtype == np.uint32
+    for row, col in np.ndindex(words.shape):
+        own = codes[row * per_word : (row + 1) * per_word, col].tolist()
+        assert int(words[row, col]) == sum(code << (place * width) for place, code in enumerate(own))
+    assert np.array_equal(bits.unpack_adjacent_rows(words, width), codes)
+
+
 @pytest.mark.parametrize("width", range(1, 9))
 def test_a_bitstream_unpacks_from_a_transposed_view(width: int) -> None:
     codes = np.random.default_rng(width).integers(0, 2**width, (37, 5)).astype(np.uint8)

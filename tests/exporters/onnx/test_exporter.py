@@ -113,6 +113,13 @@ def test_genai_is_told_the_model_the_sessions_and_the_sampling() -> None:
     assert (standard["model"]["context_length"], standard["search"]["max_length"]) == (32, 32)
 
 
+def test_a_folder_from_which_genai_reads_no_text_says_so() -> None:
+    planned = EXPORTER.prepare(quantized_model(CONFIG, linears(INT4), files={"tokenizer.model": b"x"}), ExportOptions())
+    assert "there is no tokenizer.json, without which onnxruntime-genai reads ids alone" in planned.notes
+    files = {"tokenizer.model": b"x", "tokenizer.json": b"{}"}
+    assert EXPORTER.prepare(quantized_model(CONFIG, linears(INT4), files=files), ExportOptions()).notes == ()
+
+
 def test_a_tied_head_reads_the_bytes_of_the_embedding() -> None:
     graph = model_of(EXPORTER.prepare(MODELS["int4 everywhere"](), ExportOptions())).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -188,6 +195,14 @@ def test_a_scale_that_float16_does_not_hold_is_refused_while_writing(tmp_path: P
         publish(EXPORTER.prepare(MODELS["bfloat16 scales"](), ExportOptions(type="f16")), tmp_path / "m")
     assert refusal.value.hint == "choose the type f32"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_heads_that_onnxruntime_does_not_take_are_left_to_standard_operators() -> None:
+    model = memory_checkpoint(tiny_config(head_dim=24))
+    with pytest.raises(UnsupportedSpec, match="heads of 24 channels") as refusal:
+        EXPORTER.prepare(model, ExportOptions())
+    assert "--ops standard" in str(refusal.value.hint)
+    assert EXPORTER.prepare(model, ExportOptions(ops="standard")).options["ops"] == "standard"
 
 
 def test_a_graph_of_dynamic_ntk_ends_where_its_angles_change() -> None:
