@@ -172,19 +172,23 @@ def plan_folder(
     files: Iterable[PlannedFile] = (),
     notes: Iterable[str] = (),
     stored: Mapping[str, QuantizedView] | None = None,
+    keys: Sequence[str] = ("quantization_config",),
+    made_for: str = "pt",
+    figures: Callable[[], Mapping[str, Any]] = dict,
 ) -> PlannedArtifact:
     """Plan the folder of `model` (see `architecture_of`), one unit per block.
 
     Args:
         model: what to write, as it is.
         layout: how quantized weights lie; dense ones keep their dtype.
-        quantization: the `quantization_config` of config.json.
+        quantization: what config.json says of it, under each of `keys`.
         container: the exporter's name.
         read: the exporter's reader.
         options: what the manifest records.
         files: whatever else the container wants in the folder.
         notes: what the user should know, besides the model's own notes.
-        stored: see `PlannedArtifact`.
+        stored, figures: see `PlannedArtifact`.
+        made_for: see `header_bytes`.
     """
     config = native_config(model)
     norm = model.weights[FINAL_NORM]
@@ -194,9 +198,9 @@ def plan_folder(
         format=container,
         folder=True,
         files=(
-            *config_files(model.spec, {**config, "quantization_config": dict(quantization)}),
+            *config_files(model.spec, {**config, **{key: dict(quantization) for key in keys}}),
             *files,
-            *plan_safetensors(_units(model, layout)),
+            *plan_safetensors(_units(model, layout), made_for=made_for),
             *(blob(name, read()) for name, read in sorted(model.files.items())),
         ),
         tensors=tuple(_planned_tensor(weight, layout) for weight in model.weights.values()),
@@ -204,6 +208,7 @@ def plan_folder(
         notes=(*model.notes, *_notes(model, layout, container), *notes),
         measure=measured(model, read),
         stored=stored or {},
+        figures=figures,
     )
 
 

@@ -13,31 +13,21 @@ bfloat16 are exact in bf16: so BitCPM's own checkpoints hold them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from quantkit.errors import BadOption, QuantkitError
-from quantkit.exporters._hf_config import config_files, native_config, with_dtype
+from quantkit.exporters._dense_folder import plan_dense_folder
 from quantkit.exporters._hf_folder import read_checkpoint
-from quantkit.exporters._recorded import measured
+from quantkit.exporters._mlx_mark import is_mlx
 from quantkit.exporters._widths import checked_bits
-from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedTensor, blob
-from quantkit.files.safetensors_header import TensorEntry
-from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
+from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import open_folder, read_folder_config
-from quantkit.models.folding import with_architecture, with_source_dtypes
 from quantkit.models.layouts.quantizers import refuse_quantized
 from quantkit.models.layouts.small_files import CONFIG_NAME, file_names
 from quantkit.models.recognition import parse_config
-from quantkit.models.spec import EMBEDDING
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.cast import FLOATS, converted
-from quantkit.tensors.views import QuantizedView, TensorView, Weight
-
-ROUNDED = "largest_rounding"
+from quantkit.tensors.cast import FLOATS
 
 
 class HuggingFace:
@@ -51,7 +41,7 @@ class HuggingFace:
     engines = ("transformers", "vllm", "reference")
 
     def recognizes(self, path: Path) -> bool:
-        """Whether `path` is a folder with weights that no `quantization_config` describes.
+        """Whether `path` is a folder with weights that no `quantization_config` describes, and not one of MLX.
 
         A folder whose config cannot be read, or that holds pickles only, is recognized as well, because `read`
         says best what is wrong with it.
@@ -66,7 +56,7 @@ class HuggingFace:
             config = read_folder_config(path)
         except QuantkitError:
             return True
-        return not config.get("quantization_config")
+        return not config.get("quantization_config") and not is_mlx(path)
 
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the folder: one unit per tensor.
@@ -76,33 +66,9 @@ class HuggingFace:
         Raises:
             BadOption: an unknown type or architecture, or a width.
         """
-        if options.type not in (None, *self.types):
-            raise BadOption(f"hf has no type {options.type!r}", hint=f"choose one of: {', '.join(self.types)}")
         checked_bits(options.bits, self.widths, container=self.name)
-        model = with_architecture(checkpoint, options.arch)
-        type_name = "bf16" if options.type is None and model.holds_codes else options.type
-        if type_name is None and model is not checkpoint:
-            model = with_source_dtypes(model, checkpoint)
-        rounded: dict[str, float] = {}
-        entries = [_entry(weight, type_name) for weight in model.weights.values()]
-        units = [
-            TensorUnit(entry.name, (entry,), _producer(weight, entry.dtype, rounded))
-            for entry, weight in zip(entries, model.weights.values(), strict=True)
-        ]
-        embedding = next(entry for entry in entries if entry.name == EMBEDDING)
-        return PlannedArtifact(
-            format=self.name,
-            folder=True,
-            files=(
-                *config_files(model.spec, with_dtype(native_config(model), embedding.dtype)),
-                *plan_safetensors(units),
-                *(blob(name, read()) for name, read in sorted(model.files.items())),
-            ),
-            tensors=tuple(PlannedTensor(e.name, _type_name(e.dtype), e.shape, e.nbytes) for e in entries),
-            options={"type": type_name or _common_type(entries), "arch": options.arch},
-            notes=model.notes,
-            measure=measured(model, self.read),
-            figures=lambda: {ROUNDED: rounded} if rounded else {},
+        return plan_dense_folder(
+            checkpoint, type_name=options.type, arch=options.arch, container=self.name, read=self.read
         )
 
     def read(self, path: Path) -> Checkpoint:
@@ -123,43 +89,6 @@ class HuggingFace:
 
 def _is_pickle(name: str) -> bool:
     return name.startswith("pytorch_model") and name.endswith(".bin")
-
-
-def _type_name(dtype: np.dtype) -> str:
-    return next(name for name, known in FLOATS.items() if known == dtype)
-
-
-def _common_type(entries: Sequence[TensorEntry]) -> str:
-    dtypes = {entry.dtype for entry in entries}
-    return _type_name(dtypes.pop()) if len(dtypes) == 1 else "mixed"
-
-
-def _entry(weight: Weight, type_name: str | None) -> TensorEntry:
-    if type_name is None and isinstance(weight, TensorView):
-        return TensorEntry(weight.name, weight.dtype, weight.shape)
-    return TensorEntry(weight.name, FLOATS[type_name or "bf16"], weight.shape)
-
-
-def _producer(weight: Weight, dtype: np.dtype, rounded: dict[str, float]) -> Callable[[], Iterator[Buffer]]:
-    """The values of `weight` as `dtype`; what rounding codes to it changes is noted in `rounded`."""
-
-    def produce() -> Iterator[Buffer]:
-        position = 0
-        for chunk in weight.chunks() if isinstance(weight, TensorView) else weight.dequantized_chunks():
-            values = converted(weight.name, chunk, dtype, offset=position)
-            if isinstance(weight, QuantizedView) and (change := _largest_change(chunk, values)):
-                rounded[weight.name] = max(change, rounded.get(weight.name, 0.0))
-            yield values
-            position += chunk.size
-
-    return produce
-
-
-def _largest_change(exact: np.ndarray, rounded: np.ndarray) -> float:
-    """The largest difference relative to an element of `exact`, float32."""
-    wide = rounded.astype(np.float32)
-    changed = wide != exact
-    return float(np.max(np.abs(wide[changed] - exact[changed]) / np.abs(exact[changed]), initial=0.0))
 
 
 EXPORTER = HuggingFace()

@@ -105,10 +105,13 @@ def parse_header(data: bytes, where: str, available: int) -> list[Extent]:
     return extents
 
 
-def header_bytes(tensors: Sequence[TensorEntry]) -> bytes:
-    """The JSON for tensors that lie one behind the other in this order, padded with spaces to a multiple of 8."""
+def header_bytes(tensors: Sequence[TensorEntry], made_for: str = "pt") -> bytes:
+    """The JSON for tensors that lie one behind the other in this order, padded with spaces to a multiple of 8.
+
+    made_for: the `format` that the metadata names, whose loaders look for it: "pt", "mlx".
+    """
     names = {dtype: name for name, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": made_for}}
     position = 0
     for tensor in tensors:
         if tensor.name in header:

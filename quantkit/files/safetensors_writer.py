@@ -31,18 +31,22 @@ class TensorUnit:
 
 
 def plan_safetensors(
-    units: Sequence[TensorUnit], *, stem: str = "model", max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    units: Sequence[TensorUnit],
+    *,
+    stem: str = "model",
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    made_for: str = "pt",
 ) -> tuple[PlannedFile, ...]:
     """Lay out `STEM.safetensors`, or shards `STEM-00001-of-0000N.safetensors` and their index.
 
     The data follows the order of `units`, so a file can be written front to back while units are computed; its
-    header is its first unit. A unit larger than `max_shard_bytes` gets a shard of its own.
+    header is its first unit. A unit larger than `max_shard_bytes` gets a shard of its own. `made_for`: see `header_bytes`.
     """
     shards = _shards(units, max_shard_bytes)
     if len(shards) == 1:
-        return (_file(f"{stem}.safetensors", shards[0]),)
+        return (_file(f"{stem}.safetensors", shards[0], made_for),)
     names = [f"{stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
-    files = tuple(_file(name, shard) for name, shard in zip(names, shards, strict=True))
+    files = tuple(_file(name, shard, made_for) for name, shard in zip(names, shards, strict=True))
     return (*files, blob(f"{stem}.safetensors.index.json", _index(names, shards)))
 
 
@@ -58,8 +62,8 @@ def _shards(units: Sequence[TensorUnit], max_shard_bytes: int) -> list[list[Tens
     return shards
 
 
-def _file(name: str, units: Sequence[TensorUnit]) -> PlannedFile:
-    json_bytes = header_bytes([tensor for unit in units for tensor in unit.tensors])
+def _file(name: str, units: Sequence[TensorUnit], made_for: str) -> PlannedFile:
+    json_bytes = header_bytes([tensor for unit in units for tensor in unit.tensors], made_for)
     header = struct.pack("<Q", len(json_bytes)) + json_bytes
     tensors = tuple(Unit(unit.name, unit.nbytes, unit.produce) for unit in units)
     return PlannedFile(name, (Unit(f"{name} header", len(header), lambda: (header,)), *tensors))

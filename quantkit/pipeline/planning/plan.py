@@ -19,7 +19,7 @@ from quantkit import registry
 from quantkit.calibration.samples import weighed_tokens
 from quantkit.errors import UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.folding import folded
+from quantkit.models.folding import with_architecture
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import decided, planned
 from quantkit.pipeline.planning.peak_memory import generation_peak, input_widths, matrices, peak_memory
@@ -133,8 +133,6 @@ def plan(
 
 def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target:
     exporter = registry.exporter(name)
-    source = folded(checkpoint) if options.arch == "llama" else checkpoint
-    parameters = sum(weight.size for weight in source.weights.values())
     try:
         artifact = exporter.prepare(checkpoint, options)
     except UnsupportedSpec as refusal:
@@ -149,11 +147,14 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
             refusal=str(refusal),
             hint=refusal.hint,
         )
+    arch = str(artifact.options.get("arch", options.arch))  # some containers fold where their engine asks for it
+    source = with_architecture(checkpoint, arch)
+    parameters = sum(weight.size for weight in source.weights.values())
     found = verdicts(as_written(source, artifact), target=options.target)
     return Target(
         format=name,
         type=str(artifact.options.get("type") or options.type or ONLY_TYPE),
-        arch=options.arch,
+        arch=arch,
         bits=options.bits,
         size=artifact.size,
         bits_per_weight=artifact.size * 8 / parameters,

@@ -1,0 +1,250 @@
+"""MLX: the folder that `mlx_lm.load`, `mlx_lm.generate` and `mlx_lm.server` take as it is.
+
+    config.json          with `quantization` (`settings.py`), and the same as `quantization_config`, as mlx-lm writes it
+    model*.safetensors   names of Hugging Face; metadata {"format": "mlx"}; a weight that is quantized in three parts
+                         (`affine.py`), in codes of 2, 3, 4, 5, 6 or 8 bits and groups of 32, 64 or 128 columns
+
+Embedding and head are quantized where they are in the source, all other weights dense in their own dtype. Wider groups
+are split, 7 bits stored as 8; nothing is rounded. Types: `affine`, scales in their own dtype, or with biases in float32
+where weights have zero points; `affine-f16`, both in float16, which rounds such biases; bf16, f16, f32, dense weights.
+
+Read are these, one bit, and mxfp4 and nvfp4 (`floats.py`), of which no run makes codes; mxfp8 is not.
+
+mlx-lm follows few native MiniCPMs (`runtimes/_kernels/mlx.py`), so `--arch native` folds the others into a Llama.
+Sources: mlx 0.32.4 `python/mlx/nn/layers/quantized.py`, `mlx/backend/cpu/quantized.cpp`; mlx-lm 0.32.2 `utils.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from quantkit import registry
+from quantkit.errors import BadOption, InconsistentCheckpoint, UnsupportedModel, UnsupportedSpec
+from quantkit.exporters._dense_folder import plan_dense_folder
+from quantkit.exporters._hf_folder import (
+    Layout,
+    Shapes,
+    architecture_of,
+    checked_type,
+    module_name,
+    plan_folder,
+    quantized_views,
+    read_checkpoint,
+    taken_parts,
+)
+from quantkit.exporters._mlx_mark import QUANTIZATION, holds_settings, is_mlx
+from quantkit.exporters._widths import checked_bits, stored_wider
+from quantkit.exporters.mlx import affine, floats
+from quantkit.exporters.mlx.settings import AFFINE, BITS, Stored, read_settings, written_settings
+from quantkit.files.planned_files import Buffer, PlannedArtifact
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.folder import open_folder
+from quantkit.models.folding import folded
+from quantkit.models.layouts.quantizers import refuse_quantized
+from quantkit.models.layouts.small_files import CONFIG_NAME
+from quantkit.models.recognition import parse_config
+from quantkit.models.spec import NORM_ROLES, TensorSlot
+from quantkit.protocols import ExportOptions
+from quantkit.tensors.cast import FLOATS
+from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import SCALE_DTYPES
+from quantkit.tensors.schemes.affine_groups import AffineGroups
+from quantkit.tensors.views import QuantizedView, TensorView, Weight
+
+NAME, HALVES = "mlx", "affine-f16"
+COPY = "quantization_config"
+"""Where mlx-lm says the same once more."""
+MOVED = "largest_move_in_steps"
+
+
+class MLX:
+    """See the module's docstring; the attributes are those of `quantkit.protocols.Exporter`."""
+
+    name = NAME
+    summary = "folder of mlx-lm, for Macs; affine codes of 2 to 8 bits, or dense"
+    types = (AFFINE, HALVES, *FLOATS)
+    targets = ()
+    widths = tuple(bits for bits in BITS if bits > 1)
+    engines = ("mlx", "mlx-numpy", "reference")
+
+    def recognizes(self, path: Path) -> bool:
+        """Whether `path` is a folder whose config has `quantization`, or whose dense weights MLX wrote."""
+        return is_mlx(path)
+
+    def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
+        """Plan the folder; without a type, `affine` for sources with codes, else dense as the source is.
+
+        A native MiniCPM that mlx-lm would not follow is folded; a note says why.
+
+        Raises:
+            BadOption: an unknown type, width or architecture.
+            UnsupportedSpec: a weight that does not fit, by name; no weight with codes, for the types that want them.
+        """
+        kind = checked_type(options.type, self.types, container=NAME)
+        bits = checked_bits(options.bits, self.widths, container=NAME)
+        if kind in FLOATS or (kind is None and not checkpoint.holds_codes):
+            if bits is not None:
+                raise BadOption(f"mlx has no codes to store in {bits} bits here: the weights are dense")
+            arch, notes = _architecture(checkpoint, options.arch)
+            return plan_dense_folder(
+                checkpoint, type_name=kind, arch=arch, container=NAME, read=self.read, made_for=NAME, notes=notes
+            )
+        arch, notes = _architecture(_stored(checkpoint, bits)[0], options.arch)
+        source = architecture_of(checkpoint, replace(options, arch=arch), container=NAME)
+        model, changed, told = _stored(source, bits)
+        halves, moved = kind == HALVES, dict[str, float]()
+        return plan_folder(
+            model,
+            _layout(halves, moved),
+            written_settings(_modules(model)),
+            container=NAME,
+            read=self.read,
+            options={"type": kind or AFFINE, "arch": arch, **({"bits": bits} if bits else {})},
+            notes=(*notes, *told, *_parameter_notes(model, halves=halves)),
+            stored=changed,
+            keys=(QUANTIZATION, COPY),
+            made_for=NAME,
+            figures=lambda: {MOVED: moved} if moved else {},
+        )
+
+    def read(self, path: Path) -> Checkpoint:
+        """Open such a folder, ours or mlx-lm's; codes are read through the views, scales and biases at once.
+
+        Raises:
+            BadConfig, UnsupportedSpec: settings that are not understood.
+            InconsistentCheckpoint, IncompleteCheckpoint: tensors that contradict settings or each other.
+        """
+        folder = open_folder(path)
+        where = str(path / CONFIG_NAME)
+        spec = parse_config({k: v for k, v in folder.config.items() if k != QUANTIZATION}, where=where)
+        if not holds_settings(folder.config):
+            refuse_quantized(folder.config, folder.tensors, str(path))
+            return read_checkpoint(folder, spec, folder.tensors, container=NAME)
+        given = folder.config[QUANTIZATION]
+        if folder.config.get(COPY) not in (None, given):
+            raise InconsistentCheckpoint(
+                f"{where}: {QUANTIZATION} and {COPY} differ; loaders take the one or the other"
+            )
+        slots = {module_name(slot.name): slot for slot in spec.slots() if slot.role not in NORM_ROLES}
+        settings = read_settings(given, slots, f"{where}: {QUANTIZATION}")
+        tensors, weights = dict(folder.tensors), dict[str, Weight]()
+        for module, slot in slots.items():
+            shapes = _told_by_shapes(slot, module, tensors)
+            how = settings.of(module, shapes) if shapes is not None else settings.modules.get(module)
+            if how is not None:
+                weights[slot.name] = _taken(slot, how, tensors, str(path))
+        if not weights:
+            raise InconsistentCheckpoint(f"{where}: {QUANTIZATION} tells of quantized weights, and there are none")
+        return read_checkpoint(folder, spec, {**tensors, **weights}, container=NAME)
+
+
+def _architecture(model: Checkpoint, asked: str) -> tuple[str, tuple[str, ...]]:
+    """The architecture to write, and a note where it is not the one that was asked for.
+
+    model: as it will lie there if it is native.
+    """
+    if asked != "native":
+        return asked, ()
+    refusal = _refusal(model)
+    if refusal is not None:
+        with suppress(UnsupportedModel):
+            if _refusal(folded(model)) is None:
+                return "llama", (f"it is folded into a plain Llama: of a native one, mlx-lm says: {refusal}",)
+    return asked, ()
+
+
+def _refusal(model: Checkpoint) -> str | None:
+    found = (kernel.verdict(replace(model, format=NAME)).refusal for kernel in registry.kernels(NAME))
+    return next((refusal for refusal in found if refusal is not None), None)
+
+
+def _stored(model: Checkpoint, bits: int | None) -> tuple[Checkpoint, dict[str, QuantizedView], tuple[str, ...]]:
+    """`model` as MLX holds it, those of its weights that have another scheme now, and what to say of them."""
+    wider = stored_wider(model, bits or min(MLX.widths), container=NAME, asked=bits is not None)
+    views = {view.name: fitting_view for view in quantized_views(wider.model) if (fitting_view := affine.fitting(view))}
+    changed = {name: view for name, view in views.items() if view is not model.weights[name]}
+    return replace(wider.model, weights={**wider.model.weights, **views}), changed, wider.notes
+
+
+def _modules(model: Checkpoint) -> dict[str, Stored]:
+    return {module_name(view.name): affine.stored(view.scheme) for view in quantized_views(model)}
+
+
+def _layout(halves: bool, moved: dict[str, float]) -> Layout:
+    """How weights lie there; by how much rounded biases move a weight is noted in `moved`."""
+
+    def shapes(view: QuantizedView) -> Shapes:
+        dtype = affine.parameter_dtype(view.scheme, halves=halves)
+        return affine.parts(view.shape, affine.stored(view.scheme), (dtype, dtype))
+
+    def buffers(name: str, tensor: QuantizedTensor) -> Iterator[Buffer]:
+        packed = affine.packed(name, tensor, affine.parameter_dtype(tensor.scheme, halves=halves))
+        if packed.moved:
+            moved[name] = packed.moved
+        return iter(packed.buffers)
+
+    return Layout(shapes, buffers)
+
+
+def _parameter_notes(model: Checkpoint, *, halves: bool) -> Iterator[str]:
+    free = [
+        view.name
+        for view in quantized_views(model)
+        if isinstance(view.scheme, AffineGroups) and not view.scheme.symmetric
+    ]
+    if not free:
+        return
+    if halves:
+        yield f"{len(free)} weights have zero points: scale * zero point is rounded to float16"
+    else:
+        yield (
+            f"{len(free)} weights have zero points: their scales and biases are float32, which is exact, and mlx "
+            "computes in float32 with them; type affine-f16 rounds them"
+        )
+
+
+def _told_by_shapes(slot: TensorSlot, module: str, tensors: Mapping[str, TensorView]) -> Stored | None:
+    """What mlx-lm takes a module for that no setting names; None where it has no scales."""
+    scales, weight = tensors.get(f"{module}.{affine.SCALES}"), tensors.get(slot.name)
+    if scales is None:
+        return None
+    cols = slot.shape[1]
+    shaped = weight is not None and len(weight.shape) == 2 and len(scales.shape) == 2 and scales.shape[1]
+    if weight is None or not shaped or cols % scales.shape[1] or weight.shape[1] * 32 % cols:
+        raise InconsistentCheckpoint(f"{slot.name}: codes and scales do not fit its {cols} columns")
+    how = Stored(weight.shape[1] * 32 // cols, cols // scales.shape[1])
+    if scales.dtype != floats.BYTE:
+        return how
+    mode = {(4, 16): "nvfp4", (4, 32): "mxfp4"}.get((how.bits, how.group_size), "mxfp8")
+    return replace(how, mode=mode)
+
+
+def _taken(slot: TensorSlot, how: Stored, tensors: dict[str, TensorView], where: str) -> QuantizedView:
+    """The weight of `slot`, whose parts are removed from `tensors` after every dtype and shape has been checked."""
+    module = module_name(slot.name)
+    rows, cols = slot.shape
+    if f"{module}.global_scale" in tensors:
+        raise UnsupportedSpec(f"{where}: {module} has a scale for all of it (global_scale), which is not read")
+    affine_here = how.mode == AFFINE
+    if (affine_here and how.bits not in BITS) or cols % how.group_size or cols * how.bits % 32 or how.mode == "mxfp8":
+        raise UnsupportedSpec(f"{where}: {slot.name} of {cols} columns is not read as {how}")
+    if affine_here:
+        names = (affine.SCALES, affine.BIASES)
+        found = [tensors.get(f"{module}.{name}") for name in names]
+        dtypes = [
+            view.dtype if view is not None and view.dtype in SCALE_DTYPES.values() else affine.FLOAT16 for view in found
+        ]
+        shapes = affine.parts((rows, cols), how, (dtypes[0], dtypes[1]))
+    else:
+        shapes = floats.parts((rows, cols), how)
+    taken = taken_parts(tensors, module, shapes, where=where, grid_name=f"{how} of {rows} x {cols}")
+    if not affine_here and f"{module}.{affine.BIASES}" in tensors:
+        raise InconsistentCheckpoint(f"{where}: {module} has biases, which {how} does not")
+    reader = affine.read_view if affine_here else floats.read_view
+    return reader(slot.name, (rows, cols), how, taken)
+
+
+EXPORTER = MLX()
