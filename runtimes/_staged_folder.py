@@ -28,18 +28,21 @@ SETTINGS_FILES = ("quantize_config.json", "quant_config.json")
 
 
 @contextmanager
-def staged_folder(checkpoint: Checkpoint) -> Iterator[Path]:
-    """A folder for an engine to load `checkpoint` from, which lies in a folder; removed when the engine has loaded."""
+def staged_folder(checkpoint: Checkpoint, settings: str = SETTINGS) -> Iterator[Path]:
+    """A folder for an engine to load `checkpoint` from, which lies in a folder; removed when the engine has loaded.
+
+    settings: the key of config.json by which the engine knows quantized weights.
+    """
     with TemporaryDirectory(prefix="quantkit-engine-") as name:
         folder = Path(name)
         config = architecture(checkpoint.spec.architecture).understood(checkpoint.config)
-        if checkpoint.config.get(SETTINGS):
-            config[SETTINGS] = checkpoint.config[SETTINGS]
+        if checkpoint.config.get(settings):
+            config[settings] = checkpoint.config[settings]
         if checkpoint.spec.architecture == "minicpm":
             config["auto_map"] = AUTO_MAP
             (folder / CONFIG_CLASS_FILE).write_text(CONFIG_CLASS, encoding="utf-8")
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
-        for link, file in _links(checkpoint, linked_settings=SETTINGS not in config).items():
+        for link, file in _links(checkpoint, linked_settings=settings == SETTINGS and SETTINGS not in config).items():
             (folder / link).symlink_to(file.resolve())
         yield folder
 

@@ -1,0 +1,1 @@
+"""What MLX computes with an MLX folder, in numpy: `container.py` reads the bytes, `forward.py` computes."""
