@@ -157,8 +157,7 @@ def _scheme(how: Stored, scales: TensorView, biases: TensorView) -> AffineGroups
             dtype = _name(scales.dtype if alike else FLOAT32)
             return OffsetGroups(bits=bits, group_size=how.group_size, scale_dtype=dtype)
         symmetric = symmetric and bool((zero == 2 ** (bits - 1)).all())
-        for dtype in fits:
-            fits[dtype] = fits[dtype] and bool((scale.astype(dtype).astype(np.float32) == scale).all())
+        fits = {dtype: fit and _holds(dtype, scale) for dtype, fit in fits.items()}
     narrow = None if symmetric or scales.dtype != FLOAT32 else next((dtype for dtype, fit in fits.items() if fit), None)
     dtype = _name(scales.dtype if narrow is None else narrow)
     return AffineGroups(bits=bits, group_size=how.group_size, symmetric=symmetric, scale_dtype=dtype)
@@ -171,12 +170,18 @@ def _chunks(scales: TensorView, biases: TensorView) -> Iterator[tuple[np.ndarray
             yield scale.astype(np.float32), bias.astype(np.float32)
 
 
+def _holds(dtype: np.dtype, values: np.ndarray) -> bool:
+    """Whether `dtype` has every one of the float32 values."""
+    with np.errstate(over="ignore", under="ignore"):
+        return bool((values.astype(dtype).astype(np.float32) == values).all())
+
+
 def _name(dtype: np.dtype) -> str:
     return next(name for name, known in SCALE_DTYPES.items() if known == dtype)
 
 
 def zero_points(scale: np.ndarray, offset: np.ndarray, levels: int) -> np.ndarray | None:
-    """The codes below `levels` of which all float32 offsets are -scale * code, uint8; None where one is no such product.
+    """The codes below `levels` of which all float32 offsets are -scale * code, uint8; None where one is none.
 
     A group whose scale is 0 has the middle one.
     """

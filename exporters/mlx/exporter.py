@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantkit import registry
-from quantkit.errors import BadOption, InconsistentCheckpoint, UnsupportedModel, UnsupportedSpec
+from quantkit.errors import InconsistentCheckpoint, UnsupportedModel, UnsupportedSpec
 from quantkit.exporters._dense_folder import plan_dense_folder
 from quantkit.exporters._hf_folder import (
     Layout,
@@ -87,7 +87,10 @@ class MLX:
         bits = checked_bits(options.bits, self.widths, container=NAME)
         if kind in FLOATS or (kind is None and not checkpoint.holds_codes):
             if bits is not None:
-                raise BadOption(f"mlx has no codes to store in {bits} bits here: the weights are dense")
+                raise UnsupportedSpec(
+                    f"mlx: the weights of {checkpoint.path} become dense, there are no codes to store in {bits} bits",
+                    hint="leave --bits out, or quantize first and choose the type affine",
+                )
             arch, notes = _architecture(checkpoint, options.arch)
             return plan_dense_folder(
                 checkpoint, type_name=kind, arch=arch, container=NAME, read=self.read, made_for=NAME, notes=notes
@@ -152,7 +155,9 @@ def _architecture(model: Checkpoint, asked: str) -> tuple[str, tuple[str, ...]]:
     if refusal is not None:
         with suppress(UnsupportedModel):
             if _refusal(folded(model)) is None:
-                return "llama", (f"it is folded into a plain Llama: of a native one, mlx-lm says: {refusal}",)
+                return "llama", (
+                    f"folded into a plain Llama, as --arch llama does; of it as it is mlx-lm says: {refusal}",
+                )
     return asked, ()
 
 

@@ -59,4 +59,5 @@ def _scales(name: str, stored: np.ndarray, mode: str) -> np.ndarray:
         bad = ~np.isfinite(halves)
     if bad.any():
         raise NonFiniteValues(f"{name}: a quantization scale is NaN")
-    return halves.astype(np.float32)
+    scales: np.ndarray = halves.astype(np.float32)
+    return scales

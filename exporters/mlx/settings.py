@@ -78,7 +78,7 @@ def read_settings(settings: Mapping[str, Any], modules: Collection[str], where: 
             continue
         if not isinstance(entry, (Mapping, bool)):
             raise UnsupportedSpec(f"{where}: {name[:80]} {str(entry)[:40]!r} is not understood")
-        if name not in modules:
+        if name not in modules and entry is not False:  # the head of tied embeddings is often named so
             raise InconsistentCheckpoint(f"{where} names {name[:120]!r}, which the model does not have")
         if isinstance(entry, Mapping):
             named[name] = _read_stored(entry, f"{where}: {name}")

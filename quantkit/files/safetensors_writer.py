@@ -40,7 +40,9 @@ def plan_safetensors(
     """Lay out `STEM.safetensors`, or shards `STEM-00001-of-0000N.safetensors` and their index.
 
     The data follows the order of `units`, so a file can be written front to back while units are computed; its
-    header is its first unit. A unit larger than `max_shard_bytes` gets a shard of its own. `made_for`: see `header_bytes`.
+    header is its first unit. A unit larger than `max_shard_bytes` gets a shard of its own.
+
+    made_for: see `header_bytes`.
     """
     shards = _shards(units, max_shard_bytes)
     if len(shards) == 1:

@@ -73,11 +73,13 @@ class Engine:
         inner = self._model.model
         embed, layers, norm = inner.embed_tokens, inner.layers, inner.norm
         scale = getattr(inner.args, "scale_emb", 1)
-        inner.embed_tokens = _Watched(embed, lambda x: record("embedding", _rows(x * scale)))
-        inner.layers = [
-            _Watched(layer, lambda x, n=n: record(f"block {n}", _rows(x))) for n, layer in enumerate(layers)
-        ]
-        inner.norm = _Watched(norm, lambda x: record("final norm", _rows(x)))
+
+        def watched(module: Any, name: str, scale: float = 1) -> _Watched:  # noqa: ANN401 - mlx is not typed
+            return _Watched(module, lambda x: record(name, _rows(x * scale)))
+
+        inner.embed_tokens = watched(embed, "embedding", scale)
+        inner.layers = [watched(layer, f"block {n}") for n, layer in enumerate(layers)]
+        inner.norm = watched(norm, "final norm")
         try:
             yield
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -35,7 +34,7 @@ class MLXSession(EngineSession):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._path = checkpoint.path
         self._spec = checkpoint.spec
-        self._size = sum(os.path.getsize(file) for file in checkpoint.inputs)
+        self._size = sum(file.stat().st_size for file in checkpoint.inputs)
         self._child = EngineProcess(python_command(SERVE), engine="mlx-lm", path=self._path)
         try:
             with staged_folder(checkpoint, settings="quantization") as folder:

@@ -47,7 +47,7 @@ class Container:
         if name in self._kept:
             return self._kept[name]
         module = name.removesuffix(".weight")
-        values = (
+        values: np.ndarray = (
             self._raw(name).astype(np.float32) if not self._has(f"{module}.scales") else self._values(module, shape)
         )
         if values.nbytes <= self._free:
@@ -61,9 +61,11 @@ class Container:
         biases = self._raw(f"{module}.biases") if self._has(f"{module}.biases") else None
         if biases is None:
             codes = _codes(words, 4).reshape(rows, groups, -1)
-            return (E2M1[codes] * _float_scales(scales, codes.shape[2])[..., None]).reshape(rows, -1)
+            floats: np.ndarray = np.multiply(E2M1[codes], _float_scales(scales, codes.shape[2])[..., None])
+            floats = floats.reshape(rows, -1)
+            return floats
         codes = _codes(words, words.shape[1] * 32 // shape[1]).reshape(rows, groups, -1)
-        values = scales.astype(np.float32)[..., None] * codes.astype(np.float32)
+        values: np.ndarray = scales.astype(np.float32)[..., None] * codes.astype(np.float32)
         values += biases.astype(np.float32)[..., None]
         return values.reshape(rows, -1)
 
@@ -89,6 +91,6 @@ def _codes(words: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _float_scales(stored: np.ndarray, columns: int) -> np.ndarray:
-    if columns == MXFP4_GROUP:
-        return np.exp2(stored.astype(np.float32) - np.float32(127))
-    return stored.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    exponents: np.ndarray = np.exp2(stored.astype(np.float32) - np.float32(127))
+    floats: np.ndarray = stored.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return exponents if columns == MXFP4_GROUP else floats

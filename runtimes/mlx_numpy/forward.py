@@ -5,7 +5,7 @@
     logits = norm(x) / logit_divisor @ head.T
 
 RoPE is mlx-lm's: a pair turns by t / (theta^(2i/D) * long_factor_i), whatever the length; LongRoPE's attention factor
-multiplies queries and keys before they are turned; dynamic NTK takes the length of the text so far for every part of it.
+multiplies queries and keys before they are turned; dynamic NTK takes the length of the text so far for each part.
 Source: mlx-lm 0.32.2 `models/llama.py`, `models/minicpm.py`, `models/rope_utils.py`.
 """
 
@@ -110,7 +110,8 @@ class Forward:
 
     def _norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         normed: np.ndarray = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(self._spec.rms_norm_eps))
-        return normed * weight
+        weighed: np.ndarray = normed * weight
+        return weighed
 
     def _of(self, block: int, role: Role) -> np.ndarray:
         return self._weight(self._spec.weight_name(block, role))

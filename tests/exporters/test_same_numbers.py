@@ -49,9 +49,19 @@ HOLD = {
         "gguf:q4_0",
         "marlin@cpm.cu",
         "marlin@ist",
+        "mlx:affine",
+        "mlx:affine-f16",
     },
-    "asym": {"awq:gemm", "compressed-tensors:pack-quantized", "gptq:v2"},
-    "four levels": {"compressed-tensors:pack-quantized", "gptq:v1", "gptq:v2", "gguf:q2_0", "gguf:q4_0"},
+    "asym": {"awq:gemm", "compressed-tensors:pack-quantized", "gptq:v2", "mlx:affine"},
+    "four levels": {
+        "compressed-tensors:pack-quantized",
+        "gptq:v1",
+        "gptq:v2",
+        "gguf:q2_0",
+        "gguf:q4_0",
+        "mlx:affine",
+        "mlx:affine-f16",
+    },
     "ternary": {"gguf:tq2_0", "gguf:tq1_0", "gguf:q2_0", "gguf:q4_0"},
 }
 """What must hold such a run; others may."""

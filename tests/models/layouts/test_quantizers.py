@@ -74,8 +74,6 @@ def test_a_method_is_named_where_the_weights_are_pickles(case: str, small: Path)
 
 
 OTHER_KEYS = {
-    "MLX": ({"quantization": {"group_size": 64, "bits": 4}}, "by MLX"),
-    "MLX, mixed": ({"quantization": {"group_size": 64, "bits": 4, "mode": "affine", "lm_head": False}}, "by MLX"),
     "sparseml": ({"compression_config": {"quant_method": "compressed-tensors"}}, "by compressed-tensors"),
     "QuIP#": ({"quip_params": {"codebook": "E8P12"}}, "by QuIP#"),
 }
