@@ -39,6 +39,7 @@ from quantkit.exporters._mlx_mark import QUANTIZATION, holds_settings, is_mlx
 from quantkit.exporters._widths import checked_bits, stored_wider
 from quantkit.exporters.mlx import affine, floats
 from quantkit.exporters.mlx.settings import AFFINE, BITS, Stored, read_settings, written_settings
+from quantkit.exporters.mlx.text import chat_notes
 from quantkit.files.planned_files import Buffer, PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folder import open_folder
@@ -93,7 +94,13 @@ class MLX:
                 )
             arch, notes = _architecture(checkpoint, options.arch)
             return plan_dense_folder(
-                checkpoint, type_name=kind, arch=arch, container=NAME, read=self.read, made_for=NAME, notes=notes
+                checkpoint,
+                type_name=kind,
+                arch=arch,
+                container=NAME,
+                read=self.read,
+                made_for=NAME,
+                notes=(*notes, *chat_notes(checkpoint)),
             )
         arch, notes = _architecture(_stored(checkpoint, bits)[0], options.arch)
         source = architecture_of(checkpoint, replace(options, arch=arch), container=NAME)
@@ -106,7 +113,7 @@ class MLX:
             container=NAME,
             read=self.read,
             options={"type": kind or AFFINE, "arch": arch, **({"bits": bits} if bits else {})},
-            notes=(*notes, *told, *_parameter_notes(model, halves=halves)),
+            notes=(*notes, *told, *chat_notes(checkpoint), *_parameter_notes(model, halves=halves)),
             stored=changed,
             keys=(QUANTIZATION, COPY),
             made_for=NAME,
