@@ -31,6 +31,7 @@ def plan_dense_folder(
     container: str,
     read: Callable[[Path], Checkpoint],
     made_for: str = "pt",
+    config_class: bool = True,
     notes: Sequence[str] = (),
 ) -> PlannedArtifact:
     """Plan the folder: one unit per tensor.
@@ -40,7 +41,7 @@ def plan_dense_folder(
         type_name: one of `FLOATS`. None = dense sources keep the dtype of each tensor, quantized ones become bf16.
         arch: see `ExportOptions`.
         container: the exporter's name. read: its reader.
-        made_for: see `header_bytes`.
+        made_for, config_class: see `header_bytes` and `config_files`.
         notes: what the user should know, besides the model's own notes.
 
     Raises:
@@ -59,11 +60,12 @@ def plan_dense_folder(
         for entry, weight in zip(entries, model.weights.values(), strict=True)
     ]
     embedding = next(entry for entry in entries if entry.name == EMBEDDING)
+    config = with_dtype(native_config(model), embedding.dtype)
     return PlannedArtifact(
         format=container,
         folder=True,
         files=(
-            *config_files(model.spec, with_dtype(native_config(model), embedding.dtype)),
+            *config_files(model.spec, config, config_class=config_class),
             *plan_safetensors(units, made_for=made_for),
             *(blob(name, read_file()) for name, read_file in sorted(model.files.items())),
         ),

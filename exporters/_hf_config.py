@@ -38,9 +38,12 @@ def config_file(config: Mapping[str, Any]) -> PlannedFile:
     return blob("config.json", text.encode())
 
 
-def config_files(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[PlannedFile, ...]:
-    """`config` as config.json; for a native MiniCPM also its config class, and an `auto_map` that names it."""
-    if spec.architecture != "minicpm":
+def config_files(spec: ModelSpec, config: Mapping[str, Any], *, config_class: bool = True) -> tuple[PlannedFile, ...]:
+    """`config` as config.json; for a native MiniCPM also its config class, and an `auto_map` that names it.
+
+    config_class: whether the container's engines want that; transformers asks its user before it runs one.
+    """
+    if spec.architecture != "minicpm" or not config_class:
         return (config_file(config),)
     named = {**config, "auto_map": AUTO_MAP}
     return (config_file(named), blob(CONFIG_CLASS_FILE, CONFIG_CLASS.encode()))

@@ -174,6 +174,7 @@ def plan_folder(
     stored: Mapping[str, QuantizedView] | None = None,
     keys: Sequence[str] = ("quantization_config",),
     made_for: str = "pt",
+    config_class: bool = True,
     figures: Callable[[], Mapping[str, Any]] = dict,
 ) -> PlannedArtifact:
     """Plan the folder of `model` (see `architecture_of`), one unit per block.
@@ -188,7 +189,7 @@ def plan_folder(
         files: whatever else the container wants in the folder.
         notes: what the user should know, besides the model's own notes.
         stored, figures: see `PlannedArtifact`.
-        made_for: see `header_bytes`.
+        made_for, config_class: see `header_bytes` and `config_files`.
     """
     config = native_config(model)
     norm = model.weights[FINAL_NORM]
@@ -198,7 +199,9 @@ def plan_folder(
         format=container,
         folder=True,
         files=(
-            *config_files(model.spec, {**config, **{key: dict(quantization) for key in keys}}),
+            *config_files(
+                model.spec, {**config, **{key: dict(quantization) for key in keys}}, config_class=config_class
+            ),
             *files,
             *plan_safetensors(_units(model, layout), made_for=made_for),
             *(blob(name, read()) for name, read in sorted(model.files.items())),

@@ -100,6 +100,7 @@ class MLX:
                 container=NAME,
                 read=self.read,
                 made_for=NAME,
+                config_class=False,
                 notes=(*notes, *chat_notes(checkpoint)),
             )
         arch, notes = _architecture(_stored(checkpoint, bits)[0], options.arch)
@@ -117,6 +118,7 @@ class MLX:
             stored=changed,
             keys=(QUANTIZATION, COPY),
             made_for=NAME,
+            config_class=False,
             figures=lambda: {MOVED: moved} if moved else {},
         )
 
