@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,43 +33,48 @@ socket.socket.connect = socket.getaddrinfo = refuse
 import mlx.core as mx
 from mlx_lm import load
 from mlx_lm.generate import generate, generate_step
-asked = json.loads(sys.argv[2])
-model, tokenizer = load(sys.argv[1])
-if asked["dtype"]:
-    model.set_dtype(getattr(mx, asked["dtype"]))
-steps = [
-    [int(token) for token, _ in generate_step(mx.array(ids), model, max_tokens=asked["count"])]
-    for ids in asked["prompts"]
-]
-messages = [{"role": "user", "content": asked["text"]}]
-chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) if asked["chat"] else ""
-print(json.dumps({
-    "steps": steps,
-    "text": generate(model, tokenizer, prompt=asked["prompts"][0], max_tokens=8) if asked["chat"] else "",
-    "plain": tokenizer.encode(asked["text"]) if asked["chat"] else [],
-    "chat": tokenizer.encode(chat, add_special_tokens=False) if asked["chat"] else [],
-    "ends": sorted(tokenizer.eos_token_ids) if asked["chat"] else [],
-    "class": type(model).__module__.split(".")[-1],
-}))
+
+def continued(model, ids, count):
+    return [int(token) for token, _ in generate_step(mx.array(ids), model, max_tokens=count)]
+
+def answer(asked):
+    model, tokenizer = load(asked["folder"])
+    if asked["dtype"]:
+        model.set_dtype(getattr(mx, asked["dtype"]))
+    found = {
+        "steps": [continued(model, ids, asked["count"]) for ids in asked["prompts"]],
+        "class": type(model).__module__.split(".")[-1],
+    }
+    if asked["text"] is None:
+        return found
+    messages = [{"role": "user", "content": asked["text"]}]
+    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return found | {
+        "text": generate(model, tokenizer, prompt=asked["prompts"][0], max_tokens=8),
+        "plain": tokenizer.encode(asked["text"]),
+        "chat": tokenizer.encode(chat, add_special_tokens=False),  # as mlx_lm.generate does it
+        "ends": sorted(tokenizer.eos_token_ids),
+    }
+
+print(json.dumps([answer(asked) for asked in json.loads(sys.argv[1])]))
 """
 TEXT = "def f(x):\n    return  x  # it's 3 o'clock"
-GOLDEN_INT4 = {
-    "sym g128": AffineGroups(bits=4, group_size=128),
-    "asym g128": AffineGroups(bits=4, group_size=128, symmetric=False),
-    "sym g32": AffineGroups(bits=4, group_size=32),
-}
+GOLDEN_INT4 = (
+    AffineGroups(bits=4, group_size=128),
+    AffineGroups(bits=4, group_size=128, symmetric=False),
+    AffineGroups(bits=4, group_size=32),
+)
 
 
-def stock(folder: Path, prompts: Sequence[Sequence[int]], *, chat: bool, count: int, dtype: str | None) -> Any:
+def stock(asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a process with mlx-lm and without a network answers."""
-    asked = {"prompts": [list(map(int, ids)) for ids in prompts], "count": count, "text": TEXT}
-    asked |= {"chat": chat, "dtype": dtype}
     done = subprocess.run(
-        [sys.executable, "-c", STOCK, str(folder), json.dumps(asked)],
+        [sys.executable, "-c", STOCK, json.dumps(asked)],
         capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 def check_continuation(oracle: Session, prompt: Sequence[int], found: Sequence[int], near: float) -> None:
@@ -79,20 +85,22 @@ def check_continuation(oracle: Session, prompt: Sequence[int], found: Sequence[i
     assert leads.max() <= near, f"token {leads.argmax()} of the continuation lies {leads.max():.3g} below the first"
 
 
-@pytest.mark.parametrize("grid", GOLDEN_INT4)
-def test_stock_mlx_lm_continues_as_the_reference(grid: str, golden_model: Path, tmp_path: Path) -> None:
-    """64 greedy tokens from ids, in the folder's own dtypes: at most a near-tie goes otherwise."""
-    run = quantized(open_checkpoint(golden_model), GOLDEN_INT4[grid], "rtn").checkpoint
-    folder = exported(run, tmp_path / "model")
-    golden = read_golden(golden_model.parent / "golden.bin").prompts
-    prompts = [prompt.token_ids for prompt in golden if len(prompt.token_ids) < 120]
-    answer = stock(folder, prompts, chat=True, count=64, dtype=None)
-    assert answer["class"] == "llama"
-    with registry.runtime("reference").open(folder) as oracle:
-        for prompt, found in zip(prompts, answer["steps"], strict=True):
-            assert len(found) == 64
-            check_continuation(oracle, prompt, found, near=0.05)
-    check_text(open_checkpoint(folder), answer)
+def test_stock_mlx_lm_continues_as_the_reference(golden_model: Path, tmp_path: Path) -> None:
+    """64 greedy tokens from ids, in the folders' own dtypes: at most a near-tie goes otherwise."""
+    model, golden = open_checkpoint(golden_model), read_golden(golden_model.parent / "golden.bin").prompts
+    prompts = [list(map(int, prompt.token_ids)) for prompt in golden if 20 < len(prompt.token_ids) < 100]
+    folders = [
+        exported(quantized(model, grid, "rtn").checkpoint, tmp_path / str(number))
+        for number, grid in enumerate(GOLDEN_INT4)
+    ]
+    asked = {"prompts": prompts, "count": 64, "text": TEXT, "dtype": None}
+    for folder, answer in zip(folders, stock([{**asked, "folder": str(path)} for path in folders]), strict=True):
+        assert answer["class"] == "llama"
+        with registry.runtime("reference").open(folder) as oracle:
+            for prompt, found in zip(prompts, answer["steps"], strict=True):
+                assert len(found) == 64
+                check_continuation(oracle, prompt, found, near=0.05)
+        check_text(open_checkpoint(folder), answer)
 
 
 def check_text(folder: Checkpoint, answer: dict[str, Any]) -> None:
@@ -133,17 +141,18 @@ MODELS: dict[str, tuple[Callable[[], Checkpoint], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", MODELS)
-def test_stock_mlx_lm_loads_models_of_every_kind(case: str, golden_model: Path, tmp_path: Path) -> None:
+def test_stock_mlx_lm_loads_models_of_every_kind(golden_model: Path, tmp_path: Path) -> None:
     """As they are where it follows them, else folded; random weights, so float32."""
-    make, kind = MODELS[case]
-    files = {path.name: path.read_bytes() for path in golden_model.glob("*token*")}
-    folder = exported(make(), tmp_path / "model")
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
+    folders = [exported(make(), tmp_path / str(number)) for number, (make, _) in enumerate(MODELS.values())]
+    for folder, path in product(folders, golden_model.glob("*token*")):
+        (folder / path.name).write_bytes(path.read_bytes())
     prompts = [[1, 300, 45, 190, 7, 7, 230, 88], [5], [119, 3, 250]]
-    answer = stock(folder, prompts, chat=False, count=8, dtype="float32")
-    assert answer["class"] == kind
-    with registry.runtime("reference").open(folder) as oracle:
-        for prompt, found in zip(prompts, answer["steps"], strict=True):
-            check_continuation(oracle, prompt, found, near=1e-4)
+    asked = {"prompts": prompts, "count": 8, "text": None, "dtype": "float32"}
+    answers = stock([{**asked, "folder": str(folder)} for folder in folders])
+    assert {name: answer["class"] for name, answer in zip(MODELS, answers, strict=True)} == {
+        name: kind for name, (_, kind) in MODELS.items()
+    }
+    for folder, answer in zip(folders, answers, strict=True):
+        with registry.runtime("reference").open(folder) as oracle:
+            for prompt, found in zip(prompts, answer["steps"], strict=True):
+                check_continuation(oracle, prompt, found, near=1e-4)
