@@ -11,7 +11,7 @@ where weights have zero points; `affine-f16`, both in float16, which rounds such
 Read are these, one bit, and mxfp4 and nvfp4 (`floats.py`), of which no run makes codes; mxfp8 is not.
 
 mlx-lm follows few native MiniCPMs (`runtimes/_kernels/mlx.py`), so `--arch native` folds the others into a Llama.
-Sources: mlx 0.32.4 `python/mlx/nn/layers/quantized.py`, `mlx/backend/cpu/quantized.cpp`; mlx-lm 0.32.2 `utils.py`.
+Sources: mlx 0.32.4 `python/mlx/nn/layers/quantized.py`, `mlx/backend/cpu/quantized.cpp`; mlx-lm 0.32.2 `mlx_lm.utils`.
 """
 
 from __future__ import annotations

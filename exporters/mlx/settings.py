@@ -4,7 +4,7 @@
 
 A module that is named is what its entry says: settings, `true` for those at the top, `false` for dense. Any other is
 quantized where a tensor `MODULE.scales` lies there, and bits and group size follow from the shapes; releases before
-0.32 take those at the top, so every module that differs from them is named. Source: mlx-lm 0.32.2 `utils.py`.
+0.32 take those at the top, so every module that differs from them is named. Source: mlx-lm 0.32.2 `mlx_lm.utils`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ because transformers' reader of configs, which it calls, fails on that. A folded
 
 Its LongRoPE takes the long factors at every length, derives the attention factor from the two contexts, and ignores one
 that the config names; its dynamic NTK turns new keys by the length of the text so far, and leaves older ones as they
-were. Source: mlx-lm 0.32.2 `models/rope_utils.py`, `models/minicpm.py`, `models/llama.py`, `utils.py`.
+were. Source: mlx-lm 0.32.2 `models/rope_utils.py`, `models/minicpm.py`, `models/llama.py`, `mlx_lm.utils`.
 """
 
 from __future__ import annotations

@@ -61,13 +61,11 @@ class Container:
         biases = self._raw(f"{module}.biases") if self._has(f"{module}.biases") else None
         if biases is None:
             codes = _codes(words, 4).reshape(rows, groups, -1)
-            floats: np.ndarray = np.multiply(E2M1[codes], _float_scales(scales, codes.shape[2])[..., None])
-            floats = floats.reshape(rows, -1)
-            return floats
+            scale = _float_scales(scales, codes.shape[2])
+            return _rows(np.multiply(E2M1[codes], scale[..., None]))
         codes = _codes(words, words.shape[1] * 32 // shape[1]).reshape(rows, groups, -1)
-        values: np.ndarray = scales.astype(np.float32)[..., None] * codes.astype(np.float32)
-        values += biases.astype(np.float32)[..., None]
-        return values.reshape(rows, -1)
+        wide, offsets = (x.astype(np.float32)[..., None] for x in (scales, biases))
+        return _rows(wide * codes.astype(np.float32) + offsets)
 
     def _has(self, name: str) -> bool:
         return name in self._places
@@ -79,6 +77,12 @@ class Container:
         with path.open("rb") as file:
             file.seek(start + begin)
             return np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
+
+
+def _rows(grouped: np.ndarray) -> np.ndarray:
+    """(rows, groups, columns of one) as (rows, columns)."""
+    rows: np.ndarray = grouped.reshape(len(grouped), -1)
+    return rows
 
 
 def _codes(words: np.ndarray, bits: int) -> np.ndarray:
