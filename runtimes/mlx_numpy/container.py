@@ -76,7 +76,9 @@ class Container:
         dtype, shape = np.dtype(DTYPES[about["dtype"]]), about["shape"]
         with path.open("rb") as file:
             file.seek(start + begin)
-            return np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
+            data = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype)
+        raw: np.ndarray = data.reshape(shape)
+        return raw
 
 
 def _rows(grouped: np.ndarray) -> np.ndarray:
