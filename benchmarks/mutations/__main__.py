@@ -4,7 +4,7 @@
     python -m benchmarks.mutations --file tokenizer.json --only 1234
 
 Mutant N of a file is the same on every machine; `--seed` is the number of the first. Each goes through what `inspect`,
-`plan`, `verify` and `run` do with a model before they read weights: open the folder, describe it, plan four containers,
+`plan`, `verify` and `run` do with a model before they read weights: open the folder, describe it, plan five containers,
 read and use the tokenizer, and, for one in `--render-every`, render the chat template in quantkit's own child process.
 Exit code 1 when one is at fault.
 """
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bad = 0
         for name in options.file or SUBJECTS:
             made = Path(scratch) / name
-            made.mkdir()
+            made.mkdir(parents=True)
             subject = SUBJECTS[name](Path(scratch))
             bad += (
                 _replayed(subject, options.only, made) if options.only is not None else _tried(subject, options, made)

@@ -77,10 +77,12 @@ SUBJECTS: Mapping[str, Callable[[Path], Subject]] = {
     "openvino_model.bin": lambda scratch: Subject(
         "openvino_model.bin", (exported("openvino", scratch),), damaged_bytes
     ),
+    "mlx/config.json": lambda scratch: Subject("config.json", (exported("mlx", scratch),), _mlx_config),
+    "mlx/model.safetensors": lambda scratch: Subject("model.safetensors", (exported("mlx", scratch),), _safetensors),
     "golden.bin": lambda _: Subject("golden.bin", ({"golden.bin": (GOLDEN / "golden.bin").read_bytes()},), _golden),
     "recipe.toml": lambda _: Subject("recipe.toml", ({**golden_model(), "recipe.toml": RECIPE},), _recipe),
 }
-"""File name to what makes its subject, given a folder to work in."""
+"""File name, with the container before it where two have one of that name, to what makes its subject in a folder."""
 
 
 def files_of(path: Path) -> dict[str, bytes]:
@@ -186,7 +188,7 @@ def exported(container: str, scratch: Path) -> Files:
         return files_of(run)
     out = scratch / container / ("model.gguf" if container == "gguf" else "folder")
     if not out.exists():
-        out.parent.mkdir()
+        out.parent.mkdir(exist_ok=True)
         export(container, run, out)
     return files_of(out if out.is_dir() else out.parent)
 
@@ -207,6 +209,17 @@ def _json(data: bytes, random: Random) -> bytes:
     if random.random() < BYTES_SHARE:
         return damaged_bytes(data, random)
     return json_mutants.written(json_mutants.damaged(json.loads(data), random))
+
+
+def _mlx_config(data: bytes, random: Random) -> bytes:
+    """Damage in what tells how weights are quantized, most of the time in both places alike."""
+    if random.random() < BYTES_SHARE:
+        return _json(data, random)
+    config = json.loads(data)
+    config["quantization"] = json_mutants.damaged(config["quantization"], random)
+    if random.random() > BYTES_SHARE:
+        config["quantization_config"] = config["quantization"]
+    return json_mutants.written(config)
 
 
 def _template(data: bytes, random: Random) -> bytes:

@@ -32,7 +32,7 @@ MESSAGES = (
     {"role": "assistant", "content": "So."},
     {"role": "user", "content": ""},
 )
-TARGETS = ("hf", "gguf", "compressed-tensors", "gptq")
+TARGETS = ("hf", "gguf", "compressed-tensors", "gptq", "mlx")
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def fitting(view: QuantizedView) -> QuantizedView:
         )
     if scheme.bits not in BITS:
         view = _eight_bits(view)
-    return view if group == scheme.group_size else _split(view, group)
+    return split(view, group)
 
 
 def _eight_bits(view: QuantizedView) -> QuantizedView:
@@ -75,8 +75,10 @@ def _eight_bits(view: QuantizedView) -> QuantizedView:
     return replace(view, scheme=scheme, read=read)
 
 
-def _split(view: QuantizedView, group: int) -> QuantizedView:
-    """`view` in groups of `group` columns, a divisor of its own."""
+def split(view: QuantizedView, group: int) -> QuantizedView:
+    """`view` in groups of `group` columns, a divisor of its own; the numbers are the same."""
+    if group == view.scheme.group_size:
+        return view
     scheme = view.scheme.with_settings(group_size=group)
     times = view.scheme.group_width(view.shape[1]) // group
 

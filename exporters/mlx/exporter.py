@@ -8,7 +8,9 @@ Embedding and head are quantized where they are in the source, all other weights
 are split, 7 bits stored as 8; nothing is rounded. Types: `affine`, scales in their own dtype, or with biases in float32
 where weights have zero points; `affine-f16`, both in float16, which rounds such biases; bf16, f16, f32, dense weights.
 
-Read are these, one bit, and mxfp4 and nvfp4 (`floats.py`), of which no run makes codes; mxfp8 is not.
+Floating-point codes (`floats.py`) are read, and written by the types `mxfp4` and `nvfp4`, or without a type where they
+were read so; no run makes any, and integer codes are such only by their levels and scales. One bit is read as well;
+mxfp8 is not.
 
 mlx-lm follows few native MiniCPMs (`runtimes/_kernels/mlx.py`), so `--arch native` folds the others into a Llama.
 Sources: mlx 0.32.4 `python/mlx/nn/layers/quantized.py`, `mlx/backend/cpu/quantized.cpp`; mlx-lm 0.32.2 `mlx_lm.utils`.
@@ -16,7 +18,7 @@ Sources: mlx 0.32.4 `python/mlx/nn/layers/quantized.py`, `mlx/backend/cpu/quanti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,12 +36,12 @@ from quantkit.exporters._hf_folder import (
     plan_folder,
     quantized_views,
     read_checkpoint,
-    taken_parts,
 )
 from quantkit.exporters._mlx_mark import QUANTIZATION, holds_settings, is_mlx
 from quantkit.exporters._widths import checked_bits, stored_wider
 from quantkit.exporters.mlx import affine, floats
-from quantkit.exporters.mlx.settings import AFFINE, BITS, Stored, read_settings, written_settings
+from quantkit.exporters.mlx.reading import taken_view, told_by_shapes
+from quantkit.exporters.mlx.settings import AFFINE, BITS, FLOAT_MODES, Stored, read_settings, written_settings
 from quantkit.exporters.mlx.text import chat_notes
 from quantkit.files.planned_files import Buffer, PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
@@ -48,13 +50,12 @@ from quantkit.models.folding import folded
 from quantkit.models.layouts.quantizers import refuse_quantized
 from quantkit.models.layouts.small_files import CONFIG_NAME
 from quantkit.models.recognition import parse_config
-from quantkit.models.spec import NORM_ROLES, TensorSlot
+from quantkit.models.spec import NORM_ROLES
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.scheme import SCALE_DTYPES
 from quantkit.tensors.schemes.affine_groups import AffineGroups
-from quantkit.tensors.views import QuantizedView, TensorView, Weight
+from quantkit.tensors.views import QuantizedView, Weight
 
 NAME, HALVES = "mlx", "affine-f16"
 COPY = "quantization_config"
@@ -67,7 +68,7 @@ class MLX:
 
     name = NAME
     summary = "folder of mlx-lm, for Macs; affine codes of 2 to 8 bits, or dense"
-    types = (AFFINE, HALVES, *FLOATS)
+    types = (AFFINE, HALVES, *FLOAT_MODES, *FLOATS)
     targets = ()
     widths = tuple(bits for bits in BITS if bits > 1)
     engines = ("mlx", "mlx-numpy", "reference")
@@ -105,14 +106,16 @@ class MLX:
                 config_class=False,
                 notes=(*notes, *chat_notes(checkpoint)),
             )
-        arch, notes = _architecture(_stored(checkpoint, bits)[0], options.arch)
+        if bits is not None and kind in FLOAT_MODES:
+            raise UnsupportedSpec(f"mlx: {kind} of {checkpoint.path} has 4 bits", hint="leave --bits out")
+        arch, notes = _architecture(_stored(checkpoint, kind, bits)[0], options.arch)
         source = architecture_of(checkpoint, replace(options, arch=arch), container=NAME)
-        model, changed, told = _stored(source, bits)
+        model, changed, told = _stored(source, kind, bits)
         halves, moved = kind == HALVES, dict[str, float]()
         return plan_folder(
             model,
-            _layout(halves, moved),
-            written_settings(_modules(model)),
+            _layout(model, moved, halves=halves),
+            written_settings({module_name(view.name): _how(view) for view in quantized_views(model)}),
             container=NAME,
             read=self.read,
             options={"type": kind or AFFINE, "arch": arch, **({"bits": bits} if bits else {})},
@@ -146,10 +149,10 @@ class MLX:
         settings = read_settings(given, slots, f"{where}: {QUANTIZATION}")
         tensors, weights = dict(folder.tensors), dict[str, Weight]()
         for module, slot in slots.items():
-            shapes = _told_by_shapes(slot, module, tensors)
+            shapes = told_by_shapes(slot, module, tensors)
             how = settings.of(module, shapes) if shapes is not None else settings.modules.get(module)
             if how is not None:
-                weights[slot.name] = _taken(slot, how, tensors, str(path))
+                weights[slot.name] = taken_view(slot, how, tensors, str(path))
         if not weights:
             raise InconsistentCheckpoint(f"{where}: {QUANTIZATION} tells of quantized weights, and there are none")
         return read_checkpoint(folder, spec, {**tensors, **weights}, container=NAME)
@@ -177,26 +180,42 @@ def _refusal(model: Checkpoint) -> str | None:
     return next((refusal for refusal in found if refusal is not None), None)
 
 
-def _stored(model: Checkpoint, bits: int | None) -> tuple[Checkpoint, dict[str, QuantizedView], tuple[str, ...]]:
+def _stored(
+    model: Checkpoint, kind: str | None, bits: int | None
+) -> tuple[Checkpoint, dict[str, QuantizedView], tuple[str, ...]]:
     """`model` as MLX holds it, those of its weights that have another scheme now, and what to say of them."""
     wider = stored_wider(model, bits or min(MLX.widths), container=NAME, asked=bits is not None)
-    views = {view.name: fitting_view for view in quantized_views(wider.model) if (fitting_view := affine.fitting(view))}
+    views = {view.name: _fitting(view, kind) for view in quantized_views(wider.model)}
     changed = {name: view for name, view in views.items() if view is not model.weights[name]}
     return replace(wider.model, weights={**wider.model.weights, **views}), changed, wider.notes
 
 
-def _modules(model: Checkpoint) -> dict[str, Stored]:
-    return {module_name(view.name): affine.stored(view.scheme) for view in quantized_views(model)}
+def _fitting(view: QuantizedView, kind: str | None) -> QuantizedView:
+    """`view` as floating-point codes where the type says so, or where it was read as such and no type is named."""
+    mode = kind or view.stored_as
+    if mode is not None and mode in FLOAT_MODES:
+        return floats.fitting(view, mode)
+    return affine.fitting(view if view.stored_as is None else replace(view, stored_as=None))
 
 
-def _layout(halves: bool, moved: dict[str, float]) -> Layout:
-    """How weights lie there; by how much rounded biases move a weight is noted in `moved`."""
+def _how(view: QuantizedView) -> Stored:
+    return floats.stored(view.stored_as) if view.stored_as is not None else affine.stored(view.scheme)
+
+
+def _layout(model: Checkpoint, moved: dict[str, float], *, halves: bool) -> Layout:
+    """How the weights of `model` lie there; by how much rounded biases move a weight is noted in `moved`."""
+    modes = {view.name: view.stored_as for view in quantized_views(model)}
 
     def shapes(view: QuantizedView) -> Shapes:
+        if view.stored_as is not None:
+            return floats.parts(view.shape, _how(view))
         dtype = affine.parameter_dtype(view.scheme, halves=halves)
-        return affine.parts(view.shape, affine.stored(view.scheme), (dtype, dtype))
+        return affine.parts(view.shape, _how(view), (dtype, dtype))
 
     def buffers(name: str, tensor: QuantizedTensor) -> Iterator[Buffer]:
+        mode = modes[name]
+        if mode is not None:
+            return floats.packed(name, tensor, mode)
         packed = affine.packed(name, tensor, affine.parameter_dtype(tensor.scheme, halves=halves))
         if packed.moved:
             moved[name] = packed.moved
@@ -220,47 +239,6 @@ def _parameter_notes(model: Checkpoint, *, halves: bool) -> Iterator[str]:
             f"{len(free)} weights have zero points: their scales and biases are float32, which is exact, and mlx "
             "computes in float32 with them; type affine-f16 rounds them"
         )
-
-
-def _told_by_shapes(slot: TensorSlot, module: str, tensors: Mapping[str, TensorView]) -> Stored | None:
-    """What mlx-lm takes a module for that no setting names; None where it has no scales."""
-    scales, weight = tensors.get(f"{module}.{affine.SCALES}"), tensors.get(slot.name)
-    if scales is None:
-        return None
-    cols = slot.shape[1]
-    shaped = weight is not None and len(weight.shape) == 2 and len(scales.shape) == 2 and scales.shape[1]
-    if weight is None or not shaped or cols % scales.shape[1] or weight.shape[1] * 32 % cols:
-        raise InconsistentCheckpoint(f"{slot.name}: codes and scales do not fit its {cols} columns")
-    how = Stored(weight.shape[1] * 32 // cols, cols // scales.shape[1])
-    if scales.dtype != floats.BYTE:
-        return how
-    mode = {(4, 16): "nvfp4", (4, 32): "mxfp4"}.get((how.bits, how.group_size), "mxfp8")
-    return replace(how, mode=mode)
-
-
-def _taken(slot: TensorSlot, how: Stored, tensors: dict[str, TensorView], where: str) -> QuantizedView:
-    """The weight of `slot`, whose parts are removed from `tensors` after every dtype and shape has been checked."""
-    module = module_name(slot.name)
-    rows, cols = slot.shape
-    if f"{module}.global_scale" in tensors:
-        raise UnsupportedSpec(f"{where}: {module} has a scale for all of it (global_scale), which is not read")
-    affine_here = how.mode == AFFINE
-    if (affine_here and how.bits not in BITS) or cols % how.group_size or cols * how.bits % 32 or how.mode == "mxfp8":
-        raise UnsupportedSpec(f"{where}: {slot.name} of {cols} columns is not read as {how}")
-    if affine_here:
-        names = (affine.SCALES, affine.BIASES)
-        found = [tensors.get(f"{module}.{name}") for name in names]
-        dtypes = [
-            view.dtype if view is not None and view.dtype in SCALE_DTYPES.values() else affine.FLOAT16 for view in found
-        ]
-        shapes = affine.parts((rows, cols), how, (dtypes[0], dtypes[1]))
-    else:
-        shapes = floats.parts((rows, cols), how)
-    taken = taken_parts(tensors, module, shapes, where=where, grid_name=f"{how} of {rows} x {cols}")
-    if not affine_here and f"{module}.{affine.BIASES}" in tensors:
-        raise InconsistentCheckpoint(f"{where}: {module} has biases, which {how} does not")
-    reader = affine.read_view if affine_here else floats.read_view
-    return reader(slot.name, (rows, cols), how, taken)
 
 
 EXPORTER = MLX()

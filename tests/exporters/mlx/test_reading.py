@@ -83,6 +83,18 @@ def test_what_is_read_is_what_mlx_computes_with(module: str, mixed: Path) -> Non
     np.testing.assert_allclose(tensor.dequantized(), wanted, rtol=0, atol=2.0**-22)
 
 
+def test_every_kind_of_code_goes_on_into_our_folder_unchanged(mixed: Path, tmp_path: Path) -> None:
+    """The same numbers, stored in the same way; one bit in two."""
+    checkpoint = registry.open_checkpoint(mixed)
+    views = {name: view for name, view in checkpoint.weights.items() if isinstance(view, QuantizedView)}
+    back = registry.open_checkpoint(exported(checkpoint, tmp_path / "ours")).weights
+    for name, view in views.items():
+        found = back[name]
+        assert isinstance(found, QuantizedView)
+        assert (found.scheme, found.stored_as) == (view.scheme, view.stored_as)
+        assert found.read().numbers_digest() == view.read().numbers_digest()
+
+
 def test_all_engines_agree_on_it(mixed: Path) -> None:
     agree(mixed)
 
