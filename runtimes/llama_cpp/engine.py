@@ -1,4 +1,4 @@
-"""The child process of `session.py`: holds a model in llama.cpp's C API and answers questions (`child.py`).
+"""The child process of `session.py`: holds a model in llama.cpp's C API and answers questions (`_engine_child.py`).
 
 {"do": "load", "path": P, "size": V, "threads": N}                      {}, or {"unknown_layout": "one line"}
 {"do": "logits", "token_ids": [...], "n_ctx": N}                        {} + float32 rows [T, V]
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.runtimes.llama_cpp.child import NOTHING, serve
+from quantkit.runtimes._engine_child import NOTHING, serve
 from quantkit.runtimes.llama_cpp.context import GRANULE
 from quantkit.runtimes.llama_cpp.library import (
     DISABLED,

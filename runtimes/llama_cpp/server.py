@@ -1,4 +1,4 @@
-"""The child process of `server_session.py`: drives the server of xllamacpp and answers questions (`child.py`).
+"""The child process of `server_session.py`: drives the server of xllamacpp and answers questions (`_engine_child.py`).
 
 {"do": "load", "path": P, "n_ctx": N, "threads": N, "folder": F}        {}
 {"do": "row", "token_ids": [...], "count": N, "size": V}                {"entries": n} + float32 row [V]
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import xllamacpp
 
-from quantkit.runtimes.llama_cpp.child import NOTHING, serve
+from quantkit.runtimes._engine_child import NOTHING, serve
 
 ERRORS_ONLY = 1
 FORCED_BIAS = 1e9
