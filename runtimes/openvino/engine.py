@@ -1,0 +1,116 @@
+"""The child process of `session.py`: holds a model in OpenVINO and answers questions (`_engine_child.py`).
+
+{"do": "load", "path": P, "size": V}                          {}
+{"do": "logits", "token_ids": [...], "step": N}               {} + float32 rows [T, V]
+{"do": "next", "token_ids": [...], "step": N, "anew": B}      {} + float32 row [V]
+{"do": "trace", "token_ids": [...]}                           {"stages": [name, ...]} + float32 [T, ?] each
+anything that the engine refuses                              {"error": "one line"}
+
+A step is how many tokens are computed at a time; anew: nothing that was computed before is used.
+`EXECUTION_MODE_HINT=ACCURACY` is all that OpenVINO needs to compute in float32: by default it computes in bfloat16 where
+the processor has it, rounds the inputs of compressed layers to int8, and keeps keys and values in 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from quantkit.runtimes._engine_child import NOTHING, serve
+
+DEVICE = "CPU"
+EXACT = {"EXECUTION_MODE_HINT": "ACCURACY"}
+IDS, MASK, POSITIONS, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
+EMBEDDING, BLOCK, NORM = ("embedding/scaled", "embedding"), "block.{}/mlp_sum", "final_norm"
+"""Names of the nodes whose outputs are the stages of a trace; of several the first that there is."""
+
+
+class Engine:
+    """One compiled model and its state. size: of the vocabulary."""
+
+    def __init__(self, *, path: str, size: int) -> None:
+        import openvino  # noqa: PLC0415 - wanted only here
+
+        self._core = openvino.Core()
+        self._path = path
+        self._size = size
+        self._request = self._core.compile_model(path, DEVICE, EXACT).create_infer_request()
+        self._held: list[int] = []
+
+    def logits(self, token_ids: list[int], step: int) -> np.ndarray:
+        """Rows [T, V] of a sequence."""
+        self._forget()
+        rows = np.empty((len(token_ids), self._size), np.float32)
+        for start in range(0, len(token_ids), step):
+            part = token_ids[start : start + step]
+            rows[start : start + len(part)] = self._extended(part)
+        return rows
+
+    def next(self, token_ids: list[int], step: int, anew: bool) -> np.ndarray:
+        """The last row [V]; what the state holds is not computed again where the ids go on from it."""
+        known = len(self._held)
+        if anew or token_ids[:known] != self._held or known >= len(token_ids):
+            self._forget()
+        row = NOTHING
+        while len(self._held) < len(token_ids):
+            row = self._extended(token_ids[len(self._held) : len(self._held) + step])[-1]
+        return row
+
+    def trace(self, token_ids: list[int]) -> dict[str, np.ndarray]:
+        """Every stage as `Session.trace` names them, from a model of its own that shows them."""
+        model = self._core.read_model(self._path)
+        nodes = {node.get_friendly_name(): node for node in model.get_ops()}
+        stages = {next(name for name in EMBEDDING if name in nodes): "embedding"}
+        for layer in range(sum(BLOCK.format(number) in nodes for number in range(len(nodes)))):
+            stages[BLOCK.format(layer)] = f"block {layer}"
+        stages[NORM] = "final norm"
+        model.add_outputs([nodes[name].output(0) for name in stages])
+        request = self._core.compile_model(model, DEVICE, EXACT).create_infer_request()
+        request.infer(_inputs(token_ids, 0))
+        places = {output.node.input_value(0).node.get_friendly_name(): i for i, output in enumerate(model.outputs)}
+        found = {stage: request.get_output_tensor(places[name]).data[0].copy() for name, stage in stages.items()}
+        return {**found, "logits": request.get_tensor(LOGITS).data[0].copy()}
+
+    def _forget(self) -> None:
+        self._request.reset_state()
+        self._held = []
+
+    def _extended(self, part: list[int]) -> np.ndarray:
+        """The rows [T, V] of what follows the state. A view: valid until the next call."""
+        self._request.infer(_inputs(part, len(self._held)))
+        rows: np.ndarray = self._request.get_tensor(LOGITS).data
+        if rows.shape != (1, len(part), self._size):  # with one thread a failure is an empty tensor, not an exception
+            raise RuntimeError(f"the logits are {list(rows.shape)} instead of {[1, len(part), self._size]}")
+        self._held = [*self._held, *part]
+        return rows[0]
+
+
+def _inputs(part: list[int], before: int) -> dict[str, np.ndarray]:
+    """What a step of one row is given: the tokens `part` behind `before` others."""
+    total = before + len(part)
+    return {
+        IDS: np.array([part], np.int64),
+        MASK: np.ones((1, total), np.int64),
+        POSITIONS: np.arange(before, total, dtype=np.int64)[None],
+        BEAMS: np.zeros(1, np.int32),
+    }
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    engines: list[Engine] = []
+
+    def answer(request: dict[str, Any]) -> tuple[Mapping[str, Any], np.ndarray]:
+        do = request.pop("do")
+        if do == "load":
+            engines.append(Engine(**request))
+            return {}, NOTHING
+        (engine,) = engines
+        if do == "trace":
+            stages = engine.trace(**request)
+            return {"stages": list(stages)}, np.concatenate([values.reshape(-1) for values in stages.values()])
+        return {}, {"logits": engine.logits, "next": engine.next}[do](**request)
+
+    serve(answer)
