@@ -15,6 +15,7 @@ OpenVINO `sdpa_to_paged_attention.cpp`, which GenAI applies.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +25,17 @@ from quantkit.exporters.openvino.weights import Stored, matrix
 from quantkit.models.spec import EMBEDDING, FINAL_NORM, ModelSpec, Role
 
 LOWEST = float(np.finfo(np.float32).min)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What every block reads: the turns of this step's positions, who sees whom, the empty state, the rows to go on."""
+
+    cos: Value
+    sin: Value
+    seen: Value
+    empty: Value
+    beams: Value
 
 
 class Decoder:
@@ -46,15 +58,15 @@ class Decoder:
         mask = graph.parameter("attention_mask", "i64", (-1, -1))
         positions = graph.parameter("position_ids", "i64", (-1, -1))
         beams = graph.parameter("beam_idx", "i32", (-1,))
-        inputs = (self._weight(EMBEDDING), ids, graph.integer(0))
-        x = graph.add("embedding", "Gather", inputs, ("f32", self._wide), opset=8, batch_dims=0)
+        table = (self._weight(EMBEDDING), ids, graph.integer(0))
+        x = graph.add("embedding", "Gather", table, ("f32", self._wide), opset=8, batch_dims=0)
         x = self._scaled("embedding/scaled", x, spec.scale_emb)
         seen = self._seen(ids, mask)
         cos, sin = tables(graph, spec, positions)
-        empty = self._empty(ids)
+        shared = Shared(cos, sin, seen, self._empty(ids), beams)
         for layer in range(spec.num_hidden_layers):
             h = self._norm(f"block.{layer}/attention_norm", x, spec.weight_name(layer, Role.ATTN_NORM))
-            h = self._attention(layer, h, (cos, sin), seen, empty, beams)
+            h = self._attention(layer, h, shared)
             x = self._sum(f"block.{layer}/attention_sum", x, h)
             h = self._norm(f"block.{layer}/mlp_norm", x, spec.weight_name(layer, Role.MLP_NORM))
             x = self._sum(f"block.{layer}/mlp_sum", x, self._mlp(layer, h))
@@ -117,21 +129,19 @@ class Decoder:
         gated = self._graph.add(f"block.{layer}/silu", "Swish", (gate,), ("f32", gate.shape), opset=4)
         return self._linear(self._two(f"block.{layer}/gated", "Multiply", gated, up, up.shape), layer, Role.DOWN)
 
-    def _attention(
-        self, layer: int, h: Value, turns: tuple[Value, Value], seen: Value, empty: Value, beams: Value
-    ) -> Value:
+    def _attention(self, layer: int, h: Value, shared: Shared) -> Value:
         graph, spec, block = self._graph, self._spec, f"block.{layer}"
         heads, groups, size = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
-        q = turned(graph, f"{block}/q", self._heads(layer, h, Role.Q, heads), *turns)
-        k = turned(graph, f"{block}/k", self._heads(layer, h, Role.K, groups), *turns)
-        k = self._kept(layer, "key", k, empty, beams)
-        v = self._kept(layer, "value", self._heads(layer, h, Role.V, groups), empty, beams)
+        q = turned(graph, f"{block}/q", self._heads(layer, h, Role.Q, heads), shared.cos, shared.sin)
+        k = turned(graph, f"{block}/k", self._heads(layer, h, Role.K, groups), shared.cos, shared.sin)
+        k = self._kept(layer, "key", k, shared)
+        v = self._kept(layer, "value", self._heads(layer, h, Role.V, groups), shared)
         k, v = self._repeated(f"{block}/keys", k), self._repeated(f"{block}/values", v)
         shape = (-1, heads, -1, size)
         mixed = graph.add(
             f"{block}/attention",
             "ScaledDotProductAttention",
-            (q, k, v, seen),
+            (q, k, v, shared.seen),
             ("f32", shape),
             opset=13,
             causal=False,
@@ -139,9 +149,7 @@ class Decoder:
         order = graph.integers(0, 2, 1, 3)
         rows = graph.add(f"{block}/by_position", "Transpose", (mixed, order), ("f32", (-1, -1, heads, size)))
         inputs = (rows, graph.integers(0, 0, heads * size))
-        flat = graph.add(
-            f"{block}/joined", "Reshape", inputs, ("f32", (-1, -1, heads * size)), special_zero=True
-        )
+        flat = graph.add(f"{block}/joined", "Reshape", inputs, ("f32", (-1, -1, heads * size)), special_zero=True)
         return self._linear(flat, layer, Role.O)
 
     def _heads(self, layer: int, h: Value, role: Role, count: int) -> Value:
@@ -152,14 +160,14 @@ class Decoder:
         order = graph.integers(0, 2, 1, 3)
         return graph.add(f"{name}/heads", "Transpose", (split, order), ("f32", (-1, count, -1, size)))
 
-    def _kept(self, layer: int, what: str, new: Value, empty: Value, beams: Value) -> Value:
+    def _kept(self, layer: int, what: str, new: Value, shared: Shared) -> Value:
         """The state of a block's keys or values with `new` behind it, which is the next state: [B, G, S, D]."""
         graph, name = self._graph, f"past_key_values.{layer}.{what}"
         _, groups, _, size = new.shape
         shape, said = (-1, groups, -1, size), {"variable_id": name}
         typed = {"variable_type": "f32", "variable_shape": f"?,{groups},?,{size}"}
-        past = graph.add(f"{name}/read", "ReadValue", (empty,), ("f32", shape), opset=6, **said, **typed)
-        inputs = (past, beams, graph.integer(0))
+        past = graph.add(f"{name}/read", "ReadValue", (shared.empty,), ("f32", shape), opset=6, **said, **typed)
+        inputs = (past, shared.beams, graph.integer(0))
         chosen = graph.add(f"{name}/chosen", "Gather", inputs, ("f32", shape), opset=8, batch_dims=0)
         all_ = graph.add(f"{name}/all", "Concat", (chosen, new), ("f32", shape), axis=-2)
         graph.add(f"{name}/assign", "Assign", (all_,), ("f32", shape), opset=6, **said)

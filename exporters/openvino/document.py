@@ -1,6 +1,6 @@
 """The XML of a graph, parsed without trusting it: constants and settings, and nothing that XML can refer to elsewhere.
 
-No document type, hence no entities, no external files and nothing that grows while it is read; a bounded size and depth.
+No document type, hence no entities, no other files and nothing that grows while it is read; a bounded size and depth.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """OpenVINO IR: the folder that OpenVINO, and the `LLMPipeline` of OpenVINO GenAI, run as it is.
 
-    openvino_model.xml             a stateful decoder in version 11 of the IR (`decoder.py`), native MiniCPM with its scalars
+    openvino_model.xml             a stateful decoder, version 11 of the IR (`decoder.py`), with MiniCPM's scalars
     openvino_model.bin             its weights (`weights.py`) and small constants (`layout.py`)
     openvino_tokenizer.xml .bin, openvino_detokenizer.xml .bin    if openvino-tokenizers is installed (`tokenizer.py`)
     config.json, tokenizer*, ...   the config, defaults spoken out, and the small files as they were
@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from quantkit.errors import QuantkitError
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.exporters._hf_folder import checked_type
 from quantkit.exporters._recorded import measured

@@ -103,12 +103,15 @@ class Graph:
 
     def parameter(self, name: str, element: str, shape: Shape) -> Value:
         """An input of the graph."""
-        return self.add(name, "Parameter", (), (element, shape), names=name, shape=_partial(shape), element_type=element)
+        return self.add(
+            name, "Parameter", (), (element, shape), names=name, shape=_partial(shape), element_type=element
+        )
 
     def stored(self, name: str, element: str, shape: Shape, *, offset: int, size: int) -> Value:
         """A constant whose bytes lie at `offset` of the .bin."""
-        data = {"element_type": element, "shape": ", ".join(map(str, shape)), "offset": offset, "size": size}
-        return self.add(name, "Const", (), (element, shape), **data)
+        said = ", ".join(map(str, shape))
+        result = (element, shape)
+        return self.add(name, "Const", (), result, element_type=element, shape=said, offset=offset, size=size)
 
     def constant(self, values: np.ndarray, element: str) -> Value:
         """A small constant, whose bytes are kept in `constants`; the same node for equal ones."""

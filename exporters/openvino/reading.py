@@ -1,7 +1,7 @@
 """Reading such a folder back to codes and scales: the inverse of the exporter.
 
-What an engine computes is in the graph, and a graph can compute anything. So the constants' names, types and shapes tell
-how each weight is stored; from that and config.json follow every byte of the graph and of its small constants
+What an engine computes is in the graph, and a graph can compute anything. So the constants' names, types and shapes
+tell how each weight is stored; from that and config.json follow every byte of the graph and of its small constants
 (`layout.py`), and a folder that has other bytes is refused. Graphs of other tools are therefore not read.
 """
 

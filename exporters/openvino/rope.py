@@ -80,9 +80,7 @@ def _dynamic_base(graph: Graph, rope: RopeSpec, head_dim: int, positions: Value)
 
 def _last(graph: Graph, positions: Value) -> Value:
     """The largest position of all rows."""
-    return graph.add(
-        "rope/last_position", "ReduceMax", (positions, graph.integers(0, 1)), ("i64", ()), keep_dims=False
-    )
+    return graph.add("rope/last_position", "ReduceMax", (positions, graph.integers(0, 1)), ("i64", ()), keep_dims=False)
 
 
 def _table(graph: Graph, rope: RopeSpec, angles: Value, function: str) -> Value:
@@ -90,9 +88,7 @@ def _table(graph: Graph, rope: RopeSpec, angles: Value, function: str) -> Value:
     values = graph.add(name, function, (angles,), ("f32", angles.shape))
     if rope.attention_factor != 1.0:
         values = _product(graph, f"{name}/amplitude", values, graph.number(rope.attention_factor), angles.shape)
-    return graph.add(
-        f"{name}/heads", "Unsqueeze", (values, graph.integers(1)), ("f32", (-1, 1, -1, angles.shape[-1]))
-    )
+    return graph.add(f"{name}/heads", "Unsqueeze", (values, graph.integers(1)), ("f32", (-1, 1, -1, angles.shape[-1])))
 
 
 def _scalar(graph: Graph, name: str, type_: str, left: Value, right: Value) -> Value:

@@ -1,8 +1,8 @@
 """OpenVINO and OpenVINO GenAI: graphs as quantkit writes them, in any width and group of the container.
 
-The exporter stores codes in widths that the CPU computes with as they lie, so there is nothing left to refuse. By default
-OpenVINO rounds: activations to bfloat16 where the processor has it, inputs of compressed layers to int8, keys and values
-to 8 bits; `EXECUTION_MODE_HINT=ACCURACY` turns all of it off. Measured in tests/runtimes/openvino/.
+The exporter stores codes in widths that the CPU computes with as they lie, so there is nothing left to refuse. By
+default OpenVINO rounds: activations to bfloat16 where the processor has it, inputs of compressed layers to int8, keys
+and values to 8 bits; `EXECUTION_MODE_HINT=ACCURACY` turns all of it off. Measured in tests/runtimes/openvino/.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 anything that the engine refuses                              {"error": "one line"}
 
 A step is how many tokens are computed at a time; anew: nothing that was computed before is used.
-`EXECUTION_MODE_HINT=ACCURACY` is all that OpenVINO needs to compute in float32: by default it computes in bfloat16 where
-the processor has it, rounds the inputs of compressed layers to int8, and keeps keys and values in 8 bits.
+`EXECUTION_MODE_HINT=ACCURACY` is all that OpenVINO needs to compute in float32: by default it computes in bfloat16
+where the processor has it, rounds the inputs of compressed layers to int8, and keeps keys and values in 8 bits.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from quantkit.runtimes._engine_child import NOTHING, serve
+from quantkit.runtimes._openvino_inputs import LOGITS, step_inputs
 
 DEVICE = "CPU"
 EXACT = {"EXECUTION_MODE_HINT": "ACCURACY"}
-IDS, MASK, POSITIONS, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
 EMBEDDING, BLOCK, NORM = ("embedding/scaled", "embedding"), "block.{}/mlp_sum", "final_norm"
 """Names of the nodes whose outputs are the stages of a trace; of several the first that there is."""
 
@@ -68,7 +68,7 @@ class Engine:
         stages[NORM] = "final norm"
         model.add_outputs([nodes[name].output(0) for name in stages])
         request = self._core.compile_model(model, DEVICE, EXACT).create_infer_request()
-        request.infer(_inputs(token_ids, 0))
+        request.infer(step_inputs(token_ids, 0))
         places = {output.node.input_value(0).node.get_friendly_name(): i for i, output in enumerate(model.outputs)}
         found = {stage: request.get_output_tensor(places[name]).data[0].copy() for name, stage in stages.items()}
         return {**found, "logits": request.get_tensor(LOGITS).data[0].copy()}
@@ -79,23 +79,13 @@ class Engine:
 
     def _extended(self, part: list[int]) -> np.ndarray:
         """The rows [T, V] of what follows the state. A view: valid until the next call."""
-        self._request.infer(_inputs(part, len(self._held)))
+        self._request.infer(step_inputs(part, len(self._held)))
         rows: np.ndarray = self._request.get_tensor(LOGITS).data
         if rows.shape != (1, len(part), self._size):  # with one thread a failure is an empty tensor, not an exception
             raise RuntimeError(f"the logits are {list(rows.shape)} instead of {[1, len(part), self._size]}")
         self._held = [*self._held, *part]
-        return rows[0]
-
-
-def _inputs(part: list[int], before: int) -> dict[str, np.ndarray]:
-    """What a step of one row is given: the tokens `part` behind `before` others."""
-    total = before + len(part)
-    return {
-        IDS: np.array([part], np.int64),
-        MASK: np.ones((1, total), np.int64),
-        POSITIONS: np.arange(before, total, dtype=np.int64)[None],
-        BEAMS: np.zeros(1, np.int32),
-    }
+        last: np.ndarray = rows[0]
+        return last
 
 
 def main() -> None:
@@ -111,6 +101,6 @@ def main() -> None:
         if do == "trace":
             stages = engine.trace(**request)
             return {"stages": list(stages)}, np.concatenate([values.reshape(-1) for values in stages.values()])
-        return {}, {"logits": engine.logits, "next": engine.next}[do](**request)
+        return {}, engine.logits(**request) if do == "logits" else engine.next(**request)
 
     serve(answer)

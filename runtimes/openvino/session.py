@@ -67,7 +67,9 @@ class OpenVINOSession(EngineSession):
         NaN passes: it shows where it began.
         """
         ids, _ = self._checked(token_ids)
-        answer, data = self._child.ask(evaluating(self._spec, self._size, len(ids), len(ids)), do="trace", token_ids=ids)
+        answer, data = self._child.ask(
+            evaluating(self._spec, self._size, len(ids), len(ids)), do="trace", token_ids=ids
+        )
         values, stages, start = np.frombuffer(data, np.float32), {}, 0
         for name in answer["stages"]:
             width = self._spec.vocab_size if name == "logits" else self._spec.hidden_size
