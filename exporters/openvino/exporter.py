@@ -14,6 +14,7 @@ Types: f16, bf16, f32.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from quantkit.exporters.openvino.tokenizer import TextGraphs, tokenizer_files, t
 from quantkit.exporters.openvino.weights import WIDTHS, Stored, buffers, element_of
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, Unit, blob
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.config import token_ids_value
 from quantkit.models.folding import with_architecture
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
@@ -36,6 +38,7 @@ from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from quantkit.tensors.widening import widened_view
+from quantkit.text.end_tokens import GENERATION_FILE
 
 NAME = "openvino"
 TYPES = ("f16", "bf16", "f32")
@@ -89,7 +92,7 @@ class OpenVINO:
                 blob(XML_NAME, layout.xml),
                 PlannedFile(BIN_NAME, (*units, constants)),
                 *(blob(name, data) for name, data in text.files.items()),
-                *(blob(name, read()) for name, read in sorted(model.files.items())),
+                *(blob(name, data) for name, data in sorted(_small_files(model).items())),
             ),
             tensors=tuple(_planned(weight) for weight in stored.values()),
             options={"type": type_name, **recorded_options(options), **_text_options(text)},
@@ -157,6 +160,18 @@ def _unit(weight: Weight, stored: Stored) -> Unit:
         yield bytes(aligned(sizes[0]) - sizes[0])
 
     return Unit(weight.name, unit_bytes(stored), produce)
+
+
+def _small_files(model: Checkpoint) -> dict[str, bytes]:
+    """The files that travel with `model`; generation_config.json even where it has none: GenAI looks there for the end
+    tokens, and runs nothing without one."""
+    files = {name: read() for name, read in model.files.items()}
+    spec = model.spec
+    if GENERATION_FILE not in files and spec.eos_token_ids:
+        tokens = {"bos_token_id": spec.bos_token_id, "eos_token_id": token_ids_value(spec.eos_token_ids)}
+        said = {key: value for key, value in tokens.items() if value is not None}
+        files[GENERATION_FILE] = (json.dumps(said, indent=2) + "\n").encode()
+    return files
 
 
 def _text_options(text: TextGraphs) -> dict[str, str]:

@@ -79,8 +79,6 @@ def read_folder(path: Path) -> Checkpoint:
     xml, data = open_member(path, XML_NAME), open_member(path, BIN_NAME)
     text = xml.read_all(MAX_TEXT)
     constants = _by_name(read_constants(text, str(xml.path)), data)
-    if spec.num_hidden_layers > len(constants):
-        raise InconsistentCheckpoint(f"{path}: config.json has {spec.num_hidden_layers} layers, more than the graph")
     stored = {slot.name: _stored(slot, constants, data) for slot in spec.slots()}
     layout = lay_out(spec, stored)
     _check_graph(text, layout, xml, data)

@@ -17,8 +17,8 @@ def _growing(model: Checkpoint) -> str | None:
     if rope.turns_alike(1, model.spec.max_position_embeddings):
         return None
     return (
-        f"a text that grows beyond {rope.original_max_position_embeddings} tokens keeps the keys of before, turned "
-        "for the shorter one; GenAI reads long prompts in parts, which does the same"
+        f"in OpenVINO GenAI a text that grows beyond {rope.original_max_position_embeddings} tokens keeps the keys of "
+        "before, turned for the shorter text"
     )
 
 
