@@ -40,7 +40,17 @@ FLOORS = (
 )
 """The house from the ground up. Wings of one floor do not know each other."""
 MOST_FILES, MOST_LINES = 13, 350
-HEAVY = ("torch", "transformers", "xllamacpp", "gguf", "compressed_tensors", "sentencepiece", "jinja2", "tokenizers")
+HEAVY = (
+    "torch",
+    "transformers",
+    "xllamacpp",
+    "gguf",
+    "compressed_tensors",
+    "openvino",
+    "sentencepiece",
+    "jinja2",
+    "tokenizers",
+)
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc", "tools", "base"}
 MUTATORS = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear"}
 

@@ -49,10 +49,18 @@ HOLD = {
         "gguf:q4_0",
         "marlin@cpm.cu",
         "marlin@ist",
+        "openvino:f16",
     },
-    "asym": {"awq:gemm", "compressed-tensors:pack-quantized", "gptq:v2"},
-    "four levels": {"compressed-tensors:pack-quantized", "gptq:v1", "gptq:v2", "gguf:q2_0", "gguf:q4_0"},
-    "ternary": {"gguf:tq2_0", "gguf:tq1_0", "gguf:q2_0", "gguf:q4_0"},
+    "asym": {"awq:gemm", "compressed-tensors:pack-quantized", "gptq:v2", "openvino:f16"},
+    "four levels": {
+        "compressed-tensors:pack-quantized",
+        "gptq:v1",
+        "gptq:v2",
+        "gguf:q2_0",
+        "gguf:q4_0",
+        "openvino:f16",
+    },
+    "ternary": {"gguf:tq2_0", "gguf:tq1_0", "gguf:q2_0", "gguf:q4_0", "openvino:f16"},
 }
 """What must hold such a run; others may."""
 
