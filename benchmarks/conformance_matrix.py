@@ -99,8 +99,14 @@ def matrix(models: Mapping[str, Checkpoint]) -> Iterator[tuple[Artifact, Planned
 
 def choices(exporter: Exporter, weights: str) -> Iterator[ExportOptions]:
     """Types, targets and architectures to try, less those that say nothing new: types wider or narrower than the codes
-    with quantized weights, and folded what quantizes by itself or has mirrored scales."""
-    for type_ in [type_ for type_ in exporter.types if type_ not in NARROW] or (None,):
+    with quantized weights, and folded what quantizes by itself or has mirrored scales.
+
+    A container that carries codes whatever its type, which is that of the other weights, has them in one artifact.
+    """
+    types = [type_ for type_ in exporter.types if type_ not in NARROW] or [None]
+    if weights != DENSE and exporter.widths and all(type_ in WIDER for type_ in types):
+        types = [None]
+    for type_ in types:
         for target in exporter.targets or (None,):
             for arch in ARCHITECTURES:
                 folded_again = weights.endswith(NEGATIVE) or (weights == DENSE and type_ not in FLOATS)

@@ -10,7 +10,8 @@
     others     2..8  u2 u4 u8 one per group, of the same type
 
 Elements of less than a byte follow each other from the lowest bits on, rows without padding, the tensor padded to a
-byte. Scales are in their own dtype. Source: nncf 3.4, module `weight_lowering`; OpenVINO `compressed_weights_pattern.hpp`.
+byte. Scales are in their own dtype. Source: nncf 3.4, module `weight_lowering`; OpenVINO 2026.4,
+`compressed_weights_pattern.hpp`.
 """
 
 from __future__ import annotations

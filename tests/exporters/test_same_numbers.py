@@ -176,7 +176,7 @@ def test_from_container_to_container_nothing_changes(kind: str, first: str, seco
 
 HOLD_TERNARY = {*HOLD["sym"], "bitnet:autobitlinear", "gptq:v1/4", "compressed-tensors:pack-quantized/4"}
 """What must hold ternary weights; others may."""
-KEEP_TERNARY = ("bitnet:autobitlinear", "compressed-tensors:pack-quantized", "gguf:q4_0")
+KEEP_TERNARY = ("bitnet:autobitlinear", "compressed-tensors:pack-quantized", "gguf:q4_0", "openvino:f16")
 """What knows afterwards that they are."""
 
 
