@@ -28,6 +28,7 @@ INSTALL = "pip install 'quantkit[openvino]'"
 CONVERT = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
+sys.modules["torch"] = None  # half of the time would go into importing it
 from openvino import serialize
 from openvino_tokenizers import convert_tokenizer
 from transformers import AutoTokenizer
