@@ -64,8 +64,8 @@ _HALVES = {
     4: (np.dtype("<u2"), ((4, 0x0F0F),)),
     2: (np.dtype("<u4"), ((12, 0x000F000F), (6, 0x03030303))),
 }
-"""Codes of so many bits fill a byte: the word that holds a byte's codes one per byte, and by what its halves move apart,
-with a mask of what they are then."""
+"""By the bits of a code, the word that holds a byte's codes one per byte, and by what its halves move apart, with a mask
+of what they are then."""
 
 
 def _spread(packed: np.ndarray, bits: int) -> np.ndarray:
@@ -82,7 +82,7 @@ def _spread(packed: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _gathered(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Inverse of `_spread`: contiguous uint8 codes (rows, n), n a multiple of 8 / bits, to bytes (rows, n * bits / 8)."""
+    """Inverse of `_spread`: contiguous codes (rows, n), n a multiple of 8 / bits, to bytes (rows, n * bits / 8)."""
     word, steps = _HALVES[bits]
     packed = codes.view(word)
     for distance, _ in reversed(steps):

@@ -9,6 +9,7 @@
     cpm.cu            marlin, target cpm.cu   sym 4       128 -1           whole tiles ****
     ist-marlin        marlin, target ist      sym 4       128 -1           N a multiple of 256, K of 128
     llama.cpp         gguf                    any         any              K a multiple of 32 *****
+    openvino          openvino                2, 4, 8     any              any
 
 c-t is compressed-tensors; a group of -1 is a whole row. vLLM and CPM.cu make one matrix of layers that read the same
 input (q, k and v; gate and up): they must be on one grid, and N counts the rows of all. Dense folders (hf) are loaded
