@@ -70,6 +70,10 @@ SUBJECTS: Mapping[str, Callable[[Path], Subject]] = {
     "quantkit.json": lambda scratch: Subject("quantkit.json", (exported("compressed-tensors", scratch),), _json),
     "quantize_config.json": lambda scratch: Subject("quantize_config.json", (old_gptq(scratch),), _json),
     "model.gguf": lambda scratch: Subject("model.gguf", (exported("gguf", scratch),), _gguf),
+    "openvino_model.xml": lambda scratch: Subject("openvino_model.xml", (exported("openvino", scratch),), _xml),
+    "openvino_model.bin": lambda scratch: Subject(
+        "openvino_model.bin", (exported("openvino", scratch),), damaged_bytes
+    ),
     "golden.bin": lambda _: Subject("golden.bin", ({"golden.bin": (GOLDEN / "golden.bin").read_bytes()},), _golden),
     "recipe.toml": lambda _: Subject("recipe.toml", ({**golden_model(), "recipe.toml": RECIPE},), _recipe),
 }
@@ -231,6 +235,24 @@ def _gguf(data: bytes, random: Random) -> bytes:
     """Damage in the keys, or in the infos of tensors: the header ends behind the last name of a tensor."""
     reach = data.rfind(b"output_norm.weight", 0, 1 << 20) + 64
     return damaged_bytes(data, random, reach=random.choice((400, 2_000, reach)))
+
+
+_XML = (
+    *(b'"%s"' % value for value in (b"-1", b"0", b"18446744073709551616", b"1e9", b"", b"4294967295", b"\xd9\xa4")),
+    *(b"<!DOCTYPE a>", b'<!ENTITY a "b">', b"<a>" * 500, b"</layer>", b"&a;", b"<![CDATA[", b"<?xml?>", b"\0"),
+)
+"""What is put in the place of a value, or of nothing, in a graph."""
+
+
+def _xml(data: bytes, random: Random) -> bytes:
+    """Damage in bytes, or a value of an attribute replaced by a hostile one."""
+    if random.random() < 0.5:
+        return damaged_bytes(data, random)
+    place = data.find(b'"', random.randrange(len(data)))
+    end = data.find(b'"', place + 1) + 1
+    if place < 0 or not end:
+        return data[:-1]
+    return data[:place] + random.choice(_XML) + data[end:]
 
 
 _TOML = (

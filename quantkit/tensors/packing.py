@@ -64,8 +64,7 @@ _HALVES = {
     4: (np.dtype("<u2"), ((4, 0x0F0F),)),
     2: (np.dtype("<u4"), ((12, 0x000F000F), (6, 0x03030303))),
 }
-"""By the bits of a code, the word that holds a byte's codes one per byte, and by what its halves move apart, with a mask
-of what they are then."""
+"""By the bits of a code: the word that holds a byte's codes one per byte, by what its halves move apart, and a mask."""
 
 
 def _spread(packed: np.ndarray, bits: int) -> np.ndarray:
