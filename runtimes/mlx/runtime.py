@@ -9,7 +9,7 @@ from quantkit import registry
 from quantkit.errors import EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes._kernels._rules import RENAMED
-from quantkit.runtimes._kernels.mlx import MLX_LM
+from quantkit.runtimes._kernels.mlx import MLX_LM, misread
 from quantkit.runtimes.mlx.session import MLXSession
 
 
@@ -32,7 +32,7 @@ class MLXRuntime:
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why mlx-lm cannot load this folder, or None."""
-        return RENAMED if checkpoint.renamed else MLX_LM.verdict(checkpoint).refusal
+        return RENAMED if checkpoint.renamed else MLX_LM.verdict(checkpoint).refusal or misread(checkpoint)
 
     def open(self, path: Path) -> MLXSession:
         """Read the folder strictly, then load it in mlx-lm; raises `EngineFailed` where it takes no such model."""
