@@ -57,18 +57,13 @@ def _remark(model: Checkpoint) -> str | None:
 def misread(model: Checkpoint) -> str | None:
     """What mlx-lm would take otherwise from a folder's config than it says, or None.
 
-    It reads `rope_theta` and `rope_scaling` alone, and has defaults of its own. Asked of folders that lie there; of one
-    that is planned the config is not written yet, and ours leave nothing out.
+    It reads `rope_theta` and `rope_scaling`, and passes over `rope_parameters` of newer transformers. Asked of folders
+    that lie there: of one that is planned the config is not written yet, and ours leave nothing out.
     """
-    config, spec = model.config, model.spec
-    llama = spec.architecture == "llama"
-    theta, tied = (1e4, True) if llama else (1e6, False)
-    if config.get("rope_theta") is None and spec.rope.theta != theta:
-        return f"the config has no rope_theta at its top, and it takes {theta:g} for {spec.rope.theta:g}"
-    if config.get("rope_scaling") is None and spec.rope.kind != "default":
+    if model.config.get("rope_theta") is None:
+        return "the config has no rope_theta at its top, where it looks for it"
+    if model.config.get("rope_scaling") is None and model.spec.rope.kind != "default":
         return "the config has no rope_scaling, where it looks for the kind of RoPE"
-    if config.get("tie_word_embeddings") is None and spec.tie_word_embeddings != tied:
-        return f"the config does not say whether embeddings are tied, and it takes that for {str(tied).lower()}"
     return None
 
 

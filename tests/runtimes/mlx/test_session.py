@@ -149,7 +149,6 @@ MISREAD: dict[str, tuple[dict[str, Any], str]] = {
     "kind inside": (
         {"rope_scaling": None, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling",
     ),
-    "head unsaid": ({"tie_word_embeddings": None}, "whether embeddings are tied"),
 }  # fmt: skip
 
 
