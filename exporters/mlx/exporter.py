@@ -40,6 +40,7 @@ from quantkit.exporters._hf_folder import (
 from quantkit.exporters._mlx_mark import QUANTIZATION, holds_settings, is_mlx
 from quantkit.exporters._widths import checked_bits, stored_wider
 from quantkit.exporters.mlx import affine, floats
+from quantkit.exporters.mlx.defaults import with_defaults
 from quantkit.exporters.mlx.reading import taken_view, told_by_shapes
 from quantkit.exporters.mlx.settings import AFFINE, BITS, FLOAT_MODES, Stored, read_settings, written_settings
 from quantkit.exporters.mlx.text import chat_notes
@@ -49,7 +50,7 @@ from quantkit.models.folder import open_folder
 from quantkit.models.folding import folded
 from quantkit.models.layouts.quantizers import refuse_quantized
 from quantkit.models.layouts.small_files import CONFIG_NAME
-from quantkit.models.recognition import parse_config
+from quantkit.models.recognition import parse_config, recognized
 from quantkit.models.spec import NORM_ROLES
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS
@@ -136,10 +137,13 @@ class MLX:
         """
         folder = open_folder(path)
         where = str(path / CONFIG_NAME)
-        spec = parse_config({k: v for k, v in folder.config.items() if k != QUANTIZATION}, where=where)
-        if not holds_settings(folder.config):
-            refuse_quantized(folder.config, folder.tensors, str(path))
-            return read_checkpoint(folder, spec, folder.tensors, container=NAME)
+        family = recognized(folder.config, where=where).name
+        config, notes = with_defaults(folder.config, family, where)
+        spec = parse_config({key: value for key, value in config.items() if key != QUANTIZATION}, where=where)
+        folder = replace(folder, config=config)
+        if not holds_settings(config):
+            refuse_quantized(config, folder.tensors, str(path))
+            return read_checkpoint(folder, spec, folder.tensors, container=NAME, notes=notes)
         given = folder.config[QUANTIZATION]
         if folder.config.get(COPY) not in (None, given):
             raise InconsistentCheckpoint(
@@ -155,7 +159,7 @@ class MLX:
                 weights[slot.name] = taken_view(slot, how, tensors, str(path))
         if not weights:
             raise InconsistentCheckpoint(f"{where}: {QUANTIZATION} tells of quantized weights, and there are none")
-        return read_checkpoint(folder, spec, {**tensors, **weights}, container=NAME)
+        return read_checkpoint(folder, spec, {**tensors, **weights}, container=NAME, notes=notes)
 
 
 def _architecture(model: Checkpoint, asked: str) -> tuple[str, tuple[str, ...]]:

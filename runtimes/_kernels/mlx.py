@@ -54,6 +54,19 @@ def _remark(model: Checkpoint) -> str | None:
     return None
 
 
+def misread(model: Checkpoint) -> str | None:
+    """What mlx-lm would take otherwise from a folder's config than it says, or None.
+
+    It reads `rope_theta` and `rope_scaling`, and passes over `rope_parameters` of newer transformers. Asked of folders
+    that lie there: of one that is planned the config is not written yet, and ours leave nothing out.
+    """
+    if model.config.get("rope_theta") is None:
+        return "the config has no rope_theta at its top, where it looks for it"
+    if model.config.get("rope_scaling") is None and model.spec.rope.kind != "default":
+        return "the config has no rope_scaling, where it looks for the kind of RoPE"
+    return None
+
+
 MLX_LM = KernelRules(
     name="mlx-lm",
     engine="mlx",

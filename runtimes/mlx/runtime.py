@@ -9,7 +9,7 @@ from quantkit import registry
 from quantkit.errors import EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes._kernels._rules import RENAMED
-from quantkit.runtimes._kernels.mlx import MLX_LM
+from quantkit.runtimes._kernels.mlx import MLX_LM, misread
 from quantkit.runtimes.mlx.own_speed import own_speed
 from quantkit.runtimes.mlx.session import MLXSession
 
@@ -33,7 +33,7 @@ class MLXRuntime:
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why mlx-lm cannot load this folder, or None."""
-        return RENAMED if checkpoint.renamed else MLX_LM.verdict(checkpoint).refusal
+        return RENAMED if checkpoint.renamed else MLX_LM.verdict(checkpoint).refusal or misread(checkpoint)
 
     def own_speed(self, path: Path, prompt_tokens: int, decode_tokens: int, rounds: int) -> tuple[str, float, float]:
         """See `quantkit.verification.speed.SelfTiming`: mlx-lm has a benchmark of its own."""

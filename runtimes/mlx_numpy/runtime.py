@@ -14,7 +14,7 @@ from quantkit.errors import BadOption, EngineFailed
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_length
 from quantkit.runtimes._kernels._rules import RENAMED
-from quantkit.runtimes._kernels.mlx import MLX_LM
+from quantkit.runtimes._kernels.mlx import MLX_LM, misread
 from quantkit.runtimes.mlx_numpy.container import Container
 from quantkit.runtimes.mlx_numpy.forward import Forward
 
@@ -94,7 +94,7 @@ class MLXNumpyRuntime:
 
     def refuses(self, checkpoint: Checkpoint) -> str | None:
         """Why mlx-lm cannot load this folder, or None."""
-        return RENAMED if checkpoint.renamed else MLX_LM.verdict(checkpoint).refusal
+        return RENAMED if checkpoint.renamed else MLX_LM.verdict(checkpoint).refusal or misread(checkpoint)
 
     def open(self, path: Path) -> MLXNumpySession:
         """Read the folder strictly, then its bytes anew; raises `EngineFailed` where mlx-lm takes no such model."""

@@ -119,13 +119,12 @@ def read_offer(offer: str) -> tuple[Exporter, ExportOptions]:
 
 
 def in_container(checkpoint: Checkpoint, offer: str, folder: Path) -> dict[str, QuantizedTensor]:
-    """The integer weights of what `offer` wrote, empty when it refuses or holds none."""
+    """The integer weights of what `offer` wrote, empty when it refuses, as some do at the codes, or holds none."""
     exporter, options = read_offer(offer)
     try:
-        planned = exporter.prepare(checkpoint, options)
+        publish(exporter.prepare(checkpoint, options), folder / "out-int4")
     except UnsupportedSpec:
         return {}
-    publish(planned, folder / "out-int4")
     weights = exporter.read(folder / "out-int4").weights
     return {name: view.read() for name, view in weights.items() if isinstance(view, QuantizedView)}
 

@@ -119,6 +119,24 @@ def agree(folder: Path) -> None:
     assert np.ptp(rows[0]) > 1
 
 
+def test_a_conversion_of_a_minicpm_is_read_as_mlx_lm_computes_it(golden_model: Path, tmp_path: Path) -> None:
+    """Its config says neither theta nor whether the head is the embedding, and mlx-lm's defaults are not OpenBMB's."""
+    folder = converted(golden_model, tmp_path / "out", {"q_bits": 4, "q_group_size": 64})
+    checkpoint = registry.open_checkpoint(folder)
+    assert (checkpoint.spec.rope.theta, checkpoint.spec.tie_word_embeddings) == (1e6, False)
+    assert [note for note in checkpoint.notes if "rope_theta" in note and "1000000" in note]
+    assert "LongRoPE" in (registry.runtime("mlx").refuses(checkpoint) or "")
+    import mlx.core as mx  # noqa: PLC0415 - wanted where the engine is
+    from mlx_lm.utils import load_model  # noqa: PLC0415
+
+    model, _ = load_model(folder)
+    model.set_dtype(mx.float32)
+    ids = [1, 372, 45, 1900, 7, 7, 230, 88]
+    with registry.runtime("reference").open(folder) as oracle:
+        wanted = oracle.logits(ids)
+    np.testing.assert_allclose(np.array(model(mx.array([ids]))[0]), wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+
 def test_codes_of_a_stranger_go_on_into_our_folder_unchanged(dense: Path, tmp_path: Path) -> None:
     """mlx-lm's folder, read and written by us: every code, scale and bias byte for byte."""
     from safetensors.numpy import load_file  # noqa: PLC0415 - beside the engine

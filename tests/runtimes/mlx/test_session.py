@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,31 @@ def test_dynamic_ntk_is_the_models_within_its_context_and_plan_says_so(tmp_path:
         assert apart(rows_of(engine, folder, ids), rows_of("reference", folder, ids)) < 1e-3
     (target,) = plan(model, ["mlx"]).targets
     assert any("beyond 512 tokens" in (verdict.remark or "") for verdict in target.kernels)
+
+
+MISREAD: dict[str, tuple[dict[str, Any], str]] = {
+    "theta inside": (
+        {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_theta",
+    ),
+    "kind inside": (
+        {"rope_scaling": None, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISREAD)
+def test_a_config_that_mlx_lm_takes_for_another_one_is_refused(case: str, tmp_path: Path) -> None:
+    """As newer transformers write them: what stands elsewhere, or nowhere, it replaces by its own defaults."""
+    llama = {**UNTIED, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    folder = exported(memory_checkpoint(llama), tmp_path / "model")
+    changes, words = MISREAD[case]
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    for engine in ENGINES:
+        assert words in (registry.runtime(engine).refuses(open_checkpoint(folder)) or "")
+        with pytest.raises(EngineFailed, match=words):
+            registry.runtime(engine).open(folder)
 
 
 def test_what_mlx_lm_does_not_follow_is_refused_before_it_starts(tmp_path: Path) -> None:
