@@ -7,6 +7,7 @@ Words are little-endian; "LSB first" means that element 0 sits in the lowest bit
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def unpack_bitstream(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     return np.ascontiguousarray(codes[:, :count])
 
 
-_HALVES = {
+_HALVES: Mapping[int, tuple[np.dtype, tuple[tuple[int, int], ...]]] = {
     4: (np.dtype("<u2"), ((4, 0x0F0F),)),
     2: (np.dtype("<u4"), ((12, 0x000F000F), (6, 0x03030303))),
 }

@@ -189,7 +189,8 @@ def test_kernels_follow_the_protocol(container: str):
 
 
 def test_every_engine_that_is_run_here_has_kernels_that_read_what_it_says():
-    for name in set(registry.names("runtimes")) - {"reference"}:
+    computed_here = {name for name in registry.names("runtimes") if name == "reference" or name.endswith("-numpy")}
+    for name in set(registry.names("runtimes")) - computed_here:
         runtime = registry.runtime(name)
         for container in ALL_CONTAINERS:
             asked = name in {kernel.engine for kernel in registry.kernels(container)}

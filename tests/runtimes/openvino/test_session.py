@@ -130,6 +130,16 @@ def test_its_defaults_round(folders, prompts):
     assert 1e-4 < max_abs_log_prob_difference(expected, request.get_tensor("logits").data[0]) < 1.0
 
 
+@pytest.mark.parametrize("name", ["int2-g64-sym", "int2-g32-asym", "ternary-g64"])
+def test_two_bits_run_at_its_defaults(name, tmp_path):
+    """Which would fail on them, by an exception or an empty tensor, without the setting in the graph."""
+    path = exported(everything(GRIDS[name]), tmp_path / "out")
+    request = request_of(path, {})
+    request.infer(step_inputs(TOKENS_OF_SMALL, 0))
+    expected = registry.runtime("reference").open(path).logits(TOKENS_OF_SMALL)
+    assert max_abs_log_prob_difference(expected, request.get_tensor("logits").data[0]) < 0.3
+
+
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_it_computes_every_grid(name, tied, tmp_path):
