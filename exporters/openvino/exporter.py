@@ -10,6 +10,9 @@ with a zero point per group, any group size. 3 bits are stored in 4; 5, 6 and 7 
 that is asked for, rounded once. A symmetric code of 4 or 8 bits is two's complement.
 
 Types: f16, bf16, f32.
+
+GenAI makes of a text the ids that the model's own tokenizer makes, BOS included. Unless it is told not to
+(`apply_chat_template=False`), it wraps a text as the user's turn first, and then puts no BOS before it.
 """
 
 from __future__ import annotations

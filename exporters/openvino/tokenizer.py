@@ -2,7 +2,8 @@
 
 How long they are is known only once they are made. So they are made when an artifact is planned, in memory, by a child
 process: the package numbers its nodes from the start of the process, so that only a new one gives the same bytes every
-time, and what it imports (transformers) stays out of ours. It is handed the model's tokenizer files and nothing else.
+time, and what it imports (transformers) stays out of ours. It is handed the model's tokenizer files and nothing else,
+and may take so much time and memory and no more.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from importlib import metadata
 from pathlib import Path
 
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.supervisor import EXCEEDED, NUMBER_BYTES, supervised
 
 PACKAGES = ("openvino", "openvino_tokenizers", "transformers")
 NAMES = ("openvino_tokenizer", "openvino_detokenizer")
 ENDINGS = (".xml", ".bin")
-SECONDS = 300.0
+SECONDS, MEMORY = 300.0, 4 << 30
+"""What a conversion may take: a vocabulary of 150,000 takes 2 s and 400 MB."""
 INSTALL = "pip install 'quantkit[openvino]'"
 CONVERT = """
 import json, sys
@@ -76,13 +79,27 @@ def _converted(given: tuple[tuple[str, bytes], ...]) -> TextGraphs:
         for file, data in given:
             (folder / file).write_bytes(data)
         command = [sys.executable, "-I", "-c", CONVERT, json.dumps(sys.path), name, *NAMES]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            return _unconverted(f"no answer within {SECONDS:g} s")
-        if done.returncode:
-            return _unconverted((done.stderr.strip().splitlines() or ["no message"])[-1])
+        problem = _run(command)
+        if problem is not None:
+            return _unconverted(problem)
         return TextGraphs({n + e: (folder / (n + e)).read_bytes() for n in NAMES for e in ENDINGS})
+
+
+def _run(command: list[str]) -> str | None:
+    """Run a child under a supervisor; why it failed, or None."""
+    with tempfile.TemporaryFile(buffering=0) as limit:
+        limit.write(MEMORY.to_bytes(NUMBER_BYTES, "little"))
+        watched, number = supervised(command, limit.fileno()), limit.fileno()
+        try:
+            done = subprocess.run(
+                watched, pass_fds=(number,), capture_output=True, text=True, check=False, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return f"no answer within {SECONDS:g} s"
+    if not done.returncode:
+        return None
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return f"it takes more than {MEMORY >> 20} MiB" if last.startswith(EXCEEDED) else last
 
 
 def _unconverted(reason: str) -> TextGraphs:

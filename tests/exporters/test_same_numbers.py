@@ -51,9 +51,19 @@ HOLD = {
         "marlin@ist",
         "mlx:affine",
         "mlx:affine-f16",
+        "onnx:f16",
+        "onnx:f32",
         "openvino:f16",
     },
-    "asym": {"awq:gemm", "compressed-tensors:pack-quantized", "gptq:v2", "mlx:affine", "openvino:f16"},
+    "asym": {
+        "awq:gemm",
+        "compressed-tensors:pack-quantized",
+        "gptq:v2",
+        "mlx:affine",
+        "onnx:f16",
+        "onnx:f32",
+        "openvino:f16",
+    },
     "four levels": {
         "compressed-tensors:pack-quantized",
         "gptq:v1",
@@ -62,9 +72,11 @@ HOLD = {
         "gguf:q4_0",
         "mlx:affine",
         "mlx:affine-f16",
+        "onnx:f16",
+        "onnx:f32",
         "openvino:f16",
     },
-    "ternary": {"gguf:tq2_0", "gguf:tq1_0", "gguf:q2_0", "gguf:q4_0", "openvino:f16"},
+    "ternary": {"gguf:tq2_0", "gguf:tq1_0", "gguf:q2_0", "gguf:q4_0", "onnx:f16", "onnx:f32", "openvino:f16"},
 }
 """What must hold such a run; others may."""
 

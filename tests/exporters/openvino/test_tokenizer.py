@@ -74,6 +74,10 @@ def test_what_cannot_be_made_is_told(golden_model, monkeypatch):
     found = tokenizer_files(broken)
     assert found.files == {}
     assert "makes no graph of this tokenizer" in found.notes[0]
+    monkeypatch.setattr(tokenizer, "MEMORY", 30 << 20)
+    tokenizer._converted.cache_clear()
+    assert "it takes more than 30 MiB" in tokenizer_files(registry.open_checkpoint(golden_model)).notes[0]
+    tokenizer._converted.cache_clear()
     monkeypatch.setattr(tokenizer, "PACKAGES", ("openvino", "not_installed_at_all"))
     found = tokenizer_files(registry.open_checkpoint(golden_model))
     assert found.files == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +131,24 @@ def test_its_defaults_round(folders, prompts):
     assert 1e-4 < max_abs_log_prob_difference(expected, request.get_tensor("logits").data[0]) < 1.0
 
 
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["int2-g64-sym", "int2-g32-asym", "ternary-g64"])
+def test_two_bits_run_at_its_defaults(name, tmp_path):
+    """Which would fail on them, by an exception or an empty tensor, without the setting in the graph."""
+    path = exported(everything(GRIDS[name]), tmp_path / "out")
+    request = request_of(path, {})
+    request.infer(step_inputs(TOKENS_OF_SMALL, 0))
+    expected = registry.runtime("reference").open(path).logits(TOKENS_OF_SMALL)
+    assert max_abs_log_prob_difference(expected, request.get_tensor("logits").data[0]) < 0.3
+
+
+@pytest.mark.parametrize(("name", "tied"), list(zip(GRIDS, cycle([True, False]), strict=False)))
 def test_it_computes_every_grid(name, tied, tmp_path):
     """Embedding and head on it too, one matrix or two."""
     path = exported(everything(GRIDS[name], tie_word_embeddings=tied), tmp_path / "out")
     check_alike(path, TOKENS_OF_SMALL)
 
 
-@pytest.mark.parametrize("kind", ["f16", "bf16", "f32"])
-@pytest.mark.parametrize("arch", ["native", "llama"])
+@pytest.mark.parametrize(("kind", "arch"), [("f16", "native"), ("bf16", "native"), ("f32", "native"), ("f16", "llama")])
 def test_it_computes_dense_weights(kind, arch, tmp_path):
     options = ExportOptions(type=kind, arch=arch)
     check_alike(exported(memory_checkpoint(tiny_config()), tmp_path / "out", options), [5, 9, 90, 3, 3, 17])
