@@ -12,7 +12,6 @@ import pytest
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import BadOption, UnsupportedSpec
-from quantkit.exporters.onnx.layouts import SCALES
 from quantkit.exporters.onnx.places import MAPPED, PAGE, places
 from quantkit.exporters.onnx.settings import OPS, Settings
 from quantkit.models.checkpoint import Checkpoint
@@ -129,16 +128,19 @@ def test_a_tied_head_reads_the_bytes_of_the_embedding() -> None:
 
 
 def test_tensors_begin_where_they_can_be_mapped() -> None:
-    spec = parse_config(tiny_config(vocab_size=5000, tie_word_embeddings=False))
-    plan = places(spec, {"lm_head.weight": INT4}, Settings("f32", "contrib", 64))
+    """5001 rows of scales or zero points do not end where another tensor may begin."""
+    spec = parse_config(tiny_config(vocab_size=5001, tie_word_embeddings=False))
+    plan = places(spec, {"model.embed_tokens.weight": ASYM}, Settings("f32", "contrib", 64))
     extents = [extent for place in plan.weights.values() for extent in place.extents.values()]
-    assert all(extent.offset % (PAGE if extent.size >= MAPPED else 64) == 0 for extent in extents)
-    assert plan.weights["model.embed_tokens.weight"].extents[""].size >= MAPPED
+    assert [extent.offset % 64 for extent in extents] == [0] * len(extents)
     ends = [0, *(extent.offset + extent.size for extent in extents)]
     gaps = [extent.offset - end for extent, end in zip(extents, ends, strict=False)]
-    assert all(0 <= gap < PAGE for gap in gaps)
-    assert plan.size % 64 == 0
-    assert SCALES in plan.weights["lm_head.weight"].extents
+    assert all(gap >= 0 for gap in gaps)
+    assert len({gap for gap in gaps if gap}) > 1
+    head = plan.weights["lm_head.weight"].extents[""]
+    assert head.size >= MAPPED
+    assert head.offset % PAGE == 0
+    assert all(gap < 64 for gap, extent in zip(gaps, extents, strict=True) if extent is not head)
 
 
 def test_the_scalars_of_minicpm_are_constants_of_the_graph() -> None:
