@@ -120,7 +120,7 @@ def main() -> int:
             try:
                 for row in rows_of(artifact, path, golden, engines):
                     rows.append(row)
-                    print(f"{row.artifact!s:<66}{row.engine:<14}{row.difference:.1e}", flush=True)
+                    print(f"{row.artifact!s:<66}{row.engine:<18}{row.difference:.1e}", flush=True)
             except EngineFailed as error:
                 failed.append(f"{artifact}: {error}")
     stamps = stamps_of(model)
