@@ -189,7 +189,8 @@ def test_kernels_follow_the_protocol(container: str):
 
 
 def test_every_engine_that_is_run_here_has_kernels_that_read_what_it_says():
-    for name in set(registry.names("runtimes")) - {"reference"}:
+    """But for the oracle, and for what does in numpy what another engine does."""
+    for name in {name for name in registry.names("runtimes") if not name.endswith("-numpy")} - {"reference"}:
         runtime = registry.runtime(name)
         for container in ALL_CONTAINERS:
             asked = name in {kernel.engine for kernel in registry.kernels(container)}
