@@ -32,8 +32,7 @@ class ExportOptions:
     """What a user may choose about a container.
 
     type: element type in the container's words ("q4_0", "bf16"); None = the exporter's default for this source.
-    arch: "native" keeps the family's scalars in the config; "llama" folds them into the weights. A container whose
-        engine would not compute a native model folds it either way, with a note, and its plan's options say "llama".
+    arch: "native" keeps the family's scalars in the config, unless the engine would not follow; "llama" folds them.
     target: which engine's layout, where the container has several; None = the first of `Exporter.targets`.
     bits: one of `Exporter.widths`, in which narrower symmetric codes are stored; None = as narrow as can be.
     ops: which operators a graph is written in: "contrib", the engine's own, or "standard"; None = the former.

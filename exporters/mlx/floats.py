@@ -46,17 +46,23 @@ def stored(mode: str) -> Stored:
 
 
 def fitting(view: QuantizedView, mode: str) -> QuantizedView:
-    """`view` in the integer codes and groups that `mode` is read as; what its codes are is seen when it is read.
+    """`view` in the integer codes and groups that `mode` is read as.
+
+    What was read as such fits; of anything else the codes tell, which are read here.
 
     Raises:
-        UnsupportedSpec: no integer zero points, or groups that are no whole ones of the mode.
+        UnsupportedSpec: no integer zero points, groups that are no whole ones of the mode, or see `packed`.
     """
     scheme, group = view.scheme, FLOAT_MODES[mode][1]
     if not isinstance(scheme, AffineGroups) or scheme.group_width(view.shape[1]) % group:
         raise _refused(view.name, mode, f"groups of {group} columns and integer levels, not {scheme}")
     whole = split(view, group)
     wide = AffineGroups(bits=BITS, group_size=group, scale_dtype="float32")
-    return replace(whole, scheme=wide, read=lambda: _integers(view.name, whole.read(), wide, mode), stored_as=mode)
+    fits = replace(whole, scheme=wide, read=lambda: _integers(view.name, whole.read(), wide, mode), stored_as=mode)
+    if view.stored_as != mode:
+        for _ in packed(view.name, fits.read(), mode):
+            pass
+    return fits
 
 
 def _integers(name: str, tensor: QuantizedTensor, wide: AffineGroups, mode: str) -> QuantizedTensor:
