@@ -49,7 +49,7 @@ TEMPLATES: dict[str, Files] = {
     ),
 }
 BARE = config_with(golden_files(), chat_template=None)
-CONTAINERS = ["awq", "bitnet", "compressed-tensors", "gguf", "gptq", "hf", "marlin@cpm.cu", "marlin@ist"]
+CONTAINERS = ["awq", "bitnet", "compressed-tensors", "gguf", "gptq", "hf", "marlin@cpm.cu", "marlin@ist", "openvino"]
 
 
 def model(files: Mapping[str, bytes], **changes: Any) -> Checkpoint:
