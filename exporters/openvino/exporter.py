@@ -18,7 +18,7 @@ GenAI makes of a text the ids that the model's own tokenizer makes, BOS included
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class OpenVINO:
     summary = "OpenVINO IR for OpenVINO and OpenVINO GenAI"
     types = TYPES
     targets = ()
-    widths = WIDTHS
+    widths = WIDTHS[1:]
     engines = ("openvino", "openvino-numpy", "reference")
 
     def recognizes(self, path: Path) -> bool:
@@ -99,7 +99,7 @@ class OpenVINO:
             ),
             tensors=tuple(_planned(weight) for weight in stored.values()),
             options={"type": type_name, **recorded_options(options), **_text_options(text)},
-            notes=(*model.notes, *wider.notes, *_notes(source, model), *text.notes),
+            notes=(*model.notes, *wider.notes, *_notes(wider.model, model), *text.notes),
             measure=measured(model, self.read),
             stored={
                 name: weight
@@ -183,22 +183,15 @@ def _text_options(text: TextGraphs) -> dict[str, str]:
     return {"openvino_tokenizers": version} if version else {}
 
 
-def _notes(source: Checkpoint, model: Checkpoint) -> Iterator[str]:
-    """What the user should know about the numbers."""
+def _notes(given: Checkpoint, model: Checkpoint) -> Iterator[str]:
+    """What the user should know about the numbers of `model`, whose codes have the container's widths."""
     rope = model.spec.rope
     if not rope.turns_alike(1, model.spec.max_position_embeddings):
         yield LONGROPE_NOTE.format(rope.original_max_position_embeddings)
-    odd = {str(weight.scheme) for name, weight in _changed(source, model).items()}
-    if odd:
-        yield f"{', '.join(sorted(odd))}: codes are stored in the next of {', '.join(map(str, WIDTHS))} bits"
-
-
-def _changed(source: Checkpoint, model: Checkpoint) -> Mapping[str, QuantizedView]:
-    return {
-        name: weight
-        for name, weight in source.weights.items()
-        if isinstance(weight, QuantizedView) and weight.scheme.bits not in WIDTHS
-    }
+    views = ((view, model.weights[name]) for name, view in given.weights.items())
+    schemes = [(a.scheme, b.scheme) for a, b in views if isinstance(a, QuantizedView) and isinstance(b, QuantizedView)]
+    for scheme, width in dict.fromkeys((str(old), new.bits) for old, new in schemes if old.bits != new.bits):
+        yield f"{scheme}: its codes are stored as {width} bits, the numbers are the same"
 
 
 EXPORTER = OpenVINO()

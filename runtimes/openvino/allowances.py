@@ -36,6 +36,12 @@ def evaluating(spec: ModelSpec, size: int, tokens: int, rows: int) -> Allowance:
     return Allowance(f"evaluating {tokens} tokens", seconds, _memory(spec, size, tokens, rows))
 
 
+def tokenizing(spec: ModelSpec, size: int, text: str) -> Allowance:
+    """For turning a text into tokens."""
+    memory = _memory(spec, size, 0, 0) + 4096 * spec.vocab_size + 256 * len(text)
+    return Allowance("tokenizing", SECONDS, memory)
+
+
 def _memory(spec: ModelSpec, size: int, tokens: int, rows: int) -> int:
     vocabulary, blocks = spec.vocab_size, spec.num_hidden_layers
     weights = 4 * size + 16 * spec.hidden_size * max(vocabulary, spec.intermediate_size)

@@ -4,6 +4,7 @@
 {"do": "logits", "token_ids": [...], "step": N}               {} + float32 rows [T, V]
 {"do": "next", "token_ids": [...], "step": N, "anew": B}      {} + float32 row [V]
 {"do": "trace", "token_ids": [...]}                           {"stages": [name, ...]} + float32 [T, ?] each
+{"do": "tokenize", "graph": P, "text": T}                     {"token_ids": [...]}
 anything that the engine refuses                              {"error": "one line"}
 
 A step is how many tokens are computed at a time; anew: nothing that was computed before is used.
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.runtimes._engine_child import NOTHING, serve
-from quantkit.runtimes._openvino_inputs import LOGITS, step_inputs
+from quantkit.runtimes._openvino_inputs import LOGITS, TOKENS, step_inputs
 
 DEVICE = "CPU"
 EXACT = {"EXECUTION_MODE_HINT": "ACCURACY"}
@@ -38,6 +39,7 @@ class Engine:
         self._size = size
         self._request = self._core.compile_model(path, DEVICE, EXACT).create_infer_request()
         self._held: list[int] = []
+        self._tokenizer: Any = None
 
     def logits(self, token_ids: list[int], step: int) -> np.ndarray:
         """Rows [T, V] of a sequence."""
@@ -73,6 +75,15 @@ class Engine:
         found = {stage: request.get_output_tensor(places[name]).data[0].copy() for name, stage in stages.items()}
         return {**found, "logits": request.get_tensor(LOGITS).data[0].copy()}
 
+    def tokenize(self, graph: str, text: str) -> list[int]:
+        """What the tokenizer's graph makes of a text, special tokens first."""
+        if self._tokenizer is None:
+            import openvino  # noqa: PLC0415 - wanted only here
+            import openvino_tokenizers  # noqa: F401, PLC0415 - whose operators cores know from then on
+
+            self._tokenizer = openvino.Core().compile_model(graph, DEVICE)
+        return [int(token) for token in self._tokenizer([text])[TOKENS][0]]
+
     def _forget(self) -> None:
         self._request.reset_state()
         self._held = []
@@ -98,6 +109,8 @@ def main() -> None:
             engines.append(Engine(**request))
             return {}, NOTHING
         (engine,) = engines
+        if do == "tokenize":
+            return {"token_ids": engine.tokenize(**request)}, NOTHING
         if do == "trace":
             stages = engine.trace(**request)
             return {"stages": list(stages)}, np.concatenate([values.reshape(-1) for values in stages.values()])

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from quantkit import registry
 from quantkit.errors import MissingDependency
+from quantkit.files.member import open_member
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes._kernels.openvino import OPENVINO
-from quantkit.runtimes.openvino.session import OpenVINOSession
+from quantkit.runtimes.openvino.session import OpenVINOSession, TokenizingSession
+
+TOKENIZER = "openvino_tokenizer.xml"
 
 
 class OpenVINORuntime:
@@ -33,14 +36,22 @@ class OpenVINORuntime:
         return OPENVINO.verdict(checkpoint).refusal
 
     def open(self, path: Path) -> OpenVINOSession:
-        """Read the folder strictly, then let the engine load it; its parser never sees what ours refused."""
+        """Read the folder strictly, then let the engine load it; its parser never sees what ours refused.
+
+        The session can `tokenize` where the folder has a tokenizer's graph and openvino-tokenizers is installed.
+        """
         install = self.missing()
         if install is not None:
             raise MissingDependency("OpenVINO needs the package openvino", hint=install)
         checkpoint = registry.open_checkpoint(path)
         xml = next(file for file in checkpoint.inputs if file.suffix == ".xml")
         size = sum(file.stat().st_size for file in checkpoint.inputs)
-        return OpenVINOSession(path, xml, checkpoint.spec, size)
+        tokenizer = path / TOKENIZER
+        if not (importlib.util.find_spec("openvino_tokenizers") and tokenizer.is_file()):
+            return OpenVINOSession(path, xml, checkpoint.spec, size)
+        for file in (tokenizer, tokenizer.with_suffix(".bin")):
+            open_member(path, file.name)
+        return TokenizingSession(path, xml, checkpoint.spec, size, tokenizer=tokenizer)
 
 
 RUNTIME = OpenVINORuntime()

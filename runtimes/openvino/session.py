@@ -12,7 +12,7 @@ from quantkit.models.context import check_length
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._engine_child import python_command
 from quantkit.runtimes._engine_process import EngineProcess, EngineSession
-from quantkit.runtimes.openvino.allowances import evaluating, loading
+from quantkit.runtimes.openvino.allowances import evaluating, loading, tokenizing
 
 STEP = 512
 """Tokens that are computed at a time, where the rotation allows it."""
@@ -92,3 +92,28 @@ class OpenVINOSession(EngineSession):
         if np.isnan(values).any():
             raise EngineFailed(f"{self._path}: OpenVINO computed logits that are not numbers")
         return values
+
+
+class TokenizingSession(OpenVINOSession):
+    """A folder with a tokenizer's graph in it, `tokenizer`; else as `OpenVINOSession`."""
+
+    def __init__(self, path: Path, xml: Path, spec: ModelSpec, size: int, *, tokenizer: Path) -> None:
+        super().__init__(path, xml, spec, size)
+        self._tokenizer = tokenizer
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text` by the graph in the folder.
+
+        add_special: with what the graph puts first. parse_special: read `<|im_start|>` and the like as the tokens they
+        name, which the graph always does.
+        """
+        if not parse_special:
+            raise BadOption("the tokenizer's graph reads special tokens wherever they stand")
+        first = [] if add_special else self._token_ids("")
+        return self._token_ids(text)[len(first) :]
+
+    def _token_ids(self, text: str) -> list[int]:
+        allowance = tokenizing(self._spec, self._size, text)
+        answer, _ = self._child.ask(allowance, do="tokenize", graph=str(self._tokenizer), text=text)
+        tokens: list[int] = answer["token_ids"]
+        return tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import cycle
@@ -17,10 +19,12 @@ from quantkit.protocols import ExportOptions, TracingSession
 from quantkit.runtimes._openvino_inputs import step_inputs
 from quantkit.runtimes.openvino import session as session_module
 from quantkit.runtimes.openvino.engine import DEVICE, EXACT
-from quantkit.runtimes.openvino.session import OpenVINOSession
+from quantkit.runtimes.openvino.session import OpenVINOSession, TokenizingSession
 from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.text.tokenizer import open_tokenizer
 from quantkit.verification.golden import read_golden
 from quantkit.verification.metrics import max_abs_log_prob_difference
+from quantkit.verification.steps.predictions import tokenizer_problems
 from tests.support.memory import memory_checkpoint, tiny_config
 from tests.support.openvino_folders import GRIDS, everything, exported
 from tests.support.runs import quantized
@@ -225,6 +229,39 @@ def test_a_long_sequence_is_computed_in_steps(folders, monkeypatch):
         monkeypatch.setattr(session_module, "STEP", 37)
         assert max_abs_log_prob_difference(whole, session.logits(TOKENS)) < 1e-4
         assert max_abs_log_prob_difference(whole[-1:], session.next_logits(TOKENS)[None]) < 1e-4
+
+
+def test_it_reads_a_text_by_the_graph_in_the_folder(folders, golden_model):
+    pytest.importorskip("openvino_tokenizers")
+    own = open_tokenizer(registry.open_checkpoint(golden_model))
+    text = "<|im_start|>user\n  two  words<|im_end|>"
+    with registry.runtime("openvino").open(folders["f32"]) as session:
+        assert isinstance(session, TokenizingSession)
+        assert session.tokenize(text, add_special=True, parse_special=True) == own.encode(text)
+        assert session.tokenize(text, add_special=False, parse_special=True) == own.encode(text, add_bos=False)
+        with pytest.raises(BadOption):
+            session.tokenize(text, add_special=True, parse_special=False)
+
+
+def test_a_tokenizer_of_another_model_fails_verification(folders, golden_model, tmp_path):
+    pytest.importorskip("openvino_tokenizers")
+    other = json.loads((golden_model / "tokenizer.json").read_text())
+    vocabulary = other["model"]["vocab"]
+    one, two = vocabulary["\u2581the"], vocabulary["\u2581a"]
+    vocabulary["\u2581the"], vocabulary["\u2581a"] = two, one
+    model = registry.open_checkpoint(golden_model)
+    files = {name: read for name, read in model.files.items() if name != "tokenizer.model"}
+    files["tokenizer.json"] = lambda: json.dumps(other).encode()
+    wrong = exported(replace(model, files=files), tmp_path / "wrong", ExportOptions(type="f32"))
+    right = shutil.copytree(folders["f32"], tmp_path / "mixed")
+    for name in ("openvino_tokenizer.xml", "openvino_tokenizer.bin"):
+        shutil.copy(wrong / name, right / name)
+    golden = read_golden(golden_model.parent / "golden.bin")
+    texts = [prompt for prompt in golden.prompts if prompt.text]
+    with registry.runtime("openvino").open(folders["f32"]) as session:
+        assert tokenizer_problems(session, "openvino", texts) == []
+    with registry.runtime("openvino").open(right) as session:
+        assert any("as other tokens" in problem for problem in tokenizer_problems(session, "openvino", texts))
 
 
 def test_what_it_cannot_compute_is_one_line(folders, tmp_path):
