@@ -49,7 +49,6 @@ TEMPLATES: dict[str, Files] = {
     ),
 }
 BARE = config_with(golden_files(), chat_template=None)
-<<<<<<< HEAD
 CONTAINERS = [
     "awq",
     "bitnet",
@@ -63,9 +62,6 @@ CONTAINERS = [
     "onnx",
     "openvino",
 ]
-=======
-CONTAINERS = ["awq", "bitnet", "compressed-tensors", "gguf", "gptq", "hf", "marlin@cpm.cu", "marlin@ist", "openvino"]
->>>>>>> w-openvino
 
 
 def model(files: Mapping[str, bytes], **changes: Any) -> Checkpoint:

@@ -38,11 +38,7 @@ def in_container(model: Checkpoint, name: str, options: ExportOptions, folder: P
 def test_what_each_container_offers() -> None:
     assert {name: widths for name, widths in WIDTHS.items() if widths} == {
         "awq": (4,), "compressed-tensors": (2, 3, 4, 5, 6, 7, 8), "gptq": (2, 3, 4, 8), "marlin": (4,),
-<<<<<<< HEAD
-        "mlx": (2, 3, 4, 5, 6, 8), "onnx": (4, 8), "openvino": (2, 4, 8),
-=======
-        "openvino": (4, 8),
->>>>>>> w-openvino
+        "mlx": (2, 3, 4, 5, 6, 8), "onnx": (4, 8), "openvino": (4, 8),
     }  # fmt: skip
 
 
