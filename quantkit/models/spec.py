@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -131,6 +131,31 @@ def longrope_attention_factor(extension: float, original: int) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SparseSpec:
+    """InfLLM-v2 sparse attention as `sparse_config` describes it, with the defaults of OpenBMB's code. In tokens:
+
+    kernel_size, kernel_stride: of the means of keys that blocks are scored by, and from one mean to the next.
+    block_size: of what is chosen together; init_blocks first ones and those of the last `window_size` always are,
+    and `topk` more by score. dense_len: shorter contexts are dense; -1 = none is.
+    use_nope: blocks are scored by queries and keys that are not rotated.
+    """
+
+    kernel_size: int = 32
+    kernel_stride: int = 16
+    init_blocks: int = 1
+    block_size: int = 64
+    window_size: int = 2048
+    topk: int = 64
+    dense_len: int = 8192
+    use_nope: bool = False
+
+    @property
+    def local_blocks(self) -> int:
+        """Whole blocks of the window."""
+        return self.window_size // self.block_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A dense decoder, completely specified.
 
@@ -158,6 +183,8 @@ class ModelSpec:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    sparse: SparseSpec | None = field(default=None, compare=False)
+    """How the same weights may attend as well. Two specs that differ in it alone are one model, computed dense."""
 
     @property
     def explicit_attention_factor(self) -> float | None:
