@@ -26,6 +26,8 @@ EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", 
 """Hugging Face's names of what stands outside the blocks."""
 BLOCKS = "model.layers."
 """What the names of a block's tensors begin with, before its number."""
+COARSE = 4
+"""Sparse attention takes means of keys a second time, over so many times as many tokens, as far apart."""
 
 
 class Role(str, Enum):
@@ -153,6 +155,17 @@ class SparseSpec:
     def local_blocks(self) -> int:
         """Whole blocks of the window."""
         return self.window_size // self.block_size
+
+    def attended(self, length: int) -> int:
+        """Tokens that the last of `length` attends to."""
+        chosen = (self.topk + self.local_blocks) * self.block_size
+        return length if length < self.dense_len else min(length, chosen)
+
+    def means(self, length: int) -> int:
+        """Means of keys that are kept of `length` tokens, fine and coarse, per head and layer."""
+        return sum(
+            max(0, (length - times * self.kernel_size) // (times * self.kernel_stride) + 1) for times in (1, COARSE)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,12 +30,14 @@ class Definition:
         *,
         unrotated: tuple[np.ndarray, np.ndarray] | None = None,
         prompt: int | None = None,
+        every: int = 1,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Outputs (T, H * D) of all tokens, which come in `calls` of so many, and how clearly each chose, (T,).
+        """Outputs (T, H * D) of tokens, which come in `calls` of so many, and how clearly each chose, (T,).
 
-        q: (H, T, D); k, v: (G, T, D). prompt: length of the prompt that the first calls are pieces of, where a variant
-        decides by the whole prompt; each call is its own where it is None. How clearly: the relative difference between
-        the score of the last chosen block and the best that was left out, the least of all groups; equal ones are 1.
+        q: (H, T, D); k, v: (G, T, D). every: of so many tokens the first is computed. prompt: length of the prompt that
+        the first calls are pieces of, where a variant decides by the whole prompt; each call is its own where it is
+        None. How clearly: the relative difference between the score of the last chosen block and the best that was left
+        out, the least of all groups; equal ones are 1.
         """
         q, k, v = (x.astype(np.float64) for x in (q, k, v))
         by_q, by_k = (q, k) if unrotated is None else (x.astype(np.float64) for x in unrotated)
@@ -48,13 +50,13 @@ class Definition:
             of = past if self.variant == "cpm.cu" else length
             fine, coarse = self.means(by_k[:, :of], 1), self.means(by_k[:, :of], 4)
             sparse = self.is_sparse(past, length if part_of is None else part_of, len(coarse[0]))
-            for r in range(past, length):
+            for r in (r for r in range(past, length) if r % every == 0):
                 rows, least = [], 1.0
                 for h in range(len(q)):
                     g = h // (len(q) // len(k))
                     if h % (len(q) // len(k)) == 0 and sparse:
                         group = by_q[h : h + len(q) // len(k), r]
-                        scores = self.block_scores(group, fine[g], coarse[g], r, part_of, past)
+                        scores = self.block_scores(group, (fine[g], coarse[g]), r, part_of, past)
                         chosen, margin = self.choose(scores, r)
                         least = min(least, margin)
                     tokens = [t for t in range(r + 1) if not sparse or self.sees(r, t, chosen)]
@@ -92,13 +94,13 @@ class Definition:
     def block_scores(
         self,
         queries: np.ndarray,
-        fine: list[np.ndarray],
-        coarse: list[np.ndarray],
+        means: tuple[list[np.ndarray], list[np.ndarray]],
         r: int,
         prompt: int | None,
         past: int,
     ) -> list[float]:
         """A score for each block up to that of token r; -inf where it cannot be chosen."""
+        fine, coarse = means
         block, stride = self.config["block_size"], self.config["kernel_stride"]
         scale = 1 / math.sqrt(queries.shape[1])
         n1, n2 = self.visible(r, 1, len(fine), prompt), self.visible(r, 4, len(coarse), prompt)

@@ -23,6 +23,8 @@ SCORES = 1 << 22
 """Scores of a group of heads at a time: memory does not grow with a prompt's square."""
 PIECE = 4096
 """Keys that the tokens of a query block see at a time."""
+GATHERED = 16
+"""Blocks that are copied out of the memory at a time: few enough to stay in a core's cache."""
 
 Observer = Callable[[int, int, np.ndarray], None]
 """Told what was chosen: group of heads, first position, and which blocks each position from there on takes, (T, B)."""
@@ -129,7 +131,7 @@ class SparseAttention:
         block = np.arange(chosen.shape[1])
         whole = chosen | (block * size >= start[:, None])
         whole &= block <= positions[:, None] // size
-        mixture = Mixture(q)
+        mixture = Mixture(q, positions, self._kept, group)
         left = whole.copy()
         for rows in _query_blocks(positions, size):
             first, last = _common(whole[rows])
@@ -137,35 +139,15 @@ class SparseAttention:
             begin, end = first * size, min(last * size, int(positions[rows][-1]) + 1)
             for piece in _runs(end - begin, PIECE):
                 keys = slice(begin + piece.start, begin + piece.stop)
-                self._add(mixture, group, rows, positions[rows], keys, None)
+                mixture.add(rows, keys)
         cut = np.where(start % size > 0, start // size, -1)  # the block that the window begins within
         cut[(cut < 0) | whole[np.arange(len(cut)), np.maximum(cut, 0)]] = -1
         for number in range(chosen.shape[1]):
-            rows = np.flatnonzero(left[:, number] | (cut == number))
-            if len(rows):
+            some = np.flatnonzero(left[:, number] | (cut == number))
+            if len(some):
                 keys = slice(number * size, min((number + 1) * size, self.memory.length))
-                begins = np.where(cut[rows] == number, start[rows], 0)
-                self._add(mixture, group, rows, positions[rows], keys, begins)
+                mixture.add(some, keys, np.where(cut[some] == number, start[some], 0))
         return mixture.mixed()
-
-    def _add(
-        self,
-        mixture: Mixture,
-        group: int,
-        rows: slice | np.ndarray,
-        positions: np.ndarray,
-        keys: slice,
-        begins: np.ndarray | None,
-    ) -> None:
-        """Let tokens at `positions` see keys up to themselves, and from where it `begins` for each of them."""
-        k, v = (rows_.slice(group, keys.start, keys.stop) for rows_ in self._kept)
-        hidden = None
-        if keys.stop - 1 > positions[0]:
-            hidden = np.arange(keys.start, keys.stop) > positions[:, None]
-        if begins is not None and begins.any():
-            before = np.arange(keys.start, keys.stop) < begins[:, None]
-            hidden = before if hidden is None else hidden | before
-        mixture.add(rows, k, v, hidden)
 
     def _mixed_for_one(self, group: int, q: np.ndarray, positions: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """`_mixed` for a single token: what it sees is gathered, (1, R, D)."""
@@ -175,11 +157,17 @@ class SparseAttention:
         numbers = np.flatnonzero(chosen[0] | ((block + 1) * size > start))
         tokens = (numbers[:, None] * size + np.arange(size)).reshape(-1)
         hidden = (tokens > position) | ((tokens < start) & ~np.repeat(chosen[0, numbers], size))
-        k, v = (rows.blocks(group, numbers) for rows in self._kept)
-        scores = q[0] @ k.T / np.float32(np.sqrt(q.shape[-1]))
+        pieces = [(numbers[run], slice(run.start * size, run.stop * size)) for run in _runs(len(numbers), GATHERED)]
+        scores = np.empty((q.shape[1], len(tokens)), np.float32)
+        for some, keys in pieces:
+            np.matmul(q[0], self.memory.keys.blocks(group, some).T, out=scores[:, keys])
+        scores /= np.float32(np.sqrt(q.shape[-1]))
         scores[:, hidden] = -np.inf
-        mixed: np.ndarray = softmax(scores) @ v
-        return mixed[None]
+        shares = softmax(scores)
+        mixed = np.zeros(q.shape, np.float32)
+        for some, keys in pieces:
+            mixed[0] += shares[:, keys] @ self.memory.values.blocks(group, some)
+        return mixed
 
     @property
     def _groups(self) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from quantkit.models.spec import SparseSpec
-from quantkit.runtimes.reference.sparse.variants import COARSE
+from quantkit.models.spec import COARSE, SparseSpec
 
 
 class Rows:
@@ -35,13 +34,15 @@ class Rows:
 
     def slice(self, group: int, start: int, stop: int) -> np.ndarray:
         """Rows of a group, (stop - start, D) in float32."""
-        return self._buffer[group, start:stop].astype(np.float32, copy=False)
+        rows: np.ndarray = self._buffer[group, start:stop].astype(np.float32, copy=False)
+        return rows
 
     def blocks(self, group: int, numbers: np.ndarray) -> np.ndarray:
         """Whole blocks of a group by their numbers, one behind the other, (len(numbers) * block, D) in float32."""
         _, room, head_dim = self._buffer.shape
         blocks = self._buffer[group].reshape(room // self._block, self._block, head_dim)[numbers]
-        return blocks.reshape(-1, head_dim).astype(np.float32, copy=False)
+        rows: np.ndarray = blocks.reshape(-1, head_dim).astype(np.float32, copy=False)
+        return rows
 
     @property
     def nbytes(self) -> int:

@@ -76,13 +76,14 @@ class Selection:
             shares = np.exp(fine - highest) / np.exp(over - highest).sum(axis=-1, keepdims=True)
         summed: np.ndarray = shares.sum(axis=1)
         summed[unseen] = 0
-        return np.nan_to_num(summed, copy=False, nan=0.0, posinf=np.inf)
+        np.nan_to_num(summed, copy=False, nan=0.0, posinf=np.inf)
+        return summed
 
-    def _products(self, means: Means, group: int, q: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _products(
+        self, means: Means, group: int, q: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """q k / sqrt(D) of the means that any of the positions sees, (T, R, n), and which one does not see, (T, n)."""
-        seen = self._variant.seen(
-            positions, means.kernel, means.stride, means=means.rows.length, prompt=self._prompt
-        )
+        seen = self._variant.seen(positions, means.kernel, means.stride, means=means.rows.length, prompt=self._prompt)
         tokens, heads, head_dim = q.shape
         keys = means.rows.slice(group, 0, int(seen.max()))
         products = q.reshape(-1, head_dim) @ keys.T / np.float32(np.sqrt(head_dim))

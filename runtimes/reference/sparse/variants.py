@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from quantkit.errors import BadOption
-from quantkit.models.spec import SparseSpec
-
-COARSE = 4
-"""The means that scores are normalised by are of so many times as many tokens, and as far apart."""
+from quantkit.models.spec import COARSE, SparseSpec
 
 
 class Variant:
@@ -51,7 +48,8 @@ class Variant:
         rounds.
         """
         fewer = int(prompt is not None and prompt % stride == stride - 1)
-        return np.clip((positions + 1 - kernel) // stride + 1 - fewer, 0, means)
+        count: np.ndarray = np.clip((positions + 1 - kernel) // stride + 1 - fewer, 0, means)
+        return count
 
 
 class June(Variant):
@@ -111,7 +109,8 @@ class CpmCu(June):
         return np.full(len(positions), means)
 
 
-VARIANTS = (Variant(), June(), CpmCu())
+DEFAULT = Variant()
+VARIANTS = (DEFAULT, June(), CpmCu())
 
 
 def variant_named(name: str) -> Variant:

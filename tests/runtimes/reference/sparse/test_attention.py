@@ -53,10 +53,15 @@ def fast(config: dict[str, int], name: str, qkv: list[np.ndarray], calls: list[i
     return np.concatenate(out)
 
 
-def check(config: dict[str, int], name: str, qkv: list[np.ndarray], calls: list[int], **given: object) -> int:
-    """Hold the one against the other where the choice is clear; returns how many tokens' are not."""
-    wanted, clear = Definition(config, name).outputs(*qkv, calls, **given)  # type: ignore[arg-type]
-    found = fast(config, name, qkv, calls, **given)
+def check(
+    config: dict[str, int], name: str, qkv: list[np.ndarray], calls: list[int], every: int = 1, **given: object
+) -> int:
+    """Hold the one against the other where the choice is clear; returns how many tokens' are not.
+
+    every: of so many tokens one is computed by the definition.
+    """
+    wanted, clear = Definition(config, name).outputs(*qkv, calls, every=every, **given)  # type: ignore[arg-type]
+    found = fast(config, name, qkv, calls, **given)[::every]
     error = np.abs(found - wanted).max(axis=1)
     assert error[clear > CLEAR].max(initial=0) <= CLOSE, (config, name, calls, given.keys())
     return int((clear <= CLEAR).sum())
@@ -70,7 +75,9 @@ def test_it_is_what_is_defined(seed: int) -> None:
         config, name = numbers(rng), str(rng.choice(NAMES))
         tokens = int(rng.integers(1, 90))
         calls = list(splits(tokens, int(rng.integers(1, tokens + 1)), int(rng.choice([1, 1, 2, 7, 30]))))
-        qkv = arrays(rng, tokens, int(rng.integers(1, 3)), int(rng.choice([1, 2, 3, 4, 16], p=[0.3, 0.3, 0.2, 0.1, 0.1])), 4)
+        qkv = arrays(
+            rng, tokens, int(rng.integers(1, 3)), int(rng.choice([1, 2, 3, 4, 16], p=[0.3, 0.3, 0.2, 0.1, 0.1])), 4
+        )
         given = {}
         if rng.random() < 0.3:
             given["unrotated"] = tuple(arrays(rng, tokens, len(qkv[1]), len(qkv[0]) // len(qkv[1]), 4)[:2])
@@ -105,13 +112,12 @@ def test_decoding_passes_from_dense_to_sparse(name: str) -> None:
     assert check({**DEFAULT, "dense_len": 300}, name, qkv, [270, *[1] * 150]) <= 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "tokens"), [("minicpm4.1", 5000), ("minicpm4", 2100), ("cpm.cu", 2600)])
+@pytest.mark.parametrize(("name", "tokens"), [("minicpm4.1", 5000), ("minicpm4", 2300), ("cpm.cu", 2600)])
 def test_a_long_context(name: str, tokens: int) -> None:
     """More than a run of positions, whole and in pieces, the last ones decoded."""
     qkv = arrays(np.random.default_rng(tokens), tokens, 1, 1, 4)
     config = {**DEFAULT, "window_size": 256, "topk": 6}
-    assert check(config, name, qkv, [tokens - 1000, 995, 1, 1, 1, 1, 1]) <= tokens // 100
+    assert check(config, name, qkv, [tokens - 1000, 995, 1, 1, 1, 1, 1], every=19) <= 2
 
 
 @pytest.mark.parametrize("tokens", [100, 111, 112, 127])
@@ -160,7 +166,8 @@ def test_means_are_taken_once() -> None:
 
 def test_half_precision_keys_choose_the_same_blocks() -> None:
     chosen: dict[type, list[np.ndarray]] = {}
-    q, k, v = arrays(np.random.default_rng(4), 1500, 2, 4, 16)
+    kept: dict[type, int] = {}
+    q, k, v = arrays(np.random.default_rng(4), 1000, 2, 2, 16)
     config = {**DEFAULT, "window_size": 128, "topk": 4}
     for dtype in (np.float32, np.float16):
         told: list[np.ndarray] = []
@@ -170,5 +177,7 @@ def test_half_precision_keys_choose_the_same_blocks() -> None:
         )  # fmt: skip
         attention.attend(q, k, v)
         chosen[dtype] = told
+        kept[dtype] = attention.memory.nbytes
     same = [(a == b).all(axis=1).mean() for a, b in zip(chosen[np.float32], chosen[np.float16], strict=True)]
-    assert 0.99 <= np.mean(same) < 1
+    assert np.mean(same) >= 0.99
+    assert kept[np.float16] * 2 == kept[np.float32] == (2 * 1000 + 61 + 14) * 2 * 16 * 4
