@@ -31,8 +31,8 @@ def read_sparse(config: Mapping[str, Any], where: str) -> SparseSpec | None:
     where = f"{where}: {KEY}"
     if not isinstance(given, Mapping):
         raise BadConfig(f"{where} must be an object, is {shown(given)}")
-    for key, value in given.items():
-        if key not in KEYS and value is not None:
+    for key in given:
+        if key not in KEYS:
             raise UnsupportedModel(
                 f"{where}: {shown(key)} is not understood, and may change which tokens are seen",
                 hint=f"known are {', '.join(KEYS)}; without {KEY} the model attends densely",
