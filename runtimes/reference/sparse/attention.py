@@ -158,10 +158,10 @@ class SparseAttention:
         tokens = (numbers[:, None] * size + np.arange(size)).reshape(-1)
         hidden = (tokens > position) | ((tokens < start) & ~np.repeat(chosen[0, numbers], size))
         pieces = [(numbers[run], slice(run.start * size, run.stop * size)) for run in _runs(len(numbers), GATHERED)]
-        scores = np.empty((q.shape[1], len(tokens)), np.float32)
+        scaled = q[0] / np.float32(np.sqrt(q.shape[-1]))
+        scores = np.empty((len(scaled), len(tokens)), np.float32)
         for some, keys in pieces:
-            np.matmul(q[0], self.memory.keys.blocks(group, some).T, out=scores[:, keys])
-        scores /= np.float32(np.sqrt(q.shape[-1]))
+            np.matmul(scaled, self.memory.keys.blocks(group, some).T, out=scores[:, keys])
         scores[:, hidden] = -np.inf
         shares = softmax(scores)
         mixed = np.zeros(q.shape, np.float32)

@@ -38,7 +38,12 @@ class Rows:
         return rows
 
     def blocks(self, group: int, numbers: np.ndarray) -> np.ndarray:
-        """Whole blocks of a group by their numbers, one behind the other, (len(numbers) * block, D) in float32."""
+        """Whole blocks of a group by their numbers, one behind the other, (len(numbers) * block, D) in float32.
+
+        numbers: in rising order. What lies together is not copied.
+        """
+        if numbers[-1] - numbers[0] == len(numbers) - 1:
+            return self.slice(group, int(numbers[0]) * self._block, (int(numbers[-1]) + 1) * self._block)
         _, room, head_dim = self._buffer.shape
         blocks = self._buffer[group].reshape(room // self._block, self._block, head_dim)[numbers]
         rows: np.ndarray = blocks.reshape(-1, head_dim).astype(np.float32, copy=False)

@@ -68,7 +68,8 @@ class Selection:
         over, hidden = fine, unseen
         if self._variant.coarse:
             over, hidden = self._products(self._memory.coarse, group, q, positions)
-        over = np.where(hidden[:, None], -np.inf, over)
+        if hidden.any():
+            over = np.where(hidden[:, None], np.float32(-np.inf), over)
         highest = over.max(axis=-1, keepdims=True, initial=-np.inf)  # (T, R, 1)
         highest[np.isneginf(highest)] = np.inf  # nothing to normalise by: all scores are zero
         # A mean that outweighs the coarse ones by exp(88) is infinitely good; where none are seen it is 0 / 0.
@@ -86,7 +87,7 @@ class Selection:
         seen = self._variant.seen(positions, means.kernel, means.stride, means=means.rows.length, prompt=self._prompt)
         tokens, heads, head_dim = q.shape
         keys = means.rows.slice(group, 0, int(seen.max()))
-        products = q.reshape(-1, head_dim) @ keys.T / np.float32(np.sqrt(head_dim))
+        products = (q / np.float32(np.sqrt(head_dim))).reshape(-1, head_dim) @ keys.T
         return products.reshape(tokens, heads, len(keys)), np.arange(len(keys)) >= seen[:, None]
 
 

@@ -1,4 +1,4 @@
-"""`sparse_config` is read strictly: every key by its name, every number in its range, OpenBMB's defaults for the rest."""
+"""`sparse_config` is read strictly: every key by its name, every number in its range, OpenBMB's defaults besides."""
 
 from __future__ import annotations
 
