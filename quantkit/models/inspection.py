@@ -9,10 +9,13 @@ from typing import Any
 from quantkit.files.planned_files import PlannedTensor
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.family.recognition import described
-from quantkit.models.spec import LINEAR_ROLES, RopeSpec
+from quantkit.models.spec import LINEAR_ROLES, ModelSpec, RopeSpec
 from quantkit.progress import Progress
 from quantkit.tensors.ternary import TernaryWeights, ternary_weights
 from quantkit.tensors.views import TensorView, Weight
+
+CONTEXTS = (8 << 10, 32 << 10, 128 << 10)
+"""Lengths for which it is told what attention costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ def inspection(checkpoint: Checkpoint, *, progress: Progress | None = None) -> I
         "residual scale": round(spec.residual_scale, 7),
         "logit divisor": spec.logit_divisor,
         "eos token ids": list(spec.eos_token_ids),
+        **_sparse(spec),
     }
     counts: dict[str, list[int]] = {}
     for tensor, weight in zip(tensors, checkpoint.weights.values(), strict=True):
@@ -85,6 +89,32 @@ def _rope(rope: RopeSpec) -> str:
         beyond = rope.original_max_position_embeddings
         return f"theta {rope.theta:g}, dynamic NTK by {rope.factor:g} beyond {beyond} tokens"
     return f"theta {rope.theta:g}"
+
+
+def _sparse(spec: ModelSpec) -> dict[str, str]:
+    """What sparse attention sees and remembers; nothing for a model that has none."""
+    sparse = spec.sparse
+    if sparse is None:
+        return {}
+    chosen = f"{sparse.topk} of blocks of {sparse.block_size} tokens, and a window of {sparse.window_size}"
+    by = ", chosen before rotation" if sparse.use_nope else ""
+    dense = f", dense below {sparse.dense_len}" if sparse.dense_len > 0 else ""
+    shares = (f"{sparse.attended(length) / length:.3g} of {length >> 10}K" for length in CONTEXTS)
+    kept = []
+    for length in CONTEXTS:
+        keys, means = attention_memory(spec, length)
+        kept.append(f"{keys >> 20} + {means / (1 << 20):.1f} MiB at {length >> 10}K")
+    return {
+        "sparse attention": chosen + by + dense,
+        "tokens attended": ", ".join(shares),
+        "keys and values + means of keys": f"{', '.join(kept)}, at 16 bits",
+    }
+
+
+def attention_memory(spec: ModelSpec, length: int, *, itemsize: int = 2) -> tuple[int, int]:
+    """Bytes that attention remembers of `length` tokens: keys and values, and the means that sparse attention adds."""
+    vector = spec.num_hidden_layers * spec.num_key_value_heads * spec.head_dim * itemsize
+    return 2 * length * vector, (spec.sparse.means(length) if spec.sparse else 0) * vector
 
 
 def _describe(name: str, weight: Weight) -> PlannedTensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -26,6 +26,8 @@ EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", 
 """Hugging Face's names of what stands outside the blocks."""
 BLOCKS = "model.layers."
 """What the names of a block's tensors begin with, before its number."""
+COARSE = 4
+"""Sparse attention takes means of keys a second time, over so many times as many tokens, as far apart."""
 
 
 class Role(str, Enum):
@@ -131,6 +133,42 @@ def longrope_attention_factor(extension: float, original: int) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SparseSpec:
+    """InfLLM-v2 sparse attention as `sparse_config` describes it, with the defaults of OpenBMB's code. In tokens:
+
+    kernel_size, kernel_stride: of the means of keys that blocks are scored by, and from one mean to the next.
+    block_size: of what is chosen together; init_blocks first ones and those of the last `window_size` always are,
+    and `topk` more by score. dense_len: shorter contexts are dense; -1 = none is.
+    use_nope: blocks are scored by queries and keys that are not rotated.
+    """
+
+    kernel_size: int = 32
+    kernel_stride: int = 16
+    init_blocks: int = 1
+    block_size: int = 64
+    window_size: int = 2048
+    topk: int = 64
+    dense_len: int = 8192
+    use_nope: bool = False
+
+    @property
+    def local_blocks(self) -> int:
+        """Whole blocks of the window."""
+        return self.window_size // self.block_size
+
+    def attended(self, length: int) -> int:
+        """Tokens that the last of `length` attends to."""
+        chosen = (self.topk + self.local_blocks) * self.block_size
+        return length if length < self.dense_len else min(length, chosen)
+
+    def means(self, length: int) -> int:
+        """Means of keys that are kept of `length` tokens, fine and coarse, per head and layer."""
+        return sum(
+            max(0, (length - times * self.kernel_size) // (times * self.kernel_stride) + 1) for times in (1, COARSE)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A dense decoder, completely specified.
 
@@ -158,6 +196,8 @@ class ModelSpec:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    sparse: SparseSpec | None = field(default=None, compare=False)
+    """How the same weights may attend as well. Two specs that differ in it alone are one model, computed dense."""
 
     @property
     def explicit_attention_factor(self) -> float | None:

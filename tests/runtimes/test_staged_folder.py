@@ -16,7 +16,7 @@ from quantkit.models.recognition import parse_config
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS
 from quantkit.protocols import ExportOptions
 from quantkit.runtimes._staged_folder import staged_folder
-from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.runtimes.transformers import RUNTIME
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.verification.prompts import Prompt

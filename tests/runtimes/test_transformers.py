@@ -16,7 +16,7 @@ from quantkit.errors import BadOption, EngineFailed, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import NORM_ROLES, Role
 from quantkit.protocols import ExportOptions
-from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.runtimes.transformers import RUNTIME, TransformersSession, _refuse_strays
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight

@@ -26,7 +26,7 @@ from quantkit.protocols import ExportOptions
 from quantkit.runtimes import vllm
 from quantkit.runtimes._staged_folder import staged_folder
 from quantkit.runtimes._vllm_server import log_prob_rows
-from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.runtimes.vllm import RUNTIME, VLLMSession
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.verification.metrics import max_abs_log_prob_difference, top1_agreement

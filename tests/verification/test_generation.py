@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantkit.errors import BadOption, NonFiniteValues
-from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.verification.generation import choose, generated_tokens
 from tests.support.memory import memory_checkpoint, tiny_config
 

@@ -16,7 +16,7 @@ import pytest
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import BadOption, GoldenMismatch, IncompleteFile, MalformedFile, QuantkitError
 from quantkit.models.folding import folded
-from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.tensors.digests import values_digest
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.text.tokenizer import open_tokenizer

@@ -22,7 +22,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded
 from quantkit.protocols import ExportOptions
 from quantkit.registry import open_checkpoint
-from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
 from quantkit.text.tokenizer import open_tokenizer

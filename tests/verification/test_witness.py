@@ -16,7 +16,7 @@ from quantkit.errors import EngineFailed, GoldenMismatch
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec
 from quantkit.protocols import ExportOptions
-from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.verification.prompts import Prompt
 from quantkit.verification.witness import agreement, distance, tolerance
 from tests.support.memory import memory_checkpoint, tiny_config

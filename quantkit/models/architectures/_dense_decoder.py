@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.errors import BadConfig, UnsupportedModel
 from quantkit.models.architectures._config_keys import READ, Shape, check_keys, code_asked_for, unknown_keys
 from quantkit.models.architectures._rope import LLAMA_TYPES, read_rope, rope_notes
+from quantkit.models.architectures._sparse import KEY, read_sparse
 from quantkit.models.config import decoder_config
 from quantkit.models.config_reader import ConfigReader, shown
 from quantkit.models.spec import (
@@ -138,6 +139,7 @@ class DenseDecoder:
             bos_token_id=reader.token("bos_token_id", vocab, default=1),
             eos_token_ids=reader.tokens("eos_token_id", vocab, default=2),
             pad_token_id=reader.padding(vocab),
+            sparse=read_sparse(config, where) if KEY in self.carried_keys else None,
         )
 
     def notes(self, config: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -212,6 +214,7 @@ class DenseDecoder:
             logit_divisor=1.0,
             rms_norm_eps=epsilon,
             tie_word_embeddings=spec.tie_word_embeddings and tied,
+            sparse=None,
         )
 
     def fold_factor(self, spec: ModelSpec, role: Role) -> float:

@@ -42,6 +42,6 @@ ARCHITECTURE = DenseDecoder(
     rope_types=MINICPM_TYPES,
     reads_attention_factor=False,
     remarks={
-        "sparse_config": "describes sparse attention, which is not computed here: everything is held to dense attention"
+        "sparse_config": "describes sparse attention; engines, calibration and verification go by dense attention"
     },
 )

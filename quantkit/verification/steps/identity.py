@@ -18,7 +18,7 @@ from quantkit.errors import GoldenMismatch, MalformedFile, MissingDependency, Qu
 from quantkit.files.json_file import parse_json
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.layouts.small_files import is_legal
-from quantkit.models.spec import ModelSpec, RopeSpec
+from quantkit.models.spec import ModelSpec, RopeSpec, SparseSpec
 from quantkit.text.sentencepiece_model import TokenKind
 from quantkit.text.templates import OLD_TEMPLATE_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
 from quantkit.text.tokenizer import open_tokenizer
@@ -145,7 +145,14 @@ def spec_from_json(data: object, where: str) -> ModelSpec:
         if not isinstance(data, Mapping):
             raise TypeError("not an object")
         given = {key: _untyped(value) for key, value in data.items()}
-        spec = ModelSpec(**{**given, "rope": RopeSpec(**given["rope"])})
+        sparse = given.get("sparse")
+        spec = ModelSpec(
+            **{
+                **given,
+                "rope": RopeSpec(**given["rope"]),
+                "sparse": None if sparse is None else SparseSpec(**sparse),
+            }
+        )
         sizes = (spec.vocab_size, spec.hidden_size, spec.num_hidden_layers)
         if not all(type(size) is int and 0 < size <= 1 << 24 for size in sizes):
             raise ValueError("a size is out of range")
@@ -179,7 +186,7 @@ def expected_spec(original: ModelSpec, artifact: ModelSpec) -> ModelSpec:
 def spec_differences(expected: object, found: object, prefix: str = "") -> Iterator[str]:
     """One line for every field of two specs that differs; `pad_token_id` may be missing where it was never used."""
     assert is_dataclass(expected)
-    for field in fields(expected):
+    for field in (field for field in fields(expected) if field.compare):
         one, other = getattr(expected, field.name), getattr(found, field.name)
         if is_dataclass(one):
             yield from spec_differences(one, other, f"{prefix}{field.name}.")

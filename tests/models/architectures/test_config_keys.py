@@ -218,7 +218,7 @@ def test_a_sparse_config_is_kept_and_told() -> None:
     sparse = {**MINICPM, "sparse_config": {"topk": 64, "kernel_size": 32}}
     assert parse_config(sparse) == parse_config(MINICPM)
     (note,) = config_notes(sparse)
-    assert "sparse_config describes sparse attention" in note
+    assert "sparse_config describes sparse attention; " in note
     assert "dense attention" in note
     written = architecture("minicpm").config(parse_config(sparse), sparse)
     assert written["sparse_config"] == sparse["sparse_config"]

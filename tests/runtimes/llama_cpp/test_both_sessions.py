@@ -11,7 +11,7 @@ import pytest
 from quantkit.errors import BadOption, EngineFailed
 from quantkit.runtimes.llama_cpp.server_session import ServerSession
 from quantkit.runtimes.llama_cpp.session import LlamaCppSession
-from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.verification.metrics import log_softmax, max_abs_log_prob_difference
 from tests.support.gguf_writer import SPECIAL, TOKENS, VOCABULARY, write_gguf
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config

@@ -11,7 +11,7 @@ from quantkit.errors import EngineFailed
 from quantkit.protocols import ExportOptions, TracingSession
 from quantkit.runtimes.llama_cpp import session as session_module
 from quantkit.runtimes.llama_cpp.session import LlamaCppSession
-from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.verification.metrics import max_abs_log_prob_difference
 from tests.support.gguf_writer import TOKENS, VOCABULARY, write_gguf
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config

@@ -18,7 +18,7 @@ from quantkit.models.recognition import parse_config
 from quantkit.protocols import Predictions
 from quantkit.runtimes.reference import forward, weights
 from quantkit.runtimes.reference.formulas import round_to_int8
-from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView

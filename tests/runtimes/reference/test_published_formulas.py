@@ -15,7 +15,7 @@ import torch
 from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import load_model
-from quantkit.runtimes.reference.runtime import ReferenceSession
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.verification.witness import distance, tolerance
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 from tests.support.minicpm_formulas import minicpm_logits

@@ -13,7 +13,8 @@ from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.recognition import parse_config
 from quantkit.runtimes.reference.formulas import rms_norm
-from quantkit.runtimes.reference.runtime import RUNTIME, ReferenceSession
+from quantkit.runtimes.reference.runtime import RUNTIME
+from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
