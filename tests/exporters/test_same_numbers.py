@@ -76,7 +76,7 @@ HOLD = {
         "onnx:f32",
         "openvino:f16",
     },
-    "ternary": {"gguf:tq2_0", "gguf:tq1_0", "gguf:q2_0", "gguf:q4_0", "onnx:f16", "onnx:f32", "openvino:f16"},
+    "ternary": {"gguf:tq2_0", "gguf:tq1_0", "gguf:q2_0", "gguf:q4_0", "openvino:f16"},
 }
 """What must hold such a run; others may."""
 

@@ -126,11 +126,16 @@ CASES: dict[str, tuple[Callable[[Path], Path], type[QuantkitError], str, str]] =
         "pickles .'model.pt'.",
         "save_pretrained",
     ),
-    "ONNX": (lambda p: files(p, "config.json", "model.onnx"), UnsupportedModel, "an ONNX model", "transformers"),
+    "ONNX": (
+        lambda p: files(p, "config.json", "decoder_model.onnx"),
+        UnsupportedModel,
+        "an ONNX model",
+        "transformers",
+    ),
     "TensorFlow": (lambda p: files(p, "config.json", "tf_model.h5"), UnsupportedModel, "TensorFlow", "transformers"),
     "a saved model": (lambda p: files(p, "saved_model.pb"), UnsupportedModel, "TensorFlow", "transformers"),
     "Flax": (lambda p: files(p, "config.json", "flax_model.msgpack"), UnsupportedModel, "Flax", "transformers"),
-    "OpenVINO": (lambda p: files(p, "config.json", "openvino_model.xml"), UnsupportedModel, "OpenVINO", "transformers"),
+    "OpenVINO": (lambda p: files(p, "config.json", "openvino_model.bin"), UnsupportedModel, "OpenVINO", "transformers"),
     "TensorRT": (lambda p: files(p, "config.json", "rank0.engine"), UnsupportedModel, "TensorRT", "transformers"),
     "MLC": (lambda p: files(p, "mlc-chat-config.json", "params_shard_0.bin"), UnsupportedModel, "MLC", "transformers"),
     "diffusers": (
