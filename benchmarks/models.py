@@ -62,6 +62,9 @@ CARRIERS = {SYMMETRIC: ("q4_0",), ASYMMETRIC: ("q4_1",), EIGHT: ("q8_0",), HEAD:
 CARRIERS |= {TERNARY: ("tq2_0", "tq1_0", "q2_0")}
 """The smallest types of a GGUF file that hold a grid."""
 
+MLX_CODES = ("affine", "affine-f16", "mxfp4", "nvfp4")
+"""MLX's types of codes, of which two hold codes of their own kind alone."""
+
 SLOW = "vllm"
 """The engine that takes a minute to start."""
 RUN_IN_SLOW = (
@@ -92,6 +95,8 @@ def choices(container: str, weights: str, *, native: bool) -> Iterator[ExportOpt
         types = exporter.types[1:]
     if weights != DENSE and container == "hf":
         return
+    if container == "mlx" and weights == SYMMETRIC:
+        types = MLX_CODES
     for type_ in types or (None,):
         for target in exporter.targets or (None,):
             yield ExportOptions(type=type_, target=target)
