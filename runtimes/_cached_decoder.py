@@ -14,9 +14,8 @@ from itertools import takewhile
 
 import numpy as np
 
-from quantkit.errors import BadOption, EngineFailed
+from quantkit.errors import EngineFailed
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.context import check_length
 from quantkit.models.spec import ModelSpec
 
 Run = Callable[[Mapping[str, np.ndarray], Sequence[str]], Mapping[str, np.ndarray]]
@@ -29,15 +28,6 @@ EMBEDDING, BLOCK, NORM = "embedding", "block {}", "final norm"
 def arithmetic_of(checkpoint: Checkpoint) -> str:
     """What a graph is computed in, as its config.json tells: "float32" or "float16"."""
     return "float16" if checkpoint.config.get("torch_dtype") == "float16" else "float32"
-
-
-def checked_ids(token_ids: Sequence[int], spec: ModelSpec) -> list[int]:
-    """The ids as a list; raises `BadOption` where they are none, not in the vocabulary, or too many for the model."""
-    ids = [int(token) for token in token_ids]
-    if not ids or not all(0 <= token < spec.vocab_size for token in ids):
-        raise BadOption(f"token ids must be one or more numbers below {spec.vocab_size}")
-    check_length(spec, len(ids))
-    return ids
 
 
 def step_of(spec: ModelSpec, tokens: int, step: int) -> int:

@@ -12,8 +12,10 @@ import numpy as np
 
 NOTHING = np.empty(0, np.float32)
 
-Answer = Callable[[dict[str, Any]], tuple[Mapping[str, Any], np.ndarray]]
-"""Takes a request; returns the head of the answer and its float32 data, `NOTHING` where it has none."""
+Reply = tuple[Mapping[str, Any], np.ndarray]
+"""The head of an answer and its float32 data, `NOTHING` where it has none."""
+Answer = Callable[[dict[str, Any]], Reply]
+"""Answers a request."""
 
 
 def python_command(code: str) -> list[str]:
@@ -38,6 +40,39 @@ def serve(answer: Answer) -> None:
         answers.write(json.dumps(head).encode() + b"\n")
         answers.write(np.ascontiguousarray(data).data)
         answers.flush()
+
+
+def serve_engine(load: Callable[..., object], replies: Mapping[str, Callable[[Any], Reply]]) -> None:
+    """`serve` an engine that the first request makes: {"do": "load"} and what `load` takes.
+
+    replies: what else a request may do, a method of the engine that takes the rest of it, to how its result is sent.
+    """
+    engine: object = None
+
+    def answer(request: dict[str, Any]) -> Reply:
+        nonlocal engine
+        do = request.pop("do")
+        if do == "load":
+            engine = load(**request)
+            return {}, NOTHING
+        return replies[do](getattr(engine, do)(**request))
+
+    serve(answer)
+
+
+def rows_reply(values: np.ndarray) -> Reply:
+    """Rows of logits."""
+    return {}, values
+
+
+def stages_reply(values: Mapping[str, np.ndarray]) -> Reply:
+    """The stages of a trace: their names, and their values one after the other."""
+    return {"stages": list(values)}, np.concatenate([stage.reshape(-1) for stage in values.values()])
+
+
+def ids_reply(token_ids: list[int]) -> Reply:
+    """Tokens of a text."""
+    return {"token_ids": token_ids}, NOTHING
 
 
 def _paths() -> str:

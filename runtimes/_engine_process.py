@@ -25,7 +25,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from quantkit.errors import EngineFailed
+from quantkit.models.spec import ModelSpec
 from quantkit.supervisor import EXCEEDED, NUMBER_BYTES, supervised
 
 if TYPE_CHECKING:
@@ -176,6 +179,22 @@ class EngineProcess:
     def _log_lines(self) -> list[str]:
         self._log.seek(0)
         return [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+
+
+def stages_in(names: Sequence[str], values: np.ndarray, rows: int, spec: ModelSpec) -> dict[str, np.ndarray]:
+    """The stages of a trace of `rows` tokens, which follow each other in flat `values`: [rows, hidden], [rows, vocab].
+
+    Raises:
+        EngineFailed: they are not as many.
+    """
+    widths = {name: spec.vocab_size if name == "logits" else spec.hidden_size for name in names}
+    if values.size != rows * sum(widths.values()):
+        raise EngineFailed(f"the stages of {rows} tokens have {values.size:,} values")
+    stages, start = {}, 0
+    for name, width in widths.items():
+        stages[name] = values[start : start + rows * width].reshape(rows, width)
+        start += rows * width
+    return stages
 
 
 class EngineSession:

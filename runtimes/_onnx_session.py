@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import EngineFailed
+from quantkit.models.context import checked_ids
 from quantkit.models.spec import ModelSpec
-from quantkit.runtimes._cached_decoder import checked_ids, step_of
+from quantkit.runtimes._cached_decoder import step_of
 from quantkit.runtimes._engine_child import python_command
 from quantkit.runtimes._engine_process import EngineProcess, EngineSession
 from quantkit.runtimes._onnx_allowances import evaluating, loading
@@ -60,7 +61,7 @@ class OnnxEngineSession(EngineSession):
         return row
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
-        return checked_ids(token_ids, self._spec)
+        return checked_ids(self._spec, token_ids)
 
     def _rows(self, count: int, ids: list[int], **request: str | bool) -> np.ndarray:
         step = step_of(self._spec, len(ids), STEP)

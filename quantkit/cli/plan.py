@@ -23,6 +23,7 @@ from quantkit.cli.options.shared import (
     Strict,
     Symmetric,
     Target,
+    chosen_recipe,
     chosen_scheme,
 )
 from quantkit.cli.output import Output, human_size, table
@@ -59,7 +60,6 @@ def plan(
     Reads headers only; for method ternary also the weights, because what is ternary already is taken over.
     """
     from quantkit import CalibrationOptions, QuantizeOptions, every_target, parse_target
-    from quantkit import Recipe as Rules
     from quantkit import plan as make_plan
     from quantkit.errors import BadOption
 
@@ -69,11 +69,10 @@ def plan(
     output = Output(as_json=as_json)
     options = None
     if method is not None:
-        rules = Rules.read(recipe) if recipe is not None else Rules()
         options = QuantizeOptions(
             method=method,
             scheme=chosen_scheme(method, bits=bits, group_size=group_size, symmetric=symmetric, levels=levels),
-            recipe=rules if embedding_bits is None else rules.with_outer(embedding_bits),
+            recipe=chosen_recipe(recipe, embedding_bits),
             calibration=CalibrationOptions(sequences=samples, length=length),
             strict=strict,
         )

@@ -25,6 +25,7 @@ from quantkit.cli.options.shared import (
     Strict,
     Symmetric,
     Threads,
+    chosen_recipe,
     chosen_scheme,
 )
 from quantkit.cli.options.training import (
@@ -130,7 +131,6 @@ def quantize(
         loads_in,
         open_checkpoint,
     )
-    from quantkit import Recipe as Rules
     from quantkit import quantize as make
     from quantkit import recover as train
 
@@ -138,11 +138,10 @@ def quantize(
     scheme = chosen_scheme(
         method, bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype, levels=levels
     )
-    rules = Rules.read(recipe) if recipe is not None else Rules()
     options = QuantizeOptions(
         method=method,
         scheme=scheme,
-        recipe=rules if embedding_bits is None else rules.with_outer(embedding_bits),
+        recipe=chosen_recipe(recipe, embedding_bits),
         calibration=CalibrationOptions(
             files=tuple(CalibrationFile.parse(text) for text in calibration or ()),
             own_text=not only_files,

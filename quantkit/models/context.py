@@ -1,6 +1,8 @@
-"""How many tokens a model is made for: what is longer is refused before anything is computed."""
+"""What a model can be asked: ids of its vocabulary, as many as it is made for; all else is refused beforehand."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from quantkit.errors import BadOption
 from quantkit.models.spec import ModelSpec
@@ -15,3 +17,18 @@ def check_length(spec: ModelSpec, tokens: int, *, to_come: int = 0, what: str = 
     if tokens + to_come > limit:
         beside = f" and {to_come} to come" if to_come else ""
         raise BadOption(f"{what} of {tokens} tokens{beside} exceeds the model's context of {limit}", hint="shorten it")
+
+
+def checked_ids(spec: ModelSpec, token_ids: Sequence[int], *, known: int = 0, to_come: int = 0) -> list[int]:
+    """The ids as a list of int.
+
+    known, to_come: tokens before and after them that count for the length.
+
+    Raises:
+        BadOption: none, one that is not in the vocabulary, or more than the model's context.
+    """
+    ids = [int(token) for token in token_ids]
+    if not ids or not all(0 <= token < spec.vocab_size for token in ids):
+        raise BadOption(f"token ids must be one or more numbers below {spec.vocab_size}")
+    check_length(spec, known + len(ids), to_come=to_come)
+    return ids

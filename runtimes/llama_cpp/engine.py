@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.runtimes._engine_child import NOTHING, serve
+from quantkit.runtimes._engine_child import NOTHING, serve, stages_reply
 from quantkit.runtimes.llama_cpp.context import GRANULE
 from quantkit.runtimes.llama_cpp.library import (
     DISABLED,
@@ -249,8 +249,7 @@ class Answers:
             return {}, NOTHING
         assert self._engine is not None
         if do == "trace":
-            stages = self._engine.trace(**request)
-            return {"stages": list(stages)}, np.concatenate(list(stages.values()))
+            return stages_reply(self._engine.trace(**request))
         if do == "tokenize":
             return {"token_ids": self._engine.tokenize(**request)}, NOTHING
         return {}, self._engine.logits(**request) if do == "logits" else self._engine.next(**request)

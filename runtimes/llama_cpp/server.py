@@ -13,13 +13,11 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import xllamacpp
 
-from quantkit.runtimes._engine_child import NOTHING, serve
+from quantkit.runtimes._engine_child import Reply, ids_reply, serve_engine
 
 ERRORS_ONLY = 1
 FORCED_BIAS = 1e9
@@ -99,25 +97,10 @@ def _connect(address: str) -> http.client.HTTPConnection:
     return connection
 
 
-class Answers:
-    """The engine's answers to requests; it is loaded by the first one."""
-
-    def __init__(self) -> None:
-        self._engine: Engine | None = None
-
-    def __call__(self, request: dict[str, Any]) -> tuple[Mapping[str, Any], np.ndarray]:
-        """Head and data of the answer to `request`."""
-        do = request.pop("do")
-        if do == "load":
-            self._engine = Engine(**request)
-            return {}, NOTHING
-        assert self._engine is not None
-        if do == "row":
-            entries, row = self._engine.row(**request)
-            return {"entries": entries}, row
-        return {"token_ids": self._engine.tokenize(**request)}, NOTHING
+def _entries(found: tuple[int, np.ndarray]) -> Reply:
+    return {"entries": found[0]}, found[1]
 
 
 def main() -> None:
-    """Answer until stdin ends."""
-    serve(Answers())
+    """Answer requests until stdin ends."""
+    serve_engine(Engine, {"row": _entries, "tokenize": ids_reply})

@@ -13,7 +13,7 @@ import numpy as np
 
 from quantkit.errors import EngineFailed
 from quantkit.models.spec import ModelSpec
-from quantkit.runtimes._engine_process import EngineSession
+from quantkit.runtimes._engine_process import EngineSession, stages_in
 from quantkit.runtimes.llama_cpp.allowances import evaluating, loading, tokenizing
 from quantkit.runtimes.llama_cpp.child import Child, threads_for
 from quantkit.runtimes.llama_cpp.context import context_size
@@ -60,12 +60,7 @@ class LlamaCppSession(EngineSession):
         NaN passes: it shows where it began.
         """
         names, values = self._ask("trace", token_ids)
-        rows, stages, start = len(token_ids), {}, 0
-        for name in names:
-            width = self._spec.vocab_size if name == "logits" else self._spec.hidden_size
-            stages[name] = values[start : start + rows * width].reshape(rows, width)
-            start += rows * width
-        return stages
+        return stages_in(names, values, len(token_ids), self._spec)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text` by the vocabulary inside the file.

@@ -12,7 +12,7 @@ are off by 2e-2 where they are off by 5e-6 so. Prompts run in parts through the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from mlx_lm.utils import load_model
 
-from quantkit.runtimes._engine_child import NOTHING, serve
+from quantkit.runtimes._engine_child import rows_reply, serve_engine, stages_reply
 
 PART = 1024
 """Tokens that are evaluated at a time, at most: attention holds their scores."""
@@ -107,19 +107,5 @@ def _rows(values: Any) -> np.ndarray:  # noqa: ANN401 - mlx is not typed
 
 
 def main() -> None:
-    """Answer the questions of the parent."""
-    engines: list[Engine] = []
-
-    def answer(request: dict[str, Any]) -> tuple[Mapping[str, Any], np.ndarray]:
-        if request["do"] == "load":
-            engines.append(Engine(request["path"], request["size"]))
-            return {}, NOTHING
-        engine, ids = engines[0], request["token_ids"]
-        if request["do"] == "logits":
-            return {}, engine.logits(ids)
-        if request["do"] == "next":
-            return {}, engine.next(ids)
-        stages = engine.trace(ids)
-        return {"stages": list(stages)}, np.concatenate([values.reshape(-1) for values in stages.values()])
-
-    serve(answer)
+    """Answer requests until stdin ends."""
+    serve_engine(Engine, {"logits": rows_reply, "next": rows_reply, "trace": stages_reply})

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from quantkit.errors import BadOption, EngineFailed
+from quantkit.errors import EngineFailed
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.context import check_length
+from quantkit.models.context import checked_ids
 from quantkit.runtimes._engine_child import python_command
-from quantkit.runtimes._engine_process import Allowance, EngineProcess, EngineSession
+from quantkit.runtimes._engine_process import Allowance, EngineProcess, EngineSession, stages_in
 from quantkit.runtimes._staged_folder import staged_folder
 
 SERVE = "from quantkit.runtimes.mlx.engine import main; main()"
@@ -58,19 +58,11 @@ class MLXSession(EngineSession):
         NaN passes: it shows where it began.
         """
         names, values = self._ask("trace", token_ids)
-        rows, stages, start = len(token_ids), {}, 0
-        for name in names:
-            width = self._spec.vocab_size if name == "logits" else self._spec.hidden_size
-            stages[name] = values[start : start + rows * width].reshape(rows, width)
-            start += rows * width
-        return stages
+        return stages_in(names, values, len(token_ids), self._spec)
 
     def _ask(self, do: str, token_ids: Sequence[int]) -> tuple[list[str], np.ndarray]:
         """Names of the stages, where it is a trace, and all values, flat."""
-        ids = [int(token) for token in token_ids]
-        if not ids or not all(0 <= token < self._spec.vocab_size for token in ids):
-            raise BadOption(f"token ids must be one or more numbers below {self._spec.vocab_size}")
-        check_length(self._spec, len(ids))
+        ids = checked_ids(self._spec, token_ids)
         seconds = SECONDS + len(ids) * (self._size / READ_PER_SECOND + SECONDS_PER_TOKEN)
         allowance = Allowance(f"evaluating {len(ids)} tokens", seconds, self._memory(len(ids)))
         answer, data = self._child.ask(allowance, do=do, token_ids=ids)

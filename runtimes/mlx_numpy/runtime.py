@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantkit import registry
-from quantkit.errors import BadOption, EngineFailed
+from quantkit.errors import EngineFailed
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.context import check_length
+from quantkit.models.context import checked_ids
 from quantkit.runtimes._kernels._rules import RENAMED
 from quantkit.runtimes._kernels.mlx import MLX_LM, misread
 from quantkit.runtimes.mlx_numpy.container import Container
@@ -51,7 +51,7 @@ class MLXNumpySession:
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """The last row of `logits`, [V]; only tokens that the call before did not have are evaluated."""
-        ids = self._checked(token_ids)
+        ids = checked_ids(self._spec, token_ids)
         shared = 0
         while shared < min(len(self._ids), len(ids) - 1) and self._ids[shared] == ids[shared]:
             shared += 1
@@ -64,16 +64,9 @@ class MLXNumpySession:
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
         """Every stage in order: "embedding", "block 0", ..., "final norm" [T, hidden], "logits" [T, vocab]; float32."""
-        ids, past = self._checked(token_ids), self._forward.past()
+        ids, past = checked_ids(self._spec, token_ids), self._forward.past()
         parts = [self._forward.stages(ids[start : start + PART], past) for start in range(0, len(ids), PART)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _checked(self, token_ids: Sequence[int]) -> list[int]:
-        ids = [int(token) for token in token_ids]
-        if not ids or not all(0 <= token < self._spec.vocab_size for token in ids):
-            raise BadOption(f"token ids must be one or more numbers below {self._spec.vocab_size}")
-        check_length(self._spec, len(ids))
-        return ids
 
 
 class MLXNumpyRuntime:

@@ -11,8 +11,9 @@ import numpy as np
 
 from quantkit.errors import EngineFailed, about
 from quantkit.files.member import open_member
+from quantkit.models.context import checked_ids
 from quantkit.models.spec import ModelSpec
-from quantkit.runtimes._cached_decoder import CachedDecoder, checked_ids, stage_names, step_of
+from quantkit.runtimes._cached_decoder import CachedDecoder, stage_names, step_of
 from quantkit.runtimes.onnx_numpy.evaluator import Evaluator
 from quantkit.runtimes.onnx_numpy.graph import parse_model
 
@@ -60,14 +61,14 @@ class OnnxNumpySession:
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Float32 logits [T, V]; row t predicts token t + 1."""
-        ids = checked_ids(token_ids, self._spec)
+        ids = checked_ids(self._spec, token_ids)
         self._known = 0
         with about(str(self._path)):
             return self._vocabulary(self._decoder.logits(ids, step_of(self._spec, len(ids), STEP)))
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """The last row of `logits`, [V]; keys and values of tokens that the call before had are not computed again."""
-        ids = checked_ids(token_ids, self._spec)
+        ids = checked_ids(self._spec, token_ids)
         if not self._spec.rope.turns_alike(self._known, len(ids)):
             self._decoder.forget()
         with about(str(self._path)):
@@ -81,7 +82,7 @@ class OnnxNumpySession:
         Raises:
             EngineFailed: the graph has no value of such a name.
         """
-        ids, stages = checked_ids(token_ids, self._spec), stage_names(self._spec.num_hidden_layers)
+        ids, stages = checked_ids(self._spec, token_ids), stage_names(self._spec.num_hidden_layers)
         self._known = 0
         with about(str(self._path)):
             return self._decoder.trace(ids, stages)

@@ -3,7 +3,7 @@
 {"do": "load", "folder": F, "threads": N, "exact": B, "blocks": N, "groups": N, "width": N}     {}
 {"do": "logits", "token_ids": [...], "step": N}                    {} + float32 rows [T, V]
 {"do": "next", "token_ids": [...], "step": N, "anew": B}           {} + float32 row [1, V]
-{"do": "trace", "token_ids": [...]}                                {"widths": [...]} + float32 [T, width] of each
+{"do": "trace", "token_ids": [...]}                                {"stages": [name, ...]} + float32 [T, ?] each
 anything that the engine refuses                                   {"error": "one line"}
 """
 
@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 
 from quantkit.runtimes._cached_decoder import CachedDecoder, stage_names
-from quantkit.runtimes._engine_child import NOTHING, serve
+from quantkit.runtimes._engine_child import rows_reply, serve_engine, stages_reply
 
 GRAPH_NAME = "model.onnx"
 DTYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -88,26 +87,6 @@ class Engine:
         return data
 
 
-class Answers:
-    """The engine's answers to requests; it is loaded by the first one."""
-
-    def __init__(self) -> None:
-        self._engine: Engine | None = None
-
-    def __call__(self, request: dict[str, Any]) -> tuple[Mapping[str, Any], np.ndarray]:
-        """Head and data of the answer to `request`."""
-        do = request.pop("do")
-        if do == "load":
-            self._engine = Engine(**request)
-            return {}, NOTHING
-        assert self._engine is not None
-        if do == "trace":
-            stages = self._engine.trace(**request)
-            widths = [value.shape[1] for value in stages.values()]
-            return {"widths": widths}, np.concatenate([value.reshape(-1) for value in stages.values()])
-        return {}, self._engine.logits(**request) if do == "logits" else self._engine.next(**request)
-
-
 def main() -> None:
-    """Answer until stdin ends."""
-    serve(Answers())
+    """Answer requests until stdin ends."""
+    serve_engine(Engine, {"logits": rows_reply, "next": rows_reply, "trace": stages_reply})

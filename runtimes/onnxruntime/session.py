@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.models.spec import ModelSpec
-from quantkit.runtimes._cached_decoder import LOGITS, stage_names
+from quantkit.runtimes._engine_process import stages_in
 from quantkit.runtimes._onnx_allowances import evaluating, size_of
 from quantkit.runtimes._onnx_session import OnnxEngineSession
 
@@ -43,11 +43,7 @@ class OnnxruntimeSession(OnnxEngineSession):
 
         NaN passes: it shows where it began.
         """
-        ids, names = self._checked(token_ids), stage_names(self._spec.num_hidden_layers)
+        ids = self._checked(token_ids)
         allowance = evaluating(self._path, self._spec, len(ids), len(ids))
         answer, data = self._child.ask(allowance, do="trace", token_ids=ids)
-        values, stages, start = np.frombuffer(data, np.float32), {}, 0
-        for name, width in zip((*names, LOGITS), answer["widths"], strict=True):
-            stages[name] = values[start : start + len(ids) * width].reshape(len(ids), width)
-            start += len(ids) * width
-        return stages
+        return stages_in(answer["stages"], np.frombuffer(data, np.float32), len(ids), self._spec)

@@ -9,14 +9,14 @@ anything that the engine refuses                                   {"error": "on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import onnxruntime_genai
 
-from quantkit.runtimes._engine_child import NOTHING, serve
+from quantkit.runtimes._engine_child import ids_reply, rows_reply, serve_engine
 
 SMALLEST_ROOM = 256
 LOGITS = "logits"
@@ -75,24 +75,6 @@ class Engine:
             yield rows
 
 
-class Answers:
-    """The engine's answers to requests; it is loaded by the first one."""
-
-    def __init__(self) -> None:
-        self._engine: Engine | None = None
-
-    def __call__(self, request: dict[str, Any]) -> tuple[Mapping[str, Any], np.ndarray]:
-        """Head and data of the answer to `request`."""
-        do = request.pop("do")
-        if do == "load":
-            self._engine = Engine(**request)
-            return {}, NOTHING
-        assert self._engine is not None
-        if do == "tokenize":
-            return {"token_ids": self._engine.tokenize(**request)}, NOTHING
-        return {}, self._engine.logits(**request) if do == "logits" else self._engine.next(**request)
-
-
 def main() -> None:
-    """Answer until stdin ends."""
-    serve(Answers())
+    """Answer requests until stdin ends."""
+    serve_engine(Engine, {"logits": rows_reply, "next": rows_reply, "tokenize": ids_reply})

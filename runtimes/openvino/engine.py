@@ -14,12 +14,11 @@ where the processor has it, rounds the inputs of compressed layers to int8, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from quantkit.runtimes._engine_child import NOTHING, serve
+from quantkit.runtimes._engine_child import NOTHING, ids_reply, rows_reply, serve_engine, stages_reply
 from quantkit.runtimes._openvino_inputs import LOGITS, TOKENS, step_inputs
 
 DEVICE = "CPU"
@@ -101,19 +100,4 @@ class Engine:
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    engines: list[Engine] = []
-
-    def answer(request: dict[str, Any]) -> tuple[Mapping[str, Any], np.ndarray]:
-        do = request.pop("do")
-        if do == "load":
-            engines.append(Engine(**request))
-            return {}, NOTHING
-        (engine,) = engines
-        if do == "tokenize":
-            return {"token_ids": engine.tokenize(**request)}, NOTHING
-        if do == "trace":
-            stages = engine.trace(**request)
-            return {"stages": list(stages)}, np.concatenate([values.reshape(-1) for values in stages.values()])
-        return {}, engine.logits(**request) if do == "logits" else engine.next(**request)
-
-    serve(answer)
+    serve_engine(Engine, {"logits": rows_reply, "next": rows_reply, "trace": stages_reply, "tokenize": ids_reply})

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import BadOption, EngineFailed
-from quantkit.models.context import check_length
+from quantkit.models.context import checked_ids
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._engine_child import python_command
-from quantkit.runtimes._engine_process import EngineProcess, EngineSession
+from quantkit.runtimes._engine_process import EngineProcess, EngineSession, stages_in
 from quantkit.runtimes.openvino.allowances import evaluating, loading, tokenizing
 
 STEP = 512
@@ -70,19 +70,11 @@ class OpenVINOSession(EngineSession):
         answer, data = self._child.ask(
             evaluating(self._spec, self._size, len(ids), len(ids)), do="trace", token_ids=ids
         )
-        values, stages, start = np.frombuffer(data, np.float32), {}, 0
-        for name in answer["stages"]:
-            width = self._spec.vocab_size if name == "logits" else self._spec.hidden_size
-            stages[name] = values[start : start + len(ids) * width].reshape(len(ids), width)
-            start += len(ids) * width
-        return stages
+        return stages_in(answer["stages"], np.frombuffer(data, np.float32), len(ids), self._spec)
 
     def _checked(self, token_ids: Sequence[int]) -> tuple[list[int], int]:
         """The ids as a list, and how many may be computed at a time: all, where the length tells how they turn."""
-        ids = [int(token) for token in token_ids]
-        if not ids or not all(0 <= token < self._spec.vocab_size for token in ids):
-            raise BadOption(f"token ids must be one or more numbers below {self._spec.vocab_size}")
-        check_length(self._spec, len(ids))
+        ids = checked_ids(self._spec, token_ids)
         return ids, STEP if self._spec.rope.turns_alike(STEP, len(ids)) else len(ids)
 
     def _numbers(self, do: str, ids: list[int], step: int, **how: bool) -> np.ndarray:

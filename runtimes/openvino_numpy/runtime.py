@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantkit import registry
-from quantkit.errors import BadOption, EngineFailed
+from quantkit.errors import EngineFailed
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.context import check_length
+from quantkit.models.context import checked_ids
 from quantkit.models.spec import ModelSpec
 from quantkit.runtimes._openvino_inputs import LOGITS, step_inputs
 from quantkit.runtimes.openvino_numpy.graph import Graph
@@ -40,13 +40,13 @@ class NumpySession:
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Float32 logits [T, V]; row t predicts token t + 1."""
-        ids = self._checked(token_ids)
+        ids = checked_ids(self._spec, token_ids)
         self._forget()
         return self._extended(ids)
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """The last row of `logits`, [V]; only what follows the ids of the call before is computed."""
-        ids = self._checked(token_ids)
+        ids = checked_ids(self._spec, token_ids)
         known = len(self._held)
         alike = self._spec.rope.turns_alike(known, len(ids))
         if not alike or known >= len(ids) or ids[:known] != self._held:
@@ -65,13 +65,6 @@ class NumpySession:
         self._held = [*self._held, *part]
         logits: np.ndarray = rows[0].astype(np.float32, copy=False)
         return logits
-
-    def _checked(self, token_ids: Sequence[int]) -> list[int]:
-        ids = [int(token) for token in token_ids]
-        if not ids or not all(0 <= token < self._spec.vocab_size for token in ids):
-            raise BadOption(f"token ids must be one or more numbers below {self._spec.vocab_size}")
-        check_length(self._spec, len(ids))
-        return ids
 
 
 class OpenVINONumpyRuntime:

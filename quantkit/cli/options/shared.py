@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from quantkit import Recipe as Rules
     from quantkit import Scheme
 
 METHODS = "rtn (round to nearest), gptq or awq (calibrated), ternary (taken over, else calibrated)."
@@ -112,3 +113,15 @@ def chosen_scheme(
     if levels == 4:
         given |= {"ternary": False, "group_size": group_size or FOUR_LEVEL_GROUP}
     return scheme.with_settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def chosen_recipe(recipe: Path | None, embedding_bits: int | None) -> Rules:
+    """The rules of a file, if any, and behind them one for embedding and head, if these are to be quantized.
+
+    Raises:
+        What `Recipe.read` raises.
+    """
+    from quantkit import Recipe as Rules
+
+    rules = Rules.read(recipe) if recipe is not None else Rules()
+    return rules if embedding_bits is None else rules.with_outer(embedding_bits)
