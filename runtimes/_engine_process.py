@@ -106,6 +106,8 @@ class EngineProcess:
                 raise self._death(allowance) from None
             line = stdout.readline()
             answer = self._parsed(line, allowance)
+            if "error" in answer:
+                raise self._refusal(answer["error"], last=request.get("do") == "load")
             size = answer.get("bytes", 0)
             data = bytearray(size)
             if stdout.readinto(data) != size:
@@ -114,17 +116,20 @@ class EngineProcess:
 
     def close(self) -> None:
         """End the process and all that it started; safe to call twice."""
-        assert self._process.stdin is not None
+        self._end()
         assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._log.close()
+        self._limit.close()
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # when it is gone already, with a request unread
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):  # a wedged engine would keep us for ever
             self._process.wait(FAREWELL_SECONDS)
         self._kill()
         self._process.wait()
-        self._process.stdout.close()
-        self._log.close()
-        self._limit.close()
 
     def _parsed(self, line: bytes, allowance: Allowance) -> dict[str, Any]:
         if not line:
@@ -135,9 +140,14 @@ class EngineProcess:
             answer = None
         if not isinstance(answer, dict):
             raise EngineFailed(f"{self._path}: {self._engine} answered {line[:80]!r} instead of JSON")
-        if "error" in answer:
-            raise EngineFailed(f"{self._path}: {self._engine}: {self._reason(self._log_lines()) or answer['error']}")
         return answer
+
+    def _refusal(self, error: str, *, last: bool) -> EngineFailed:
+        """What an answered `error` says. last: nothing can be asked after it, so the engine is ended before its log is
+        read: engines that log from a thread of their own may answer before they have written why."""
+        if last:
+            self._end()
+        return EngineFailed(f"{self._path}: {self._engine}: {self._reason(self._log_lines()) or error}")
 
     def _allow(self, memory: int) -> None:
         os.pwrite(self._limit.fileno(), memory.to_bytes(NUMBER_BYTES, "little"), 0)

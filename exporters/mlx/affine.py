@@ -27,7 +27,7 @@ from quantkit.tensors.scheme import SCALE_DTYPES, Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.schemes.offset_groups import OffsetGroups
 from quantkit.tensors.views import QuantizedView, TensorView
-from quantkit.tensors.widening import widened_view
+from quantkit.tensors.widening import wider_view
 
 WEIGHT, SCALES, BIASES = "weight", "scales", "biases"
 WORD, FLOAT16, FLOAT32 = np.dtype("<u4"), np.dtype("<f2"), np.dtype("<f4")
@@ -58,21 +58,8 @@ def fitting(view: QuantizedView) -> QuantizedView:
             hint="quantize with groups of 32, 64 or 128; or choose compressed-tensors",
         )
     if scheme.bits not in BITS:
-        view = _eight_bits(view)
+        view = wider_view(view, WIDEST)
     return split(view, group)
-
-
-def _eight_bits(view: QuantizedView) -> QuantizedView:
-    """`view` in codes of 8 bits: recentred where they are symmetric, as they are where there are zero points."""
-    if isinstance(view.scheme, AffineGroups) and view.scheme.symmetric:
-        return widened_view(view, WIDEST)
-    scheme = view.scheme.with_settings(bits=WIDEST)
-
-    def read() -> QuantizedTensor:
-        tensor = view.read()
-        return QuantizedTensor(scheme, tensor.codes, tensor.arrays)
-
-    return replace(view, scheme=scheme, read=read)
 
 
 def split(view: QuantizedView, group: int) -> QuantizedView:

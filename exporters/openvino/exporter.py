@@ -18,7 +18,7 @@ GenAI makes of a text the ids that the model's own tokenizer makes, BOS included
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,10 +38,9 @@ from quantkit.models.config import token_ids_value
 from quantkit.models.folding import with_architecture
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
-from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.schemes.affine_groups import AffineGroups, affine
+from quantkit.tensors.schemes.affine_groups import affine
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
-from quantkit.tensors.widening import widened_view
+from quantkit.tensors.widening import wider_view
 from quantkit.text.end_tokens import GENERATION_FILE
 
 NAME = "openvino"
@@ -121,20 +120,7 @@ def _in_width(weight: Weight) -> Weight:
         return weight
     scheme = affine(weight.name, weight.scheme, container=NAME)
     bits = next(width for width in WIDTHS if width >= scheme.bits)
-    if bits == scheme.bits:
-        return weight
-    if scheme.symmetric:
-        return widened_view(weight, bits)
-    wide = replace(scheme, bits=bits)
-    return replace(weight, scheme=wide, read=_relabelled(weight, wide))
-
-
-def _relabelled(view: QuantizedView, scheme: AffineGroups) -> Callable[[], QuantizedTensor]:
-    def read() -> QuantizedTensor:
-        tensor = view.read()
-        return QuantizedTensor(scheme, tensor.codes, tensor.arrays)
-
-    return read
+    return weight if bits == scheme.bits else wider_view(weight, bits)
 
 
 def _stored(weight: Weight, type_name: str) -> Stored:

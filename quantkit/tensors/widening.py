@@ -47,6 +47,19 @@ def widened_view(view: QuantizedView, bits: int) -> QuantizedView:
     return replace(view, scheme=scheme, read=lambda: widened_tensor(view.read(), bits))
 
 
+def wider_view(view: QuantizedView, bits: int) -> QuantizedView:
+    """`view` in codes of more bits: `widened_view` where it is symmetric, else the codes stay what they are."""
+    if isinstance(view.scheme, AffineGroups) and view.scheme.symmetric:
+        return widened_view(view, bits)
+    scheme = view.scheme.with_settings(bits=bits)
+
+    def read() -> QuantizedTensor:
+        tensor = view.read()
+        return QuantizedTensor(scheme, tensor.codes, tensor.arrays)
+
+    return replace(view, scheme=scheme, read=read)
+
+
 def widened_weights(
     weights: Mapping[str, Weight], bits: int, *, keeps_ternary: bool = False, without: Collection[str] = ()
 ) -> dict[str, Weight]:

@@ -12,7 +12,7 @@ from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.schemes.offset_groups import OffsetGroups
 from quantkit.tensors.views import QuantizedView, TensorView
-from quantkit.tensors.widening import widened, widened_tensor, widened_view, widened_weights
+from quantkit.tensors.widening import widened, widened_tensor, widened_view, widened_weights, wider_view
 from tests.support.quantized_models import random_quantized
 
 TERNARY = AffineGroups(bits=2, group_size=32, ternary=True)
@@ -85,3 +85,18 @@ def view_of(name: str, scheme: AffineGroups) -> QuantizedView:
 def scheme_of(weight: Any) -> Any:
     assert isinstance(weight, QuantizedView)
     return weight.scheme
+
+
+@pytest.mark.parametrize("offset", [False, True])
+def test_codes_without_a_midpoint_stay_what_they_are_in_more_bits(offset: bool) -> None:
+    tensor = random_quantized((6, 64), ASYM3, 1)
+    scheme: Any = ASYM3
+    if offset:
+        scheme = OffsetGroups(bits=3, group_size=32)
+        zero = tensor.arrays["zero"].astype(np.float16)
+        tensor = QuantizedTensor(scheme, tensor.codes, {"scale": tensor.scale, "offset": -tensor.scale * zero})
+    wide = wider_view(QuantizedView("w", tensor.shape, scheme, lambda: tensor), 8).read()
+    assert wide.scheme.bits == 8
+    assert np.array_equal(wide.codes, tensor.codes)
+    assert np.array_equal(wide.dequantized().view(np.uint32), tensor.dequantized().view(np.uint32))
+    assert wide.numbers_digest() == tensor.numbers_digest()
