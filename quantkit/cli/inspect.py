@@ -18,7 +18,7 @@ def inspect(
 ) -> None:
     """Show what a model is: family, shapes, types, quantization, bits per weight.
 
-    Reads headers, and the linear weights where they are ternary.
+    Reads headers, the first rows of linear weights, and all of them where they are ternary.
     """
     from quantkit import inspection, leftovers, open_checkpoint
 
@@ -36,6 +36,6 @@ def inspect(
     for tensor in found.tensors if tensors else ():
         listing.add_row(tensor.name, tensor.type, " x ".join(map(str, tensor.shape)))
     shown = [summary, kinds, listing] if tensors else [summary, kinds]
-    output.result({**found.to_json(), "notes": [*checkpoint.notes, *found.ternary.notes]}, *shown)
-    output.notes((*checkpoint.notes, *found.ternary.notes))
+    output.result({**found.to_json(), "notes": [*checkpoint.notes, *found.notes]}, *shown)
+    output.notes((*checkpoint.notes, *found.notes))
     output.notes(leftovers(path.absolute().parent))

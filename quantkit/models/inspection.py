@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its headers, and from its weights where they are ternary."""
+"""What a checkpoint is, from its headers, and from its weights where they lie on a grid of codes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.family.recognition import described
 from quantkit.models.spec import LINEAR_ROLES, ModelSpec, RopeSpec
 from quantkit.progress import Progress
+from quantkit.tensors.gridded import common_grid
+from quantkit.tensors.scheme import PER_ROW
+from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.ternary import TernaryWeights, ternary_weights
 from quantkit.tensors.views import TensorView, Weight
 
 CONTEXTS = (8 << 10, 32 << 10, 128 << 10)
 """Lengths for which it is told what attention costs."""
+TRAINED_BITS = 4
+"""Codes for which models are trained, besides ternary ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +35,26 @@ class KindCount:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Facts in reading order, sums per type, every tensor, and which dense weights are ternary as they lie."""
+    """Facts in reading order, sums per type, every tensor, which dense weights are ternary as they lie, and on what
+    grid of codes else the first rows of all linear weights lie, if on one."""
 
     facts: Mapping[str, Any]
     kinds: tuple[KindCount, ...]
     tensors: tuple[PlannedTensor, ...]
     ternary: TernaryWeights
+    grid: AffineGroups | None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about weights that lie on a grid already, a line each."""
+        if self.grid is None:
+            return self.ternary.notes
+        bits, group = self.grid.bits, self.grid.group_size
+        width = "a scale for a row" if group == PER_ROW else f"groups of {group}"
+        return (
+            f"the linear weights seem to be codes of {bits} bits already, {width}: "
+            f"quantize --method exact --bits {bits} --group-size {group} takes them over",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -45,11 +64,13 @@ class Inspection:
 def inspection(checkpoint: Checkpoint, *, progress: Progress | None = None) -> Inspection:
     """Describe `checkpoint`.
 
-    Of every dense linear weight the first rows are read, and the others where those are ternary.
+    Of every dense linear weight the first rows are read, and the others where these are ternary.
     """
     spec = checkpoint.spec
     linears = [checkpoint.weights[slot.name] for slot in spec.slots() if slot.role in LINEAR_ROLES]
-    ternary = ternary_weights([view for view in linears if isinstance(view, TensorView)], progress=progress)
+    dense = [view for view in linears if isinstance(view, TensorView)]
+    ternary = ternary_weights(dense, progress=progress)
+    grid = None if ternary.found else common_grid(dense, TRAINED_BITS)
     tensors = tuple(_describe(name, weight) for name, weight in checkpoint.weights.items())
     weights = sum(weight.size for weight in checkpoint.weights.values())
     total = sum(tensor.nbytes for tensor in tensors)
@@ -79,7 +100,7 @@ def inspection(checkpoint: Checkpoint, *, progress: Progress | None = None) -> I
         row[0] += 1
         row[1] += weight.size
         row[2] += tensor.nbytes
-    return Inspection(facts, tuple(KindCount(kind, *row) for kind, row in counts.items()), tensors, ternary)
+    return Inspection(facts, tuple(KindCount(kind, *row) for kind, row in counts.items()), tensors, ternary, grid)
 
 
 def _rope(rope: RopeSpec) -> str:

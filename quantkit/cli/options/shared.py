@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from quantkit import Recipe as Rules
     from quantkit import Scheme
 
-METHODS = "rtn (round to nearest), gptq or awq (calibrated), ternary (taken over, else calibrated)."
+METHODS = "rtn (round to nearest), gptq or awq (calibrated), ternary (taken over, else calibrated), exact (taken over)."
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, at the very end.")]
