@@ -21,7 +21,14 @@ from quantkit.protocols import Exporter, ExportOptions
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
-from tests.support.laws import check_damage, check_exporter, check_method, check_runtime, output_name
+from tests.support.laws import (
+    check_damage,
+    check_exact_method,
+    check_exporter,
+    check_method,
+    check_runtime,
+    output_name,
+)
 from tests.support.memory import tiny_config
 from tests.support.quantized_models import Choice, fake_quantized, linears, one_scale_each, quantized_model
 
@@ -184,9 +191,13 @@ def test_an_architecture_follows_the_protocol(name: str) -> None:
     assert {group.writer for group in family.groups} <= set(roles)
 
 
-@pytest.mark.parametrize("name", registry.names("methods"))
+@pytest.mark.parametrize("name", [name for name in registry.names("methods") if name != "exact"])
 def test_a_method_holds_its_laws(name: str) -> None:
     check_method(registry.method(name))
+
+
+def test_the_method_that_chooses_nothing_gives_back_what_lies_on_its_grid() -> None:
+    check_exact_method(registry.method("exact"))
 
 
 class Sabotaged:

@@ -20,6 +20,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
 from quantkit.protocols import Exporter, ExportOptions, Method, Runtime, TensorReport
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.rounding import round_to_nearest
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from tests.support.runs import one_layer
@@ -252,6 +253,23 @@ def check_method(method: Method) -> None:
         assert report.fallback is None
         assert (tensor.dequantized()[7] == 0).all(), f"{spec}: a row of zeros is not zero"
         check_method_error(method, weight, statistics, tensor, report)
+
+
+def check_exact_method(method: Method) -> None:
+    """Weights that lie on a grid come back exactly, whatever the threads; grids that are not symmetric are refused."""
+    weight = np.random.default_rng(0).standard_normal((600, 256)).astype(np.float32)
+    weight[7] = 0
+    for spec in METHOD_SPECS:
+        given = round_to_nearest(weight, spec).dequantized()
+        if not spec.symmetric:
+            with pytest.raises(UnsupportedSpec, match="only symmetric"):
+                one_layer(method, given, spec, None)
+            continue
+        tensor, report = one_layer(method, given, spec, None)
+        again, _ = one_layer(method, given, spec, None, threads=2)
+        assert np.array_equal(tensor.dequantized(), given), str(spec)
+        assert tensor.numbers_digest() == again.numbers_digest()
+        assert (report.error, report.fallback) == (0.0, None)
 
 
 def check_method_error(
