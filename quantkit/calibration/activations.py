@@ -87,11 +87,17 @@ class HiddenStates:
         self.skip_positions = skip_positions
         self.device = device
         self.bfloat16 = bfloat16
+        self._sequences = samples.sequences
         self.states = [x.to(device) for x in embedded(checkpoint, samples.sequences)]
         self.original = list(self.states) if follow_original else []
         self.folds = _folds(samples, skip_positions)
         self.counts = token_weights(samples, skip_positions)
         self.rotary = {length: rotary_tables(self.spec, 0, length, device) for length in {len(x) for x in self.states}}
+
+    def begin_with(self, table: np.ndarray) -> None:
+        """Before the first block: let the quantized stream begin with another embedding, float32 [vocab, hidden]."""
+        rows = torch.from_numpy(table).to(self.device)
+        self.states = [rows[torch.from_numpy(ids).to(self.device)] * self.spec.scale_emb for ids in self._sequences]
 
     def stages(
         self, block: Block, original: Block, importance: Mapping[Role, Sequence[Tensor]] | None = None

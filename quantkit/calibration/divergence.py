@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,7 +21,9 @@ AT_A_TIME = 64
 """Positions whose logits are in memory at a time."""
 
 
-def divergences(checkpoint: Checkpoint, samples: Samples, hidden: HiddenStates) -> list[float | None]:
+def divergences(
+    checkpoint: Checkpoint, samples: Samples, hidden: HiddenStates, *, head: np.ndarray | None = None
+) -> list[float | None]:
     """Mean KL(original || quantized) in nats of every source's predictions, in the order of `samples.coverage.sources`.
 
     Of both streams after the last block; None for a source without tokens that count.
@@ -29,9 +32,11 @@ def divergences(checkpoint: Checkpoint, samples: Samples, hidden: HiddenStates) 
         checkpoint: the dense model.
         samples: what `hidden` carries.
         hidden: both streams; the original's must have been followed.
+        head: the quantized head, float32 [vocab, hidden]; None = it is the original's.
     """
-    norm, head = load_head(checkpoint)
-    norm, head = norm.to(hidden.device), head.to(hidden.device)
+    norm, original = load_head(checkpoint)
+    norm, original = norm.to(hidden.device), original.to(hidden.device)
+    heads = (original, original if head is None else torch.from_numpy(head).to(hidden.device))
     divisor = checkpoint.spec.logit_divisor
 
     def divergence(origin: int) -> float | None:
@@ -43,7 +48,8 @@ def divergences(checkpoint: Checkpoint, samples: Samples, hidden: HiddenStates) 
             return None
         total = 0.0
         for start in range(0, len(taken), AT_A_TIME):
-            p, q = (_log_probabilities(norm(x[taken[start : start + AT_A_TIME]]) / divisor, head) for x in pairs)
+            here = taken[start : start + AT_A_TIME]
+            p, q = (_log_probabilities(norm(x[here]) / divisor, W) for x, W in zip(pairs, heads, strict=True))
             total += float(functional.kl_div(q, p, reduction="sum", log_target=True))
         return max(total / len(taken), 0.0)
 

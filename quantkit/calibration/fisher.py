@@ -36,7 +36,7 @@ from torch.nn import functional
 from quantkit.calibration.activations import embedded
 from quantkit.calibration.autocast import rounded_products
 from quantkit.calibration.samples import WAVE_TOKENS, weighed_tokens
-from quantkit.calibration.statistics import input_statistics
+from quantkit.calibration.statistics import LayerStatistics, input_statistics
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_block, load_head
 from quantkit.models.spec import Role
@@ -67,11 +67,38 @@ class Sensitivities:
     positions: Mapping[Role, list[Tensor]]
 
 
+@dataclass(slots=True, eq=False)
+class OuterStatistics:
+    """What embedding and head are quantized by: sums over positions, float32 [hidden, hidden].
+
+    head: Σ (1 - Σ p²) h hᵀ of what the head reads: a row's logit is off by h times its error, and p (1 - p) of a token
+        is what its logit counts. embedding: scale_emb² Σ g gᵀ, g at what the first block reads: one row of the table is
+        added there. A table that is both takes the sum. All rows share them: what they count by, how often a token
+        stands in the text or may follow, scales the error of a row as a whole.
+    """
+
+    head: Tensor
+    embedding: Tensor
+    tokens: int = 0
+
+    @classmethod
+    def none_yet(cls, hidden: int, device: torch.device = CPU) -> OuterStatistics:
+        """Sums of nothing."""
+        return cls(torch.zeros(hidden, hidden, device=device), torch.zeros(hidden, hidden, device=device))
+
+    def of(self, role: Role, *, tied: bool) -> LayerStatistics:
+        """The statistics by which the matrix of this role is quantized."""
+        if role is Role.LM_HEAD:
+            return LayerStatistics(self.head, self.tokens)
+        return LayerStatistics(self.embedding + self.head if tied else self.embedding, self.tokens)
+
+
 def sensitivities(
     checkpoint: Checkpoint,
     sequences: Sequence[np.ndarray],
     *,
     counts: Sequence[float] | None = None,
+    outer: OuterStatistics | None = None,
     skip_positions: int = 0,
     threads: int = 1,
     device: torch.device = CPU,
@@ -84,6 +111,7 @@ def sensitivities(
         checkpoint: a dense model.
         sequences: token ids; the first of them are used, see `weighed_tokens`.
         counts: how much each sequence's tokens count in G; None = alike.
+        outer: is added to, if given.
         skip_positions: tokens at the start of every sequence that do not count in G.
         threads: how many to use; the result does not depend on it.
         device: where it is computed.
@@ -106,8 +134,9 @@ def sensitivities(
     told = _Told(progress, checkpoint.spec.num_hidden_layers * sum(map(len, sequences)))
     with torch.inference_mode(mode=False), torch.no_grad():
         passes = _Pass(checkpoint, device, threads, bfloat16, told)
+        before = _Before(outer, checkpoint.spec.scale_emb, roots, skip_positions, threads)
         for first, wave in _waves(sequences):
-            for layer, gradients in passes.run(wave, first):
+            for layer, gradients in passes.run(wave, first, before):
                 for role in spec.weighed_roles:
                     seen = [
                         (g * length * root)[skip_positions:]
@@ -117,6 +146,8 @@ def sensitivities(
                 for role in spec.writers:
                     found[layer].positions[role].extend(g.norm(dim=-1, keepdim=True) for g, _ in gradients[role])
             tokens += sum(max(len(x) - skip_positions, 0) for x in wave)
+    if outer is not None:
+        outer.tokens = tokens
     for total in (total for by_role in sums for total in by_role.values()):
         total.div_(max(tokens, 1))
     return [replace(one, outputs=by_role) for one, by_role in zip(found, sums, strict=True)]
@@ -152,6 +183,31 @@ class _Told:
 
 
 @dataclass(frozen=True, slots=True)
+class _Before:
+    """Adds to the statistics of embedding and head, if they are wanted."""
+
+    outer: OuterStatistics | None
+    scale_emb: float
+    roots: Sequence[float]
+    skip: int
+    threads: int
+
+    def head(self, first: int, read: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """What the head reads, [tokens, hidden], and 1 - Σ p², [tokens, 1], of sequences from number `first` on."""
+        if self.outer is not None:
+            self._add(self.outer.head, first, [h * counted.sqrt() for h, counted in read])
+
+    def embedding(self, first: int, gradients: Sequence[Tensor]) -> None:
+        """g at what the first block reads, [tokens, hidden]."""
+        if self.outer is not None:
+            self._add(self.outer.embedding, first, [g * self.scale_emb for g in gradients])
+
+    def _add(self, total: Tensor, first: int, rows: Sequence[Tensor]) -> None:
+        seen = [(x.float() * root)[self.skip :] for x, root in zip(rows, self.roots[first:], strict=False)]
+        total += input_statistics(seen, len(total), self.threads, total.device).hessian
+
+
+@dataclass(frozen=True, slots=True)
 class _Pass:
     """The way through the blocks and back."""
 
@@ -162,11 +218,11 @@ class _Pass:
     told: _Told
 
     def run(
-        self, sequences: Sequence[np.ndarray], first: int
+        self, sequences: Sequence[np.ndarray], first: int, before: _Before
     ) -> Iterator[tuple[int, dict[Role, list[tuple[Tensor, Tensor]]]]]:
         """Yield every block's number, last first, with g and |x| of its layers: [tokens, rows] and [tokens, 1].
 
-        first: the number of the first sequence; each one's number seeds its probes.
+        first: the number of the first sequence; each one's number seeds its probes. before: told of both ends.
         """
         spec = self.checkpoint.spec
         tables = {length: rotary_tables(spec, 0, length, self.device) for length in map(len, sequences)}
@@ -174,13 +230,14 @@ class _Pass:
         for layer in range(spec.num_hidden_layers):
             states.append(self._forwards(load_block(self.checkpoint, layer).to(self.device), states[-1], tables))
             self.told.add(sequences, FORWARDS)
-        gradients = self._of_logits(states.pop(), first)
+        gradients = self._of_logits(states.pop(), first, before)
         for layer in reversed(range(spec.num_hidden_layers)):
             block = load_block(self.checkpoint, layer).to(self.device)
             gradients, found = self._through(block, states.pop(), gradients, tables)
             del block  # before the next one is read
             self.told.add(sequences, 1 - FORWARDS)
             yield layer, found
+        before.embedding(first, gradients)
 
     def _forwards(self, block: Block, states: Sequence[Tensor], tables: Tables) -> list[Tensor]:
         def forwards(x: Tensor) -> Tensor:
@@ -191,23 +248,26 @@ class _Pass:
 
         return torch_map(forwards, states, self.threads)
 
-    def _of_logits(self, states: Sequence[Tensor], first: int) -> list[Tensor]:
+    def _of_logits(self, states: Sequence[Tensor], first: int, before: _Before) -> list[Tensor]:
         """Random v at the logits of every sequence, sent back to the residual stream after all blocks."""
         spec = self.checkpoint.spec
         norm, head = load_head(self.checkpoint)
         norm = norm.to(self.device)
         head = head.to(self.device, torch.bfloat16 if self.bfloat16 else torch.float32)
 
-        def backwards(numbered: tuple[int, Tensor]) -> Tensor:
+        def backwards(numbered: tuple[int, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             number, x = numbered
             random = torch.Generator().manual_seed(number)
             with torch.inference_mode(mode=False), torch.enable_grad():
                 x = x.clone().requires_grad_()
                 y = norm(x) / spec.logit_divisor
                 pieces = [_probe(part, head, random) for part in y.detach().split(POSITIONS)]
-                return torch.autograd.grad(y, x, torch.cat(pieces))[0]
+                sent, counted = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+                return torch.autograd.grad(y, x, sent)[0], (y.detach(), counted)
 
-        return torch_map(backwards, enumerate(states, first), self.threads)
+        results = torch_map(backwards, enumerate(states, first), self.threads)
+        before.head(first, [read for _, read in results])
+        return [gradient for gradient, _ in results]
 
     def _through(
         self, block: Block, states: Sequence[Tensor], gradients: Sequence[Tensor], tables: Tables
@@ -242,12 +302,16 @@ class _Pass:
         return [before for before, _ in results], by_role
 
 
-def _probe(hidden: Tensor, head: Tensor, random: torch.Generator) -> Tensor:
-    """v @ head for hidden states [positions, hidden] in front of the head [vocab, hidden]; NaN if logits overflow."""
+def _probe(hidden: Tensor, head: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """v @ head for hidden states [positions, hidden] in front of the head [vocab, hidden], and 1 - Σ p² [positions, 1].
+
+    NaN if logits overflow.
+    """
     with torch.no_grad():
         p = (hidden.to(head) @ head.T).float().softmax(-1).cpu()
         if not bool(torch.isfinite(p.sum())):
-            return torch.full_like(hidden, torch.nan)
+            return torch.full_like(hidden, torch.nan), torch.full_like(hidden[:, :1], torch.nan)
         tokens = torch.multinomial(p, 2 * PAIRS, replacement=True, generator=random).to(head.device)
         first, second = (functional.embedding_bag(half, head, mode="sum").float() for half in tokens.chunk(2, dim=1))
-        return (first - second) / math.sqrt(2 * PAIRS)
+        counted = 1 - p.square().sum(-1, keepdim=True)
+        return (first - second) / math.sqrt(2 * PAIRS), counted.clamp(min=0).to(head.device)

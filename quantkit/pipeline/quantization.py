@@ -185,6 +185,8 @@ class Quantization:
         """Once one weight is calibrated, all those of the blocks come from the stream: later ones see their errors."""
         if self._calibrated and layer is not None:
             return lambda: self.weight_errors.measured(view.name, self._at_block(view.name, layer).tensors[view.name])
+        if self._methods[view.name].needs_calibration:
+            return lambda: self.weight_errors.measured(view.name, self._outer(view.name))
         return lambda: self.weight_errors.measured(view.name, self._alone(view))
 
     def _norm_fetch(self, view: TensorView, layer: int) -> Callable[[int, int], np.ndarray]:
@@ -204,6 +206,12 @@ class Quantization:
             for layer in range(spec.num_hidden_layers)
             for role in smoothable(spec, wanted, layer, self._options.smooth)
         }
+
+    def _outer(self, name: str) -> QuantizedTensor:
+        """Embedding or head, whose statistics are there before the blocks are."""
+        stream = self._stream = self._stream or self._open_stream()
+        tensor, self._reports[name] = stream.outer[name]
+        return tensor
 
     def _alone(self, view: QuantizedView) -> QuantizedTensor:
         """A tensor by itself, in any order."""

@@ -8,8 +8,8 @@
 
 A rule has `role`, `match` or both, and then both must hold. Settings that it leaves out, and weights that no rule
 decides, are as the command line says. Embedding and head are quantized only when a rule names them (`role = "lm_head"`,
-or a pattern that begins with lm_head or model.embed_tokens), and then by themselves: rounded to nearest, unless the
-rule has another method without calibration. Norms are never quantized.
+or a pattern that begins with lm_head or model.embed_tokens), and then by gptq in a calibrated run, else rounded to
+nearest, unless the rule has a method. Norms are never quantized.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ OUTER = {Role.EMBED: EMBEDDING, Role.LM_HEAD: HEAD}
 ROLES = (*LINEAR_ROLES, *OUTER)
 """What a rule may name."""
 
-OUTER_METHOD = "rtn"
+OUTER_METHODS: Mapping[bool, str] = {False: "rtn", True: "gptq"}
+"""What quantizes embedding and head where no rule says it, by whether the run is calibrated."""
 SETTING_TYPES: Mapping[str, type] = {"bits": int, "group_size": int, "symmetric": bool, "scale_dtype": str}
 KEYS = ("role", "match", "keep", "method", *SETTING_TYPES)
 
@@ -138,7 +139,7 @@ class Recipe:
         """What every matrix of `model` becomes, by weight name in the order of the model.
 
         Raises:
-            BadOption: a rule that decides no weight, or a method that cannot quantize embedding and head.
+            BadOption: a rule that decides no weight.
             UnsupportedSpec: groups that do not divide a weight's columns; names rule and weight.
         """
         slots = [slot for slot in model.slots() if slot.role in ROLES]
@@ -164,12 +165,10 @@ class Recipe:
             raise UnsupportedSpec(f"{where}: {error}", hint=error.hint) from None
         if slot.role not in OUTER:
             return Assignment(scheme, rule.method or default_method)
-        if rule.method is not None and registry.method(rule.method).needs_calibration:
-            raise BadOption(
-                f"{where}: {slot.name} cannot be quantized by {rule.method}, which is calibrated block by block",
-                hint=f"give it a rule of its own, without a method or with {OUTER_METHOD}",
-            )
-        return Assignment(scheme, rule.method or OUTER_METHOD)
+        if rule.method is not None:
+            return Assignment(scheme, rule.method)
+        calibrated = registry.method(default_method).needs_calibration
+        return Assignment(scheme, OUTER_METHODS[calibrated])
 
     def _idle(self, number: int, rule: Rule, model: ModelSpec, slots: list[TensorSlot]) -> BadOption:
         if any(rule.matches(slot) for slot in slots):

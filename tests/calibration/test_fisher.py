@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from quantkit.calibration.fisher import sensitivities  # noqa: E402
+from quantkit.calibration.fisher import OuterStatistics, sensitivities  # noqa: E402
 from quantkit.calibration.samples import make_samples, weighed_tokens  # noqa: E402
 from quantkit.calibration.statistics import LayerStatistics  # noqa: E402
 from quantkit.methods.gptq import Gptq  # noqa: E402
@@ -45,6 +45,33 @@ def exact(checkpoint, row: np.ndarray, role) -> tuple[np.ndarray, np.ndarray]:
             (g,) = torch.autograd.grad(p[v].sqrt() * (z[v] - z @ p), moved, retain_graph=True)
             total = total + g[0, :, :, None] * g[0, :, None]
     return total.numpy(), inputs[0][0].detach().square().sum(-1).numpy()
+
+
+def test_the_statistics_of_embedding_and_head_are_what_their_errors_cost():
+    checkpoint = memory_checkpoint(tiny_config(vocab_size=24, num_hidden_layers=2))
+    (row,) = token_rows(checkpoint, 9)
+    sums = OuterStatistics.none_yet(checkpoint.spec.hidden_size)
+    sensitivities(checkpoint, [row] * 2000, skip_positions=2, outer=sums)
+
+    model, h = load_model(checkpoint), []
+    model.model.norm.register_forward_hook(lambda _, given, output: h.append(output[0] / checkpoint.spec.logit_divisor))
+    moved = torch.zeros(1, len(row), checkpoint.spec.hidden_size, requires_grad=True)
+    model.model.embed_tokens.register_forward_hook(lambda _, given, output: output + moved)
+    logits = model(torch.from_numpy(row)[None])[0]
+    at_embedding, at_head = 0.0, 0.0
+    for place, (z, p) in enumerate(zip(logits, logits.detach().softmax(-1), strict=True)):
+        at_head = at_head + (place >= 2) * (1 - p.square().sum()) * torch.outer(h[0][place], h[0][place]).detach()
+        for v in range(len(p)):
+            (g,) = torch.autograd.grad(p[v].sqrt() * (z[v] - z @ p), moved, retain_graph=True)
+            at_embedding = at_embedding + g[0, 2:].T @ g[0, 2:]
+    for role, tied, wanted in (
+        (Role.LM_HEAD, False, at_head),
+        (Role.EMBED, False, at_embedding),
+        (Role.EMBED, True, at_embedding + at_head),
+    ):
+        found = sums.of(role, tied=tied)
+        mean = found.hessian / (found.tokens / (len(row) - 2))
+        assert torch.linalg.norm(mean - wanted) < 0.1 * torch.linalg.norm(wanted), (role, tied)
 
 
 def test_the_estimates_are_the_fisher_information_of_the_outputs():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
@@ -15,6 +17,7 @@ from quantkit.calibration.samples import Samples, make_samples
 from quantkit.cli.app import main
 from quantkit.errors import BadOption, MalformedFile, QuantkitError, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.loading import load_model
 from quantkit.models.recognition import parse_config
 from quantkit.models.spec import Role
 from quantkit.pipeline.recipe import Assignment, Recipe, Rule
@@ -23,10 +26,11 @@ from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.rounding import round_to_nearest
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView, TensorView
+from quantkit.verification.metrics import compared
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 from tests.support.runs import quantized
 
-INT4, INT8 = AffineGroups(bits=4, group_size=32), AffineGroups(bits=8, group_size=32)
+INT3, INT4, INT8 = (AffineGroups(bits=bits, group_size=32) for bits in (3, 4, 8))
 UNTIED = tiny_config(tie_word_embeddings=False)
 BLOCK_0 = "model.layers.0"
 DOWN_0, DOWN_1, DOWN_2 = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(3))
@@ -105,18 +109,17 @@ def test_a_pattern_speaks_of_the_weight_or_of_its_module(pattern: str):
 def test_embedding_and_head_are_quantized_only_when_they_are_named(weight: str, rule: dict[str, object]):
     assert assigned({"match": "*", "bits": 8})[weight].scheme is None
     found = assigned({**rule, "bits": 8})
-    assert found[weight] == Assignment(INT8, "rtn")
+    assert found[weight] == Assignment(INT8, "gptq")
     assert found[HEAD if weight == EMBEDDING else EMBEDDING].scheme is None
-    with pytest.raises(BadOption, match=rf"rule 1: {weight} cannot be quantized by gptq"):
-        assigned({**rule, "method": "gptq"})
+    assert assigned({**rule, "bits": 8, "method": "rtn"})[weight] == Assignment(INT8, "rtn")
 
 
 def test_one_rule_more_is_for_embedding_and_head():
     recipe = Recipe((Rule(roles=(Role.LM_HEAD,), keep=True),)).with_outer(8)
     found = recipe.assign(parse_config(UNTIED), INT4, "gptq")
     assert found[HEAD].scheme is None
-    assert found[EMBEDDING] == Assignment(INT8, "rtn")
-    tied = Recipe().with_outer(8).assign(parse_config(tiny_config()), INT4, "gptq")
+    assert found[EMBEDDING] == Assignment(INT8, "gptq")
+    tied = Recipe().with_outer(8).assign(parse_config(tiny_config()), INT4, "rtn")
     assert tied[EMBEDDING] == Assignment(INT8, "rtn")
 
 
@@ -208,7 +211,7 @@ def test_a_calibrated_run_follows_the_recipe_and_calibrates_on_it():
     rules = recipe(
         {"match": f"{BLOCK_0}.*", "keep": True},
         {"role": "q", "method": "rtn"},
-        {"role": "lm_head", "bits": 8},
+        {"role": "lm_head", "bits": 8, "method": "rtn"},
         {"role": "down", "bits": 3},
     )
     run = quantized(source, INT4, "gptq", recipe=rules, calibration=samples(40, 30))
@@ -245,6 +248,30 @@ def test_a_rounded_weight_is_seen_by_the_calibrated_ones_behind_it():
     assert same(mixed[DOWN_0], usual[DOWN_0])
     assert same(mixed[DOWN_1], round_to_nearest(source.weights[DOWN_1].read(), INT4))
     assert not same(mixed[DOWN_2], usual[DOWN_2])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_are_calibrated_on_what_they_do_to_the_predictions(tied: bool) -> None:
+    """They lie nearer to the original, as the predictions see it, than rounded ones, and blocks begin with them."""
+    source = memory_checkpoint(tiny_config() if tied else UNTIED)
+    original = load_model(source)
+    outer = recipe({"role": "embed" if tied else ["embed", "lm_head"], "bits": 3})
+    keep = Rule(match="model.layers.*", keep=True)
+    calibrated = Recipe((*outer.rules, keep))
+    rounded = Recipe((*(replace(rule, method="rtn") for rule in outer.rules), keep))
+    rows = samples(*[60] * 40)
+
+    def divergence(rules: Recipe) -> float:
+        made = load_model(quantized(source, INT3, "gptq", recipe=rules, calibration=rows).checkpoint)
+        texts = [torch.from_numpy(ids)[None] for ids in samples(200, 201).sequences]
+        found = [compared(original(ids)[0].numpy(), made(ids)[0].numpy())[0].kl for ids in texts]
+        return float(np.mean(found))
+
+    assert divergence(calibrated) < 0.8 * divergence(rounded)
+
+    plain = read_in_order(quantized(source, INT4, "gptq", calibration=rows).checkpoint)
+    behind = read_in_order(quantized(source, INT4, "gptq", recipe=outer, calibration=rows).checkpoint)
+    assert not same(behind[Q_0], plain[Q_0]), "the first block does not see the quantized embedding"
 
 
 def test_a_run_in_which_nothing_is_calibrated_needs_no_calibration():

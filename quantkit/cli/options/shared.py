@@ -51,7 +51,7 @@ EmbeddingBits = Annotated[
         "--embedding-bits",
         min=2,
         max=8,
-        help="Quantize embedding and head as well, rounded to nearest in so many bits.",
+        help="Quantize embedding and head as well, in so many bits.",
         show_default="they keep their type",
     ),
 ]

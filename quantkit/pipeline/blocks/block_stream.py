@@ -19,11 +19,11 @@ from torch import Tensor
 from quantkit.artifacts.journal import Journal
 from quantkit.calibration.activations import HiddenStates, Inputs
 from quantkit.calibration.divergence import divergences
-from quantkit.calibration.fisher import Sensitivities, sensitivities
+from quantkit.calibration.fisher import OuterStatistics, Sensitivities, sensitivities
 from quantkit.calibration.samples import Samples
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.loading import CPU, load_block
-from quantkit.models.spec import BLOCKS, NORM_ROLES, Role
+from quantkit.models.loading import CPU, load_block, read_float32
+from quantkit.models.spec import BLOCKS, EMBEDDING, NORM_ROLES, Role
 from quantkit.models.torch_model import Block
 from quantkit.pipeline.blocks.layer_group import StageSolver
 from quantkit.pipeline.blocks.left_out import Task
@@ -84,6 +84,11 @@ class BlockStream:
         self._samples = samples
         self._skip_positions = skip_positions
         self._weighed = fisher and any(method.weighs_outputs for _, method in wanted.values())
+        self._outer_roles = {
+            slot.name: slot.role for slot in source.spec.slots() if slot.layer is None and slot.name in wanted
+        }
+        calibrated = any(wanted[name][1].needs_calibration for name in self._outer_roles)
+        self._outer_sums = OuterStatistics.none_yet(source.spec.hidden_size, device) if calibrated else None
         self._hidden = HiddenStates(
             source,
             samples,
@@ -96,6 +101,8 @@ class BlockStream:
 
     def advance(self) -> dict[str, TensorReport]:
         """Quantize the next block, or recall it, in place of the current one; return the reports of its weights."""
+        if self.layer < 0 and EMBEDDING in self.outer:
+            self._hidden.begin_with(self.outer[EMBEDDING][0].dequantized())
         self.layer += 1
         self.tensors = {}
         step = f"block-{self.layer:05}"
@@ -125,6 +132,31 @@ class BlockStream:
         self._hidden.advance(block, original)
         return reports
 
+    @cached_property
+    def outer(self) -> Mapping[str, tuple[QuantizedTensor, TensorReport]]:
+        """Embedding and head by name, as far as they are quantized, and their reports; or as an earlier run has kept
+        them."""
+        step = "outer"
+        kept = self._journal.recall(step) if self._journal is not None and self._outer_roles else None
+        if kept is not None:
+            tensors, reports, _ = decoded_block(kept)
+            return {name: (tensor, reports[name]) for name, tensor in tensors.items()}
+        found = {name: self._outer(name, role) for name, role in self._outer_roles.items()}
+        if self._journal is not None and found:
+            tensors = {name: tensor for name, (tensor, _) in found.items()}
+            self._journal.keep(step, encoded_block(tensors, {name: report for name, (_, report) in found.items()}, {}))
+        return found
+
+    def _outer(self, name: str, role: Role) -> tuple[QuantizedTensor, TensorReport]:
+        scheme, method = self._wanted[name]
+        statistics = None
+        if self._outer_sums is not None:
+            _ = self._sensitivities  # fills the sums
+            statistics = self._outer_sums.of(role, tied=self._spec.tie_word_embeddings)
+        layer = Layer(name, read_float32(self._source.weights[name]), scheme)
+        (made,) = method.quantize([layer], statistics, threads=self._threads)
+        return made
+
     def divergences(self) -> list[float | None] | None:
         """KL of every source after the last block (`quantkit.calibration.divergence`).
 
@@ -132,8 +164,11 @@ class BlockStream:
         """
         if self.layer + 1 < self._spec.num_hidden_layers or not self._hidden.original:
             return None
+        head = self.outer.get(self._spec.head_name)
         with single_threaded_torch():
-            return divergences(self._source, self._samples, self._hidden)
+            return divergences(
+                self._source, self._samples, self._hidden, head=None if head is None else head[0].dequantized()
+            )
 
     def _choices(self, original: Block) -> dict[Role, InputScales]:
         """Scales for the layers behind each norm or matrix that may be divided."""
@@ -187,19 +222,22 @@ class BlockStream:
 
     @cached_property
     def _sensitivities(self) -> Sequence[Sensitivities]:
-        if not self._weighed:
-            return [NOT_WEIGHED] * self._source.spec.num_hidden_layers
+        unweighed = [NOT_WEIGHED] * self._source.spec.num_hidden_layers
+        if not self._weighed and self._outer_sums is None:
+            return unweighed
         with single_threaded_torch():
-            return sensitivities(
+            found = sensitivities(
                 self._source,
                 self._samples.sequences,
                 counts=self._hidden.counts,
+                outer=self._outer_sums,
                 skip_positions=self._skip_positions,
                 threads=self._threads,
                 device=self._device,
                 bfloat16=self._bfloat16,
                 progress=self._work.stage(FISHER),
             )
+        return found if self._weighed else unweighed
 
     def _solve(self, block: Block, original: Block, sensitivity: Sensitivities) -> dict[str, TensorReport]:
         reports: dict[str, TensorReport] = {}
