@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from quantkit.errors import BadOption
-from quantkit.protocols import ExportOptions
+from quantkit.protocols import ATTENTIONS, ExportOptions
+
+DENSE, _ = ATTENTIONS
 
 
 def refuse_graph_options(options: ExportOptions, *, container: str) -> None:
-    """Raise `BadOption` where `options` choose operators or a context, which `container` has not to choose."""
+    """Raise `BadOption` where `options` choose operators, a context or attention: not for `container` to choose."""
     if options.ops is not None:
         raise BadOption(f"{container} holds weights, not operators", hint="leave --ops out; it is for onnx")
     if options.context is not None:
         raise BadOption(f"{container} is not made for a context of its own", hint="leave --context out; it is for onnx")
+    if options.attention != DENSE:
+        raise BadOption(
+            f"{container} holds weights; how they attend is its engine's to say",
+            hint="leave --attention out; it is for onnx",
+        )

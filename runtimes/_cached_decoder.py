@@ -95,11 +95,11 @@ class CachedDecoder:
         """Values of `stages` and the logits, [T, ?] each, of a sequence computed at once."""
         self.forget()
         found = self._run(self._feeds(token_ids), [*stages, LOGITS])
-        return {name: _rows(name, found[name], len(token_ids)) for name in (*stages, LOGITS)}
+        return {name: checked_rows(name, found[name], len(token_ids)) for name in (*stages, LOGITS)}
 
     def _extend(self, token_ids: list[int]) -> np.ndarray:
         found = self._run(self._feeds(token_ids), [LOGITS, *self._present_names])
-        rows = _rows(LOGITS, found[LOGITS], len(token_ids))
+        rows = checked_rows(LOGITS, found[LOGITS], len(token_ids))
         total = len(self._ids) + len(token_ids)
         past = [found[name] for name in self._present_names]
         for name, value, empty in zip(self._present_names, past, self._nothing, strict=True):
@@ -116,7 +116,7 @@ class CachedDecoder:
         return feeds | dict(zip(self._past_names, self._past, strict=True))
 
 
-def _rows(name: str, value: np.ndarray, tokens: int) -> np.ndarray:
+def checked_rows(name: str, value: np.ndarray, tokens: int) -> np.ndarray:
     """[1, T, ?] as float32 [T, ?]; raises `EngineFailed` for another shape."""
     if value.ndim != 3 or value.shape[:2] != (1, tokens):
         raise EngineFailed(f"the graph's value {name!r} has the shape {list(value.shape)}")

@@ -109,7 +109,7 @@ class ONNX:
             folder=True,
             files=(
                 *config_files(model.spec, config),
-                blob(GENAI_NAME, genai_config(model, settings, GRAPH_NAME)),
+                *([] if settings.sparse else [blob(GENAI_NAME, genai_config(model, settings, GRAPH_NAME))]),
                 blob(GRAPH_NAME, graph.SerializeToString(deterministic=True)),
                 data_file(plan, model.weights, model.spec, settings),
                 *(blob(name, read()) for name, read in sorted(model.files.items())),
@@ -134,7 +134,7 @@ class ONNX:
         where = str(path / CONFIG_NAME)
         spec = parse_config(config, where=where)
         settings, weights = read_graph(path, spec)
-        own = (GRAPH_NAME, DATA_NAME, GENAI_NAME)
+        own = (GRAPH_NAME, DATA_NAME, *([] if settings.sparse else [GENAI_NAME]))
         checkpoint = with_companions(
             Checkpoint(
                 path=path,
@@ -144,6 +144,7 @@ class ONNX:
                 weights=weights,
                 files=travelling_files(path, names),
                 inputs=(path / GRAPH_NAME, path / DATA_NAME),
+                attention=settings.attention,
                 notes=(
                     *config_notes(config),
                     *file_notes(config, [name for name in names if name not in own], ()),
@@ -151,7 +152,8 @@ class ONNX:
                 ),
             )
         )
-        _check_genai(checkpoint, settings)
+        if not settings.sparse:
+            _check_genai(checkpoint, settings)
         return checkpoint
 
 
@@ -164,6 +166,8 @@ def _recorded(settings: Settings, options: ExportOptions) -> dict[str, object]:
     recorded: dict[str, object] = {
         "type": settings.type, "arch": options.arch, "ops": settings.ops, "context": settings.context,
     }  # fmt: skip
+    if settings.sparse:
+        recorded["attention"] = settings.attention
     return recorded if options.bits is None else {**recorded, "bits": options.bits}
 
 

@@ -1,6 +1,6 @@
 """What a graph says of itself, under two keys of its metadata: how it was made, and which weights hold which codes.
 
-    GRAPH_KEY           {"context": ..., "ops": ..., "type": ...}
+    GRAPH_KEY           {"context": ..., "ops": ..., "type": ...}, and "attention": "sparse" where it is
     QUANTIZATION_KEY    {"groups": [{"spec": a scheme, "tensors": [names]}, ...]}; not there without codes
 
 Both are JSON, keys sorted.
@@ -15,10 +15,10 @@ from typing import Any
 from quantkit.errors import BadOption, MalformedFile, UnsupportedSpec
 from quantkit.exporters.onnx.places import Grids
 from quantkit.exporters.onnx.schemes import WIDTHS, block_of
-from quantkit.exporters.onnx.settings import Settings, settings_of
+from quantkit.exporters.onnx.settings import DENSE, Settings, settings_of
 from quantkit.files.json_file import parse_json
 from quantkit.models.spec import NORM_ROLES, ModelSpec
-from quantkit.protocols import ExportOptions
+from quantkit.protocols import ATTENTIONS, ExportOptions
 from quantkit.tensors.scheme import scheme_from_json
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 
@@ -27,7 +27,10 @@ GRAPH_KEY, QUANTIZATION_KEY = "quantkit.export", "quantkit.quantization"
 
 def metadata(settings: Settings, grids: Grids) -> dict[str, str]:
     """The two keys; the second only where there are codes."""
-    found = {GRAPH_KEY: _canonical({"type": settings.type, "ops": settings.ops, "context": settings.context})}
+    chosen = {"type": settings.type, "ops": settings.ops, "context": settings.context}
+    if settings.sparse:
+        chosen["attention"] = settings.attention
+    found = {GRAPH_KEY: _canonical(chosen)}
     if grids:
         groups: dict[AffineGroups, list[str]] = {}
         for name, scheme in grids.items():
@@ -53,11 +56,18 @@ def read_settings(said: Mapping[str, str], spec: ModelSpec, where: str) -> Setti
             hint="convert the original model",
         )
     found = parse_json(said[GRAPH_KEY].encode("utf-8"), f"{where}: {GRAPH_KEY}")
+    attention = found.pop("attention", DENSE)
     kind, ops, context = (found.get(key) for key in ("type", "ops", "context"))
-    if len(found) != 3 or not isinstance(kind, str) or not isinstance(ops, str) or type(context) is not int:
+    if (
+        attention not in ATTENTIONS
+        or len(found) != 3
+        or not isinstance(kind, str)
+        or not isinstance(ops, str)
+        or type(context) is not int
+    ):
         raise MalformedFile(f"{where}: {GRAPH_KEY} must have a type, ops and a context")
     try:
-        return settings_of(ExportOptions(type=kind, ops=ops, context=context), spec)
+        return settings_of(ExportOptions(type=kind, ops=ops, context=context, attention=attention), spec)
     except BadOption as error:
         raise MalformedFile(f"{where}: {GRAPH_KEY}: {error}") from None
 

@@ -49,12 +49,14 @@ def read_graph(path: Path, spec: ModelSpec) -> tuple[Settings, dict[str, Weight]
     where = str(path / GRAPH_NAME)
     model = _parsed(read_member(path, GRAPH_NAME, MAX_GRAPH_BYTES), where)
     said = _metadata(model, where)
-    if len(model.graph.input) != 2 + 2 * spec.num_hidden_layers:
+    settings = read_settings(said, spec, where)
+    inputs, each = (3, 4) if settings.sparse else (2, 2)
+    if len(model.graph.input) != inputs + each * spec.num_hidden_layers:
         raise InconsistentCheckpoint(
-            f"{where} has {len(model.graph.input)} inputs, {spec.num_hidden_layers} layers have two each, and two more",
+            f"{where} has {len(model.graph.input)} inputs, {spec.num_hidden_layers} layers have {each} each, and "
+            f"{inputs} more",
             hint="config.json and the graph are of different models",
         )
-    settings = read_settings(said, spec, where)
     grids = read_grids(said, spec, where)
     plan = places(spec, grids, settings)
     file = open_data(path, model.graph.initializer, plan.size)

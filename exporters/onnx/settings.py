@@ -8,20 +8,25 @@ from dataclasses import dataclass
 from quantkit.errors import BadOption
 from quantkit.exporters.onnx.elements import TYPES, Element
 from quantkit.models.spec import ModelSpec
-from quantkit.protocols import ExportOptions
+from quantkit.protocols import ATTENTIONS, ExportOptions
 
 CONTAINER = "onnx"
 CONTRIB, STANDARD = "contrib", "standard"
 OPS = (CONTRIB, STANDARD)
+DENSE, SPARSE = ATTENTIONS
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """type: what is computed in, "f32" or "f16". ops: one of `OPS`. context: positions that rotations are baked for."""
+    """type: what is computed in, "f32" or "f16". ops: one of `OPS`. context: positions that rotations are baked for.
+
+    attention: `DENSE` or `SPARSE`.
+    """
 
     type: str
     ops: str
     context: int
+    attention: str = DENSE
 
     @property
     def element(self) -> Element:
@@ -33,12 +38,18 @@ class Settings:
         """Whether the graph has operators of onnxruntime besides those of ONNX."""
         return self.ops == CONTRIB
 
+    @property
+    def sparse(self) -> bool:
+        """Whether attention is sparse."""
+        return self.attention == SPARSE
+
 
 def settings_of(options: ExportOptions, spec: ModelSpec) -> Settings:
     """The settings that `options` ask for; float32, onnxruntime's operators and the model's whole context by default.
 
     Raises:
-        BadOption: an unknown type or set of operators, or a context that the model does not have.
+        BadOption: an unknown type, set of operators or attention, a context that the model does not have, or sparse
+            attention of a model that does not say how, or in onnxruntime's operators.
     """
     if options.type not in (None, *TYPES):
         raise BadOption(f"{CONTAINER} has no type {options.type!r}", hint=f"choose one of: {', '.join(TYPES)}")
@@ -49,7 +60,23 @@ def settings_of(options: ExportOptions, spec: ModelSpec) -> Settings:
         raise BadOption(
             f"a context of {context} tokens is none of this model's", hint=f"choose 1 to {spec.max_position_embeddings}"
         )
-    return Settings(options.type or "f32", options.ops or CONTRIB, context)
+    _check_attention(options, spec)
+    ops = options.ops or (STANDARD if options.attention == SPARSE else CONTRIB)
+    return Settings(options.type or "f32", ops, context, options.attention)
+
+
+def _check_attention(options: ExportOptions, spec: ModelSpec) -> None:
+    if options.attention not in ATTENTIONS:
+        raise BadOption(
+            f"{CONTAINER} has no attention {options.attention!r}", hint=f"choose one of: {', '.join(ATTENTIONS)}"
+        )
+    if options.attention == SPARSE and spec.sparse is None:
+        raise BadOption(
+            "its config.json has no sparse_config, which would say how blocks of tokens are chosen",
+            hint="add one to config.json, or leave --attention out",
+        )
+    if options.attention == SPARSE and options.ops == CONTRIB:
+        raise BadOption("sparse attention is written in operators of ONNX alone", hint="leave --ops out")
 
 
 def factor_lists(spec: ModelSpec, context: int) -> Mapping[str, int]:

@@ -45,6 +45,14 @@ def export(
             show_default="the model's",
         ),
     ] = None,
+    attention: Annotated[
+        str,
+        typer.Option(
+            "--attention",
+            metavar="[dense|sparse]",
+            help="onnx: to all tokens, or to blocks of them as the model's sparse_config says.",
+        ),
+    ] = "dense",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -54,7 +62,13 @@ def export(
 
     output = Output(as_json=as_json)
     name, options = parse_target(
-        f"{format}:{type}" if type else format, arch=arch, target=target, bits=bits, ops=ops, context=context
+        f"{format}:{type}" if type else format,
+        arch=arch,
+        target=target,
+        bits=bits,
+        ops=ops,
+        context=context,
+        attention=attention,
     )
     checkpoint = open_checkpoint(source)
     output.notes(checkpoint.notes)

@@ -29,6 +29,7 @@ class Checkpoint:
     inputs: the files that hold the weights (for digests, and to refuse writing over them).
     renamed: whether its files call tensors otherwise than the model does (`family/tensor_names.py`); engines that read
         the folder by themselves look for them under the model's own names.
+    attention: "sparse" where the artifact itself attends so, as a graph may; else "dense", whatever the config says.
     notes: what reading found worth telling, one line each: files and tensors left aside, sums that do not add up;
         each is made `one_line`, because names and values in it come from strangers' files.
     """
@@ -41,6 +42,7 @@ class Checkpoint:
     files: Mapping[str, Callable[[], bytes]]
     inputs: tuple[Path, ...]
     renamed: bool = False
+    attention: str = "dense"
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -38,6 +38,12 @@ def _remark_on_text(model: Checkpoint) -> str:
     return "; ".join((TEXT, *_remarks(model)))
 
 
+def _check_attention(model: Checkpoint) -> str | None:
+    if model.attention == "sparse":
+        return "its generator gives a graph none of the buffers that sparse attention remembers by"
+    return None
+
+
 ONNXRUNTIME = KernelRules(
     name="onnxruntime",
     engine="onnxruntime",
@@ -50,6 +56,7 @@ GENAI = KernelRules(
     engine="onnxruntime-genai",
     containers=("onnx",),
     check=_check,
+    check_model=_check_attention,
     remark=_remark_on_text,
 )
 KERNELS = (ONNXRUNTIME, GENAI)

@@ -41,7 +41,7 @@ class OnnxruntimeRuntime:
         if install is not None:
             raise MissingDependency("onnxruntime needs the packages onnxruntime and onnx", hint=install)
         checkpoint = registry.open_checkpoint(path)
-        return OnnxruntimeSession(checkpoint.path, checkpoint.spec)
+        return OnnxruntimeSession(checkpoint.path, checkpoint.spec, sparsely=checkpoint.attention == "sparse")
 
 
 RUNTIME = OnnxruntimeRuntime()

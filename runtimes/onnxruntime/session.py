@@ -23,9 +23,13 @@ class OnnxruntimeSession(OnnxEngineSession):
     """The decoder in `folder`; see `OnnxEngineSession`.
 
     exact: whether inputs of quantized matrices stay what they are; False = as fast as the engine can, with int8 inputs.
+    sparsely: whether the graph attends so, as `spec.sparse` says. Then `logits` reads ids as one prompt, `next_logits`
+    decodes what comes behind the ids of the last call, and the two may differ: a prompt's first tokens are sparse as
+    soon as the prompt is long, decoded ones once the context is.
     """
 
-    def __init__(self, folder: Path, spec: ModelSpec, *, exact: bool = True) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, *, exact: bool = True, sparsely: bool = False) -> None:
+        sparse = spec.sparse if sparsely else None
         super().__init__(
             folder,
             spec,
@@ -36,6 +40,8 @@ class OnnxruntimeSession(OnnxEngineSession):
             blocks=spec.num_hidden_layers,
             groups=spec.num_key_value_heads,
             width=spec.head_dim,
+            block_size=0 if sparse is None else sparse.block_size,
+            stride=0 if sparse is None else sparse.kernel_stride,
         )
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:

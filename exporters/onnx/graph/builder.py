@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantkit.errors import MissingDependency
-from quantkit.exporters.onnx.elements import Element
+from quantkit.exporters.onnx.elements import BOOL, INT64, Element
 from quantkit.exporters.onnx.places import DATA_NAME, Extent
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Graph:
     def __init__(self, element: Element) -> None:
         self.element = element
         self._nodes: list[onnx.NodeProto] = []
+        self._count = 0
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -52,7 +53,7 @@ class Graph:
         **attributes: Any,  # noqa: ANN401 - whatever the operator has
     ) -> str:
         """An operator with one output, called `output` or after the operator and the nodes before it."""
-        name = output or f"{kind}_{len(self._nodes)}"
+        name = output or f"{kind}_{self._count}"
         self.nodes(kind, inputs, [name], domain=domain, **attributes)
         return name
 
@@ -68,7 +69,8 @@ class Graph:
         """An operator with several outputs."""
         from onnx import helper  # noqa: PLC0415 - other containers do without it
 
-        name = f"{kind}/{len(self._nodes)}"
+        name = f"{kind}/{self._count}"
+        self._count += 1
         self._nodes.append(
             helper.make_node(kind, list(inputs), list(outputs), name, domain=domain or None, **attributes)
         )
@@ -124,7 +126,7 @@ class Graph:
         """`one` where `condition` holds, else `other`: tensors of the same type and shape."""
         from onnx import helper  # noqa: PLC0415 - other containers do without it
 
-        outputs = [f"If_{len(self._nodes)}.{index}" for index in range(len(one))]
+        outputs = [f"If_{self._count}.{index}" for index in range(len(one))]
         branches = {}
         for branch, values in (("then_branch", one), ("else_branch", other)):
             results = [f"{branch}.{name}" for name in outputs]
@@ -133,6 +135,43 @@ class Graph:
             branches[branch] = helper.make_graph(nodes, branch, [], described)
         self.nodes("If", (condition,), outputs, **branches)
         return outputs
+
+    def branched(self, condition: str, one: Callable[[], str], other: Callable[[], str], element: Element) -> str:
+        """What `one` adds where `condition` holds, else what `other` adds: values of a type, and of any shape."""
+        branches = {}
+        for branch, make in (("then_branch", one), ("else_branch", other)):
+            branches[branch] = self._inner(branch, (), lambda make=make: (make(),), (element,))  # type: ignore[misc]
+        return self.node("If", (condition,), **branches)
+
+    def repeated(self, count: str, make: Callable[[str], str], element: Element) -> str:
+        """What `make` adds, so many times, joined along a new first axis; it is told the number of the time, from 0."""
+        index, going = f"time_{self._count}", f"going_{self._count}"
+
+        def step() -> tuple[str, str]:
+            return self.node("Identity", (going,)), make(index)
+
+        given = (_described(index, INT64, ()), _described(going, BOOL, ()))
+        body = self._inner("body", given, step, (BOOL, element))
+        return self.node("Loop", (count, ""), body=body)
+
+    def _inner(
+        self,
+        name: str,
+        inputs: Sequence[onnx.ValueInfoProto],
+        make: Callable[[], Sequence[str]],
+        elements: Sequence[Element],
+    ) -> onnx.GraphProto:
+        """The graph of what `make` adds, which reads what is around it; its constants lie around it too."""
+        from onnx import helper  # noqa: PLC0415 - other containers do without it
+
+        around, self._nodes = self._nodes, []
+        outputs = make()
+        nodes, self._nodes = self._nodes, around
+        described = [
+            helper.make_tensor_value_info(output, element.code, None)
+            for output, element in zip(outputs, elements, strict=True)
+        ]
+        return helper.make_graph(nodes, name, list(inputs), described)
 
     def input(self, name: str, element: Element, shape: Sequence[int | str]) -> str:
         """An input of the graph."""

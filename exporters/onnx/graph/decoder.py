@@ -5,9 +5,10 @@
     outputs    logits float32 [batch, sequence, vocabulary]
                present.I.key, .value [batch, key-value heads, total, head_dim], keys turned
 
-total = past + sequence. Between them have names: "embedding", times `scale_emb`; "block I", after both of its sums;
-"final norm", before it is divided. All are of the type that the graph computes in; a norm is computed in float32.
-The names are those of onnxruntime-genai's model builder.
+total = past + sequence. Where attention is sparse, batch is 1, and `quantkit.exporters.onnx.sparse.memory` says what
+stands in place of the mask, and what is remembered. Values in between have names: "embedding", times `scale_emb`;
+"block I", after both of its sums; "final norm", before it is divided. All are of the type that the graph computes in; a
+norm is computed in float32. The names are those of onnxruntime-genai's model builder.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ import numpy as np
 from quantkit.exporters.onnx.elements import ARRAYS, FLOAT, INT64
 from quantkit.exporters.onnx.graph.builder import Graph
 from quantkit.exporters.onnx.graph.contrib import ContribOperators
+from quantkit.exporters.onnx.graph.remembered import PAST, PRESENT, Remembered
 from quantkit.exporters.onnx.graph.standard import StandardOperators
 from quantkit.exporters.onnx.places import Places
 from quantkit.exporters.onnx.settings import Settings
+from quantkit.exporters.onnx.sparse.memory import sparse_memory
+from quantkit.exporters.onnx.sparse.operators import SparseOperators
 from quantkit.models.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec, Role
 
 if TYPE_CHECKING:
     import onnx
 
 IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
-PAST, PRESENT = "past_key_values.%d.%s", "present.%d.%s"
-"""Names of what attention remembers: of a layer, "key" or "value"."""
 BATCH, SEQUENCE, TOTAL = "batch_size", "sequence_length", "total_sequence_length"
 
 
@@ -58,30 +60,39 @@ class Operators(Protocol):
 def decoder(spec: ModelSpec, plan: Places, settings: Settings, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """The graph of a model of `spec`, whose weights lie where `plan` says."""
     graph = Graph(settings.element)
-    _inputs(graph, spec, settings)
-    kind = ContribOperators if settings.contrib else StandardOperators
-    operators: Operators = kind(graph, spec, plan, settings)
+    remembered = sparse_memory(spec) if settings.sparse else _dense_memory(spec)
+    graph.input(IDS, INT64, (remembered.batch, SEQUENCE))
+    for name, shape in remembered.lengths.items():
+        graph.input(name, INT64, shape)
+    layers = range(spec.num_hidden_layers)
+    for layer in layers:
+        for part, shape in remembered.past.items():
+            graph.input(PAST % (layer, part), settings.element, shape)
+    operators = _operators(graph, spec, plan, settings)
     body = _Body(graph, spec, plan, settings, operators)
     x = body.stage("embedding", "Mul", operators.lookup(IDS), body.scalar(spec.scale_emb))
-    for layer in range(spec.num_hidden_layers):
+    for layer in layers:
         x = body.block(x, layer)
     body.head(x)
-    for layer in range(spec.num_hidden_layers):
-        for part in ("key", "value"):
-            graph.output(PRESENT % (layer, part), settings.element, _memory(spec, TOTAL))
+    for layer in layers:
+        for part, shape in remembered.present.items():
+            graph.output(PRESENT % (layer, part), settings.element, shape)
     return graph.model(operators.opset, metadata)
 
 
-def _inputs(graph: Graph, spec: ModelSpec, settings: Settings) -> None:
-    graph.input(IDS, INT64, (BATCH, SEQUENCE))
-    graph.input(MASK, INT64, (BATCH, TOTAL))
-    for layer in range(spec.num_hidden_layers):
-        for part in ("key", "value"):
-            graph.input(PAST % (layer, part), settings.element, _memory(spec, "past_sequence_length"))
+def _operators(graph: Graph, spec: ModelSpec, plan: Places, settings: Settings) -> Operators:
+    if settings.sparse:
+        return SparseOperators(graph, spec, plan, settings)
+    kind = ContribOperators if settings.contrib else StandardOperators
+    return kind(graph, spec, plan, settings)
 
 
-def _memory(spec: ModelSpec, length: str) -> tuple[str | int, ...]:
-    return (BATCH, spec.num_key_value_heads, length, spec.head_dim)
+def _dense_memory(spec: ModelSpec) -> Remembered:
+    past, present = (
+        dict.fromkeys(("key", "value"), (BATCH, spec.num_key_value_heads, length, spec.head_dim))
+        for length in ("past_sequence_length", TOTAL)
+    )
+    return Remembered(BATCH, {MASK: (BATCH, TOTAL)}, past, present)
 
 
 class _Body:

@@ -48,10 +48,12 @@ def parse_target(
     bits: int | None = None,
     ops: str | None = None,
     context: int | None = None,
+    attention: str = "dense",
 ) -> tuple[str, ExportOptions]:
     """Read FORMAT, FORMAT:TYPE or FORMAT:TYPE:BITS, such as `gguf:q4_0` or `gptq::4`; `bits` is for what says none.
 
-    The others are those of `ExportOptions`; whether a format has `ops` and a `context`, its exporter says.
+    The others are those of `ExportOptions`; whether a format has `ops`, a `context` and `attention`, its exporter
+    says.
 
     Raises:
         BadOption: an unknown format, or a type, target or width of codes that the format does not have.
@@ -68,4 +70,6 @@ def parse_target(
     if bits is not None and bits not in exporter.widths:
         choices = ", ".join(map(str, exporter.widths)) or "none; leave it out"
         raise BadOption(f"{name} has no choice of {width or bits} bits", hint=f"widths of {name}: {choices}")
-    return name, ExportOptions(type=kind or None, arch=arch, target=target, bits=bits, ops=ops, context=context)
+    return name, ExportOptions(
+        type=kind or None, arch=arch, target=target, bits=bits, ops=ops, context=context, attention=attention
+    )
