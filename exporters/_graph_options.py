@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from quantkit.errors import BadOption
-from quantkit.protocols import ATTENTIONS, ExportOptions
+from quantkit.models.checkpoint import ATTENTIONS
+from quantkit.protocols import ExportOptions
 
 DENSE, _ = ATTENTIONS
 

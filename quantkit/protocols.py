@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from quantkit.tensors.scheme import Scheme
 
 
-ATTENTIONS = ("dense", "sparse")
-"""How a graph attends: to all tokens that are not behind one, or to blocks of them as `ModelSpec.sparse` says."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
     """What a user may choose about a container.
@@ -41,7 +37,7 @@ class ExportOptions:
     bits: one of `Exporter.widths`, in which narrower symmetric codes are stored; None = as narrow as can be.
     ops: which operators a graph is written in: "contrib", the engine's own, or "standard"; None = the former.
     context: tokens that a graph is made for, where it bakes rotations; None = all that the model can.
-    attention: of a graph, one of `ATTENTIONS`.
+    attention: of a graph, one of `quantkit.models.checkpoint.ATTENTIONS`.
     """
 
     type: str | None = None

@@ -17,8 +17,9 @@ from quantkit.exporters.onnx.places import Grids
 from quantkit.exporters.onnx.schemes import WIDTHS, block_of
 from quantkit.exporters.onnx.settings import DENSE, Settings, settings_of
 from quantkit.files.json_file import parse_json
+from quantkit.models.checkpoint import ATTENTIONS
 from quantkit.models.spec import NORM_ROLES, ModelSpec
-from quantkit.protocols import ATTENTIONS, ExportOptions
+from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import scheme_from_json
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 

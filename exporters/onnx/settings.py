@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from quantkit.errors import BadOption
 from quantkit.exporters.onnx.elements import TYPES, Element
+from quantkit.models.checkpoint import ATTENTIONS
 from quantkit.models.spec import ModelSpec
-from quantkit.protocols import ATTENTIONS, ExportOptions
+from quantkit.protocols import ExportOptions
 
 CONTAINER = "onnx"
 CONTRIB, STANDARD = "contrib", "standard"

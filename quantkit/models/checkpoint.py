@@ -16,6 +16,9 @@ from quantkit.errors import one_line
 from quantkit.models.spec import ModelSpec
 from quantkit.tensors.views import QuantizedView, Weight
 
+ATTENTIONS = ("dense", "sparse")
+"""How a graph attends: to all tokens up to one, or to blocks of them as `ModelSpec.sparse` says."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checkpoint:

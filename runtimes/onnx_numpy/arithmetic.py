@@ -62,6 +62,14 @@ def _divided(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return quotient
 
 
+def _remainder(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of integers, with the sign of the divisor."""
+    if one.dtype.kind not in "iu" or not other.all():
+        raise MalformedFile(f"it divides {one.dtype}, or by zero")
+    found: np.ndarray = np.mod(one, other)
+    return found
+
+
 def _power(call: Call) -> list[np.ndarray]:
     """The exponent may have a dtype of its own."""
     base, exponent = call.value(0), call.value(1)
@@ -125,6 +133,7 @@ _BINARY: Mapping[str, Function] = {
     "Sub": np.subtract,
     "Mul": np.multiply,
     "Div": _divided,
+    "Mod": _remainder,
     "Equal": np.equal,
     "Less": np.less,
     "LessOrEqual": np.less_equal,

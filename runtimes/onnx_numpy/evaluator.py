@@ -26,6 +26,10 @@ KEPT_BYTES = 2 << 30
 MOST_HELD = 12 << 30
 """Bytes of all values of a run at a time."""
 BRANCHES = {"then_branch", "else_branch"}
+GRAPHS = ("If", "Loop")
+"""Operators that hold graphs."""
+MOST_TIMES = 1 << 20
+"""How often a loop may go round."""
 
 
 class Evaluator:
@@ -71,13 +75,13 @@ class Evaluator:
         for tensor in graph.initializers.values():
             stored_bytes(tensor)
         for node in graph.nodes:
-            if node.op_type != "If" and (node.domain, node.op_type) not in OPERATORS:
+            if node.op_type not in GRAPHS and (node.domain, node.op_type) not in OPERATORS:
                 raise UnsupportedModel(f"{node}: such operators are not evaluated")
             for name in filter(None, node.inputs):
                 if name not in seen:
                     raise MalformedFile(f"{node} reads {name!r}, which no node before it makes")
             for branch in _branches(node):
-                self._check(branch, set(seen))
+                self._check(branch, seen | set(branch.inputs))
             for name in filter(None, node.outputs):
                 if name in seen:
                     raise MalformedFile(f"{node} makes {name!r}, which is there already")
@@ -108,6 +112,8 @@ class Evaluator:
             try:
                 if node.op_type == "If":
                     return self._branched(node, graph, values)
+                if node.op_type == "Loop":
+                    return self._looped(node, graph, values)
                 inputs = [self._value(name, graph, values) if name else None for name in node.inputs]
                 call = Call(self._with_constants(node), inputs, self._model.opsets.get(node.domain, 1))
                 with np.errstate(all="ignore"):
@@ -124,11 +130,36 @@ class Evaluator:
         if condition.dtype != np.bool_ or condition.size != 1 or set(node.attributes) != BRANCHES:
             raise MalformedFile("it has no condition, or not two branches")
         branch = node.attributes["then_branch" if condition.item() else "else_branch"]
-        if not isinstance(branch, Graph):
-            raise MalformedFile("a branch is no graph")
-        around = {name: self._value(name, graph, values) for name in _free(branch)}
-        found = self._run(branch, around, branch.outputs)
+        if not isinstance(branch, Graph) or branch.inputs:
+            raise MalformedFile("a branch is no graph, or has inputs")
+        found = self._run(branch, self._around(branch, graph, values), branch.outputs)
         return [found[name] for name in branch.outputs]
+
+    def _looped(self, node: Node, graph: Graph, values: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
+        """A body that is told how often it ran, whether it goes on, and what it carries; other outputs are stacked."""
+        body, carried = node.attributes.get("body"), len(node.inputs) - 2
+        count, going, *start = (self._value(name, graph, values) if name else None for name in node.inputs)
+        if not isinstance(body, Graph) or set(node.attributes) != {"body"} or len(body.inputs) != 2 + carried:
+            raise MalformedFile("its body is no graph of such a loop")
+        times = MOST_TIMES + 1 if count is None else int(count.item())
+        going = np.array(True) if going is None else going
+        around = self._around(body, graph, values)
+        rounds: list[list[np.ndarray]] = []
+        while going.item() and len(rounds) < times:
+            if len(rounds) == MOST_TIMES:
+                raise MalformedFile(f"it goes round more often than {MOST_TIMES:,} times")
+            given = dict(zip(body.inputs, (np.array(len(rounds)), going, *start), strict=True))
+            found = self._run(body, {**around, **given}, body.outputs)
+            going, *made = (found[name] for name in body.outputs)
+            start = made[:carried]
+            rounds.append(made[carried:])
+        if not rounds:
+            raise UnsupportedModel("a loop that does not go round is not evaluated")
+        return [*start, *(np.stack(stacked) for stacked in zip(*rounds, strict=True))]
+
+    def _around(self, inner: Graph, graph: Graph, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a graph within another one reads of it."""
+        return {name: self._value(name, graph, values) for name in _free(inner)}
 
     def _value(self, name: str, graph: Graph, values: Mapping[str, np.ndarray]) -> np.ndarray:
         if name in values:
@@ -164,6 +195,6 @@ def _reads(node: Node) -> set[str]:
 
 
 def _free(graph: Graph) -> set[str]:
-    """Names that a branch reads and does not make."""
-    made = {name for node in graph.nodes for name in node.outputs} | set(graph.initializers)
+    """Names that a graph within another one reads and does not make, nor is given."""
+    made = {name for node in graph.nodes for name in node.outputs} | set(graph.initializers) | set(graph.inputs)
     return (set(graph.outputs).union(*map(_reads, graph.nodes)) if graph.nodes else set(graph.outputs)) - made

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from quantkit.errors import MalformedFile
 from quantkit.runtimes.onnx_numpy.call import Call, Operator, Operators, allow, axes_of, axis_of
@@ -98,6 +100,33 @@ def _gemm(call: Call) -> list[np.ndarray]:
     return [found if added is None else found + added * scale]
 
 
+def _top(call: Call) -> list[np.ndarray]:
+    """The largest along an axis, from the largest on, and their numbers; of equal ones the first."""
+    value, (count,) = call.value(0), call.integers(1)
+    axis = axis_of(call.integer("axis", -1), value.ndim)
+    if value.dtype.kind != "f" or call.integer("largest", 1) != 1 or call.integer("sorted", 1) != 1:
+        raise MalformedFile(f"it asks for the smallest of {value.dtype}, or in any order, which is not evaluated")
+    if not 0 <= count <= value.shape[axis]:
+        raise MalformedFile(f"it asks for {count} values of {value.shape[axis]}")
+    order = np.take(np.argsort(-value, axis, kind="stable"), range(count), axis)
+    return [np.take_along_axis(value, order, axis), order.astype(np.int64)]
+
+
+def _max_pool(call: Call) -> list[np.ndarray]:
+    """The largest of each window along the last of three axes; beyond its ends there is nothing."""
+    value, sizes, steps, pads = call.value(0), *(call.numbers(name) for name in ("kernel_shape", "strides", "pads"))
+    if value.ndim != 3 or value.dtype.kind != "f" or None in (sizes, steps, pads):
+        raise MalformedFile(
+            f"it pools {value.dtype} of {value.ndim} axes, or by default numbers, which is not evaluated"
+        )
+    (size,), (step,), (before, after) = cast("tuple[tuple[int, ...], ...]", (sizes, steps, pads))
+    if min(size, step) < 1 or not 0 <= min(before, after) <= max(before, after) < size:
+        raise MalformedFile(f"it pools {size} values {step} apart, {before} and {after} beyond the ends")
+    allow((*value.shape[:2], value.shape[2] + before + after), value.dtype)
+    padded = np.pad(value, ((0, 0), (0, 0), (before, after)), constant_values=-np.inf)
+    return [sliding_window_view(padded, size, axis=2)[:, :, ::step].max(axis=-1)]
+
+
 def _cumulative(call: Call) -> list[np.ndarray]:
     value, (axis,) = call.value(0), call.integers(1)
     if call.integer("exclusive", 0) or call.integer("reverse", 0):
@@ -112,6 +141,8 @@ REDUCTIONS: Operators = {
     ("", "ReduceMin"): _reduction(np.min),
     ("", "Softmax"): _softmax,
     ("", "CumSum"): _cumulative,
+    ("", "TopK"): _top,
+    ("", "MaxPool"): _max_pool,
     ("", "MatMul"): _matmul,
     ("", "Gemm"): _gemm,
     ("", "RMSNormalization"): _rms_norm,

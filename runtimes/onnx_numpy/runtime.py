@@ -9,8 +9,6 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes._cached_decoder import arithmetic_of
 from quantkit.runtimes.onnx_numpy.session import OnnxNumpySession
 
-SPARSE = "it has no operators of graphs that attend sparsely, such as Loop, TopK and ScatterND"
-
 
 class OnnxNumpyRuntime:
     """ONNX folders, operator by operator."""
@@ -28,14 +26,13 @@ class OnnxNumpyRuntime:
         """That of the graph: float32, or float16, to which it rounds what every operator makes."""
         return arithmetic_of(checkpoint)
 
-    def refuses(self, checkpoint: Checkpoint) -> str | None:
-        """Graphs that attend sparsely, by name; what others ask for is known when they are opened."""
-        return SPARSE if checkpoint.attention == "sparse" else None
+    def refuses(self, checkpoint: Checkpoint) -> None:
+        """Always None: what the graph asks for is known when it is opened."""
 
     def open(self, path: Path) -> OnnxNumpySession:
         """Read the folder strictly, then the graph; raises what the reader and `OnnxNumpySession` do."""
         checkpoint = registry.open_checkpoint(path)
-        return OnnxNumpySession(checkpoint.path, checkpoint.spec)
+        return OnnxNumpySession(checkpoint.path, checkpoint.spec, sparsely=checkpoint.attention == "sparse")
 
 
 RUNTIME = OnnxNumpyRuntime()

@@ -12,8 +12,9 @@ import numpy as np
 from quantkit.errors import EngineFailed, about
 from quantkit.files.member import open_member
 from quantkit.models.context import checked_ids
-from quantkit.models.spec import ModelSpec
+from quantkit.models.spec import ModelSpec, SparseSpec
 from quantkit.runtimes._cached_decoder import CachedDecoder, stage_names, step_of
+from quantkit.runtimes._sparse_decoder import Buffers, Sizes, SparseDecoder
 from quantkit.runtimes.onnx_numpy.evaluator import Evaluator
 from quantkit.runtimes.onnx_numpy.graph import parse_model
 
@@ -28,7 +29,7 @@ STEP = 512
 
 
 class OnnxNumpySession:
-    """The decoder in `folder`, whose numbers are `spec`'s.
+    """The decoder in `folder`, whose numbers are `spec`'s. sparsely: as for `OnnxruntimeSession`.
 
     Raises:
         MalformedFile, IncompleteFile, UnsafePath: the graph, or what it says of the file beside it.
@@ -36,19 +37,13 @@ class OnnxNumpySession:
         EngineFailed: it is no decoder as `_cached_decoder` knows them.
     """
 
-    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, *, sparsely: bool = False) -> None:
         self._path = folder / GRAPH_NAME
         self._spec = spec
         with about(str(self._path)):
             data = open_member(folder, GRAPH_NAME).read_all(MOST_GRAPH_BYTES)
             evaluator = Evaluator(parse_model(memoryview(data)), folder)
-            self._decoder = CachedDecoder(
-                evaluator.run,
-                evaluator.inputs,
-                blocks=spec.num_hidden_layers,
-                groups=spec.num_key_value_heads,
-                width=spec.head_dim,
-            )
+            self._decoder = _decoder(evaluator, spec, spec.sparse if sparsely else None)
         self._known = 0
 
     def __enter__(self) -> Self:
@@ -91,3 +86,18 @@ class OnnxNumpySession:
         if rows.shape[1] != self._spec.vocab_size:
             raise EngineFailed(f"the graph predicts {rows.shape[1]} tokens, the model has {self._spec.vocab_size}")
         return rows
+
+
+def _decoder(evaluator: Evaluator, spec: ModelSpec, sparse: SparseSpec | None) -> CachedDecoder | SparseDecoder:
+    blocks, groups, width = spec.num_hidden_layers, spec.num_key_value_heads, spec.head_dim
+    if sparse is None:
+        return CachedDecoder(evaluator.run, evaluator.inputs, blocks=blocks, groups=groups, width=width)
+
+    def run(feeds: Mapping[str, np.ndarray], buffers: Buffers, wanted: Sequence[str]) -> Mapping[str, np.ndarray]:
+        made = {name: name.replace("past_key_values", "present") for name in buffers}
+        found = evaluator.run({**feeds, **buffers}, [*wanted, *made.values()])
+        buffers.update((name, found[present]) for name, present in made.items())
+        return found
+
+    sizes = Sizes(blocks, groups, width, sparse.block_size, sparse.kernel_stride)
+    return SparseDecoder(run, evaluator.inputs, sizes)

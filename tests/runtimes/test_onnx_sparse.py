@@ -34,7 +34,9 @@ LIMIT = 1e-3
 INT4 = AffineGroups(bits=4, group_size=32)
 
 
-def model(choice: Any = lambda _: None, *, heads: int = 4, groups: int = 2, rope: Any = None, **changes: Any) -> Checkpoint:
+def model(
+    choice: Any = lambda _: None, *, heads: int = 4, groups: int = 2, rope: Any = None, **changes: Any
+) -> Checkpoint:
     config = tiny_config(
         sparse_config={**SPARSE, **changes}, max_position_embeddings=512, num_attention_heads=heads,
         num_key_value_heads=groups, num_hidden_layers=2, rope_scaling=rope,

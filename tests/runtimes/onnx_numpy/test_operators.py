@@ -99,6 +99,12 @@ CASES: list[tuple[str, list[np.ndarray | None], dict[str, Any]]] = [
     ("Softmax", [X], {}),
     ("Softmax", [X.astype(F16)], {"axis": 1}),
     ("CumSum", [whole(2, 5), np.array(1)], {}),
+    ("Mod", [np.array([-7, 7, -8, 9]), np.array([3, -3, 4, 5])], {}),
+    ("TopK", [floats(3, 9), ints(4)], {"outputs": 2}),
+    ("TopK", [np.array([[1, np.inf, 0, 1, np.inf, -np.inf, 0, 1]], F32), ints(6)], {"outputs": 2}),
+    ("TopK", [X, ints(0)], {"axis": 1, "outputs": 2}),
+    ("MaxPool", [floats(2, 3, 12)], {"kernel_shape": [5], "strides": [4], "pads": [1, 0]}),
+    ("MaxPool", [floats(1, 2, 7)], {"kernel_shape": [2], "strides": [1], "pads": [1, 0]}),
     ("MatMul", [X, M], {}),
     ("MatMul", [X.astype(F16), M.astype(F16)], {}),
     ("MatMul", [X[0, 0], M], {}),
@@ -215,9 +221,67 @@ def test_a_branch_of_if_sees_what_lies_around_it():
         np.testing.assert_array_equal(evaluator.run({"n": np.array(number)}, ["y"])["y"], wanted)
 
 
+def loop(body_outputs: list[str], body_inputs: list[str], **changes: Any) -> onnx.ModelProto:
+    """Adds the number of the time to a vector that is carried, and stacks what is carried times what lies around it."""
+    nodes = [
+        helper.make_node("Identity", ["going"], ["goes_on"]),
+        helper.make_node("Cast", ["time"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["before", "number"], ["after"]),
+        helper.make_node("Mul", ["after", "x"], ["stacked"]),
+    ]
+    kinds = {"time": TensorProto.INT64, "going": TensorProto.BOOL, "before": TensorProto.FLOAT}
+    given = [helper.make_tensor_value_info(name, kinds[name], None) for name in body_inputs]
+    kinds = {"goes_on": TensorProto.BOOL, "after": TensorProto.FLOAT, "stacked": TensorProto.FLOAT}
+    made = [helper.make_tensor_value_info(name, kinds[name], None) for name in body_outputs]
+    body = helper.make_graph(nodes, "body", given, made)
+    node = helper.make_node("Loop", ["n", "", "start"], ["carried", "stack"], **{"body": body, **changes})
+    stored = [numpy_helper.from_array(Y[:, 0], "x"), numpy_helper.from_array(np.zeros(3, F32), "start")]
+    inputs = [helper.make_tensor_value_info("n", TensorProto.INT64, [])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("carried", "stack")]
+    graph = helper.make_graph([node], "g", inputs, outputs, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+WHOLE = (["goes_on", "after", "stacked"], ["time", "going", "before"])
+
+
+def test_a_loop_carries_and_stacks_as_onnxruntime_has_it():
+    ort = pytest.importorskip("onnxruntime")
+    proto = loop(*WHOLE)
+    evaluator = Evaluator(parse_model(memoryview(proto.SerializeToString())), Path("nowhere"))
+    given = {"n": np.array(4)}
+    found = evaluator.run(given, ["carried", "stack"])
+    np.testing.assert_array_equal(found["carried"], np.full(3, 6, F32))
+    close(list(found.values()), ort.InferenceSession(proto.SerializeToString()).run(None, given))
+
+
+@pytest.mark.parametrize(
+    ("proto", "times", "words"),
+    [
+        (loop(WHOLE[0], ["time", "going"]), 3, "before"),
+        (loop(*WHOLE), 0, "does not go round"),
+        (loop(*WHOLE, other=3), 3, "no graph of such a loop"),
+    ],
+)
+def test_another_loop_is_refused(proto, times, words):
+    with pytest.raises(QuantkitError, match=words):
+        Evaluator(parse_model(memoryview(proto.SerializeToString())), Path("nowhere")).run(
+            {"n": np.array(times)}, ["stack"]
+        )
+
+
 # ------------------------------------------------------------------------------------------------------- what is wrong
 
 BAD = [
+    ("TopK", [X, ints(9)], {"outputs": 2}, MalformedFile),
+    ("TopK", [X, ints(1)], {"outputs": 2, "largest": 0}, MalformedFile),
+    ("TopK", [whole(3), ints(1)], {"outputs": 2}, MalformedFile),
+    ("MaxPool", [floats(1, 1, 9)], {"kernel_shape": [3]}, MalformedFile),
+    ("MaxPool", [floats(1, 1, 9, 9)], {"kernel_shape": [3, 3], "strides": [1, 1], "pads": [0] * 4}, MalformedFile),
+    ("MaxPool", [floats(1, 1, 9)], {"kernel_shape": [3], "strides": [0], "pads": [0, 0]}, MalformedFile),
+    ("MaxPool", [floats(1, 1, 9)], {"kernel_shape": [3], "strides": [1], "pads": [0, 9]}, MalformedFile),
+    ("Mod", [ints(3), ints(0)], {}, MalformedFile),
+    ("Mod", [X, X], {}, MalformedFile),
     ("Add", [X, M], {}, MalformedFile),
     ("Add", [X, X.astype(F16)], {}, MalformedFile),
     ("Div", [ints(1), ints(0)], {}, MalformedFile),
