@@ -48,7 +48,6 @@ class OnnxEngineSession(EngineSession):
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits in float32 [T, V]; row t predicts token t + 1."""
         ids = self._checked(token_ids)
-        self._known = 0
         return self._rows(len(ids), ids, do="logits")
 
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:

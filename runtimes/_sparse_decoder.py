@@ -11,7 +11,7 @@ single token that follows those of the call before, and reads several as the end
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -50,6 +50,15 @@ class Sizes:
         return dict(zip(PARTS, (room, room, room // self.stride, -(-room // (COARSE * self.stride))), strict=True))
 
 
+@dataclass(slots=True)
+class _Text:
+    """What is remembered: of which tokens, for how many there is room, and the buffers."""
+
+    ids: list[int] = field(default_factory=list)
+    room: int = 0
+    buffers: Buffers = field(default_factory=dict)
+
+
 class SparseDecoder:
     """A graph with buffers that grow.
 
@@ -73,65 +82,61 @@ class SparseDecoder:
 
     def forget(self) -> None:
         """Begin anew."""
-        self._ids: list[int] = []
-        self._room = 0
-        self._buffers: Buffers = {}
+        self._text = _Text()
 
     def logits(self, token_ids: list[int], step: int) -> np.ndarray:
-        """Rows [T, V] of a prompt, `step` tokens at a time; nothing of it is remembered."""
-        self.forget()
-        parts = self._read(token_ids, step, prompt=len(token_ids))
-        self.forget()
-        return np.concatenate(parts)
+        """Rows [T, V] of a prompt, `step` tokens at a time; nothing of it is remembered, nor is anything forgotten."""
+        return np.concatenate(self._read(_Text(), token_ids, step, prompt=len(token_ids)))
 
     def next(self, token_ids: list[int], step: int) -> np.ndarray:
         """The row [1, V] of the last token; ids that do not begin with those of the last call are read anew."""
-        known = len(self._ids)
-        if not (known < len(token_ids) and token_ids[:known] == self._ids):
+        known = len(self._text.ids)
+        if not (known < len(token_ids) and token_ids[:known] == self._text.ids):
             self.forget()
             known = 0
-        new = token_ids[known:]
+        new, text = token_ids[known:], self._text
+        self.forget()  # until they are written into every buffer
         decoded = known > 0 and len(new) == 1
-        return self._read(new, step, prompt=0 if decoded else len(token_ids))[-1][-1:]
+        row = self._read(text, new, step, prompt=0 if decoded else len(token_ids))[-1][-1:]
+        self._text = text
+        return row
 
     def trace(self, token_ids: list[int], stages: Sequence[str]) -> dict[str, np.ndarray]:
         """Values of `stages` and the logits, [T, ?] each, of a prompt computed at once."""
-        self.forget()
-        self._make_room(len(token_ids))
-        found = self._run(self._feeds(token_ids, len(token_ids)), self._buffers, [*stages, LOGITS])
-        self.forget()
-        return {name: checked_rows(name, found[name], len(token_ids)) for name in (*stages, LOGITS)}
+        text, names = _Text(), (*stages, LOGITS)
+        self._make_room(text, len(token_ids))
+        found = self._run(_feeds(text, token_ids, len(token_ids)), text.buffers, names)
+        return {name: checked_rows(name, found[name], len(token_ids)) for name in names}
 
-    def _read(self, token_ids: list[int], step: int, prompt: int) -> list[np.ndarray]:
-        """Rows of tokens behind those that are known, in parts. prompt: see `_feeds`."""
-        known = self._ids
-        self._make_room(len(known) + len(token_ids))
+    def _read(self, text: _Text, token_ids: list[int], step: int, prompt: int) -> list[np.ndarray]:
+        """Rows of tokens behind those of `text`, in parts. prompt: see `_feeds`."""
+        self._make_room(text, len(text.ids) + len(token_ids))
         parts = []
         for at in range(0, len(token_ids), step):
             part = token_ids[at : at + step]
-            feeds = self._feeds(part, prompt)
-            self._ids = []  # until they are written into every buffer
-            parts.append(checked_rows(LOGITS, self._run(feeds, self._buffers, [LOGITS])[LOGITS], len(part)))
-            self._ids = known = known + part
+            found = self._run(_feeds(text, part, prompt), text.buffers, [LOGITS])
+            parts.append(checked_rows(LOGITS, found[LOGITS], len(part)))
+            text.ids = text.ids + part
         return parts
 
-    def _feeds(self, token_ids: list[int], prompt: int) -> dict[str, np.ndarray]:
-        """prompt: length of the prompt that they are a part of, 0 where they are decoded."""
-        return {
-            IDS: np.array([token_ids], np.int64),
-            PAST_LENGTH: np.array([len(self._ids)], np.int64),
-            PROMPT_LENGTH: np.array([prompt], np.int64),
-        }
-
-    def _make_room(self, tokens: int) -> None:
+    def _make_room(self, text: _Text, tokens: int) -> None:
         """For so many in all: what is there is copied into buffers twice as large."""
-        if tokens <= self._room:
+        if tokens <= text.room:
             return
-        self._room = max(tokens, 2 * self._room, SMALLEST)
-        rows = self._sizes.rows(self._room)
+        text.room = max(tokens, 2 * text.room, SMALLEST)
+        rows = self._sizes.rows(text.room)
         for name, part in self._names.items():
             buffer = np.zeros((self._sizes.groups, rows[part], self._sizes.width), self._dtypes[name])
-            if name in self._buffers:
-                old = self._buffers[name]
+            if name in text.buffers:
+                old = text.buffers[name]
                 buffer[:, : old.shape[1]] = old
-            self._buffers[name] = buffer
+            text.buffers[name] = buffer
+
+
+def _feeds(text: _Text, token_ids: list[int], prompt: int) -> dict[str, np.ndarray]:
+    """prompt: length of the prompt that they are a part of, 0 where they are decoded."""
+    return {
+        IDS: np.array([token_ids], np.int64),
+        PAST_LENGTH: np.array([len(text.ids)], np.int64),
+        PROMPT_LENGTH: np.array([prompt], np.int64),
+    }

@@ -57,7 +57,6 @@ class OnnxNumpySession:
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Float32 logits [T, V]; row t predicts token t + 1."""
         ids = checked_ids(self._spec, token_ids)
-        self._known = 0
         with about(str(self._path)):
             return self._vocabulary(self._decoder.logits(ids, step_of(self._spec, len(ids), STEP)))
 
@@ -78,7 +77,6 @@ class OnnxNumpySession:
             EngineFailed: the graph has no value of such a name.
         """
         ids, stages = checked_ids(self._spec, token_ids), stage_names(self._spec.num_hidden_layers)
-        self._known = 0
         with about(str(self._path)):
             return self._decoder.trace(ids, stages)
 

@@ -86,7 +86,7 @@ class Engine:
             raise RuntimeError(f"the graph's input {odd[0]!r} is a {kinds[odd[0]]}")
         inputs, sizes = {name: np.dtype(DTYPES[kind]) for name, kind in kinds.items()}, self._sizes
         if sizes.block_size:
-            return SparseDecoder(_in_place(session), inputs, sizes)
+            return SparseDecoder(in_place(session), inputs, sizes)
 
         def run(feeds: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Mapping[str, np.ndarray]:
             return dict(zip(wanted, session.run(list(wanted), dict(feeds)), strict=True))
@@ -105,7 +105,7 @@ class Engine:
         return data
 
 
-def _in_place(session: onnxruntime.InferenceSession) -> Run:
+def in_place(session: onnxruntime.InferenceSession) -> Run:
     """Runs a graph that writes into the buffers that it reads: without copies, which would take most of the time."""
 
     def run(feeds: Mapping[str, np.ndarray], buffers: Buffers, wanted: Sequence[str]) -> Mapping[str, np.ndarray]:

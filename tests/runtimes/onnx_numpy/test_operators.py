@@ -104,7 +104,7 @@ CASES: list[tuple[str, list[np.ndarray | None], dict[str, Any]]] = [
     ("TopK", [np.array([[1, np.inf, 0, 1, np.inf, -np.inf, 0, 1]], F32), ints(6)], {"outputs": 2}),
     ("TopK", [X, ints(0)], {"axis": 1, "outputs": 2}),
     ("MaxPool", [floats(2, 3, 12)], {"kernel_shape": [5], "strides": [4], "pads": [1, 0]}),
-    ("MaxPool", [floats(1, 2, 7)], {"kernel_shape": [2], "strides": [1], "pads": [1, 0]}),
+    ("MaxPool", [floats(1, 2, 8)], {"kernel_shape": [3], "strides": [2], "pads": [1, 0]}),
     ("MatMul", [X, M], {}),
     ("MatMul", [X.astype(F16), M.astype(F16)], {}),
     ("MatMul", [X[0, 0], M], {}),
@@ -230,7 +230,7 @@ def loop(body_outputs: list[str], body_inputs: list[str], **changes: Any) -> onn
         helper.make_node("Mul", ["after", "x"], ["stacked"]),
     ]
     kinds = {"time": TensorProto.INT64, "going": TensorProto.BOOL, "before": TensorProto.FLOAT}
-    given = [helper.make_tensor_value_info(name, kinds[name], None) for name in body_inputs]
+    given = [helper.make_tensor_value_info(name, kinds[name], [3] if name == "before" else []) for name in body_inputs]
     kinds = {"goes_on": TensorProto.BOOL, "after": TensorProto.FLOAT, "stacked": TensorProto.FLOAT}
     made = [helper.make_tensor_value_info(name, kinds[name], None) for name in body_outputs]
     body = helper.make_graph(nodes, "body", given, made)
@@ -305,7 +305,7 @@ BAD = [
     ("MatMul", [np.zeros((1 << 20, 1), F32), np.zeros((1, 1 << 20), F32)], {}, MalformedFile),
     ("Add", [X, X], {"strange": 1}, UnsupportedModel),
     ("Neg", [X, X], {}, UnsupportedModel),
-    ("TopK", [X, ints(1)], {"outputs": 2}, UnsupportedModel),
+    ("NonZero", [X], {}, UnsupportedModel),
 ]
 
 
