@@ -17,7 +17,7 @@ from quantkit.models.spec import SparseSpec
 
 SCORES = 1 << 24
 """Scores of all heads that a tile makes at a time: 64 MiB, of which there are a few copies."""
-TOKENS = 2
+TOKENS = 1
 """Tokens of a prompt whose blocks are gathered at a time: few, so that these stay in a core's cache."""
 
 
