@@ -2,7 +2,7 @@
 
     model.onnx           the graph, see `graph/decoder.py`
     model.onnx.data      its weights, see `layouts.py` and `places.py`
-    genai_config.json    by which onnxruntime-genai runs the folder
+    genai_config.json    by which onnxruntime-genai runs the folder; not where attention is sparse
     config.json, tokenizer*, *.jinja, ...
 
 Types: what the graph computes in, f32 or f16; quantized weights keep their codes, dense ones and scales are stored in
@@ -10,6 +10,9 @@ it. MiniCPM's three scalars are constants of the graph. Operators (`ExportOption
 onnxruntime; "standard", those of ONNX alone. The rotation is baked for `ExportOptions.context` tokens, at most and by
 default those of config.json. Up to LongRoPE's original context its short factors turn them. In longer graphs whose two
 lists differ, each run chooses by its length: the long ones for a run over more tokens, those in the cache included.
+
+Attention (`ExportOptions.attention`) is dense, or sparse as config.json's `sparse_config` says, in operators of ONNX
+alone; see `quantkit.exporters.onnx.sparse`.
 
 A reader takes such a folder only if the graph is, node by node, the one that config.json makes.
 """
