@@ -73,7 +73,7 @@ def _check_attention(options: ExportOptions, spec: ModelSpec) -> None:
         )
     if options.attention == SPARSE and spec.sparse is None:
         raise BadOption(
-            "its config.json has no sparse_config, which would say how blocks of tokens are chosen",
+            "the model's config.json has no sparse_config, which would say how blocks of tokens are chosen",
             hint="add one to config.json, or leave --attention out",
         )
     if options.attention == SPARSE and options.ops == CONTRIB:
