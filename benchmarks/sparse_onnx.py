@@ -55,14 +55,10 @@ def main() -> None:
     if options.one:
         print(one(*options.one[:2], int(options.one[2])))
         return
-    missed = [
-        *decoding(options.decode),
-        *prefilling(options.prefill),
-        *crossing(options.ends),
-        *stepping(options.steps),
-    ]
+    missed = [*decoding(options.decode), *prefilling(options.prefill), *stepping(options.steps)]
+    crossing(options.ends)
     for line in missed:
-        print(f"missed: {line}")
+        _say(f"missed: {line}")
     sys.exit(bool(missed))
 
 
@@ -74,7 +70,7 @@ def decoding(lengths: Sequence[int]) -> Iterator[str]:
         dense = min(took[kind] for kind in ATTENTIONS if kind != "sparse")
         shown = ", ".join(f"{kind} {value:.2f}" for kind, value in took.items())
         attended = SPARSE.attended(length * KILO) / (length * KILO)
-        print(f"decode at {length}K: {shown} ms; dense / sparse {dense / took['sparse']:.1f}, attended {attended:.1%}")
+        _say(f"decode at {length}K: {shown} ms; dense / sparse {dense / took['sparse']:.1f}, attended {attended:.1%}")
         found[length] = took["sparse"]
         if length == 128 and dense < SHARE * took["sparse"]:
             yield f"decode at {length}K takes 1/{dense / took['sparse']:.1f} of dense"
@@ -87,7 +83,7 @@ def prefilling(lengths: Sequence[int]) -> Iterator[str]:
     for length in lengths:
         (sparse, memory), (dense, _) = (asked("prefill", kind, length) for kind in ("sparse", "gqa"))
         ratio = float(sparse) / float(dense)
-        print(f"prefill of {length}K: sparse {sparse:.1f}, gqa {dense:.1f} s; {ratio:.2f}; {memory / 2**20:.0f} MiB")
+        _say(f"prefill of {length}K: sparse {sparse:.1f}, gqa {dense:.1f} s; {ratio:.2f}; {memory / 2**20:.0f} MiB")
         if ratio > PREFILL and length == 32:
             yield f"prefill of {length}K takes {ratio:.2f} of dense"
         if memory > MEMORY:
@@ -99,12 +95,12 @@ def crossing(lengths: Sequence[int]) -> None:
     ends = {kind: [asked("end", kind, length)[0] for length in lengths] for kind in ("sparse", "gqa")}
     for index, length in enumerate(lengths):
         sparse, dense = (ends[kind][index] for kind in ("sparse", "gqa"))
-        print(f"a piece at {length}K: sparse {sparse:.2f}, gqa {dense:.2f} ms a token; {sparse / dense:.2f}")
+        _say(f"a piece at {length}K: sparse {sparse:.2f}, gqa {dense:.2f} ms a token; {sparse / dense:.2f}")
     if len(lengths) > 1:
         grid = np.arange(1, max(lengths) + 1)
         sums = {kind: np.cumsum(np.interp(grid, [0, *lengths], [0, *values])) for kind, values in ends.items()}
         faster = grid[(sums["sparse"] <= sums["gqa"]) & (grid >= min(lengths))]
-        print(f"a whole prompt is as fast as dense from {faster[0]}K on" if len(faster) else "no prompt is as fast")
+        _say(f"a whole prompt is as fast as dense from {faster[0]}K on" if len(faster) else "no prompt is as fast")
 
 
 def stepping(steps: int) -> Iterator[str]:
@@ -120,9 +116,13 @@ def stepping(steps: int) -> Iterator[str]:
         part, prompt = [x[:, done : done + new] for x in qkv], start if new > 1 else None
         off = np.abs(layer.attend(*part, prompt) - reference.attend(*part, prompt=prompt)).max()
         worst, done = max(worst, float(off)), done + new
-    print(f"{steps} tokens decoded from {start} on: off by {worst:.1e} at most")
+    _say(f"{steps} tokens decoded from {start} on: off by {worst:.1e} at most")
     if worst > OFF:
         yield f"decoding is off by {worst:.1e}"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def asked(what: str, kind: str, length: int) -> tuple[float, float]:
