@@ -138,13 +138,15 @@ class Evaluator:
     def _looped(self, node: Node, graph: Graph, values: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
         """A body that is told how often it ran, whether it goes on, and what it carries; other outputs are stacked."""
         body, carried = node.attributes.get("body"), len(node.inputs) - 2
-        count, going, *start = (self._value(name, graph, values) if name else None for name in node.inputs)
+        count, going = (self._value(name, graph, values) if name else None for name in node.inputs[:2])
+        start = [self._value(name, graph, values) for name in node.inputs[2:]]
         if not isinstance(body, Graph) or set(node.attributes) != {"body"} or len(body.inputs) != 2 + carried:
             raise MalformedFile("its body is no graph of such a loop")
         times = MOST_TIMES + 1 if count is None else int(count.item())
         going = np.array(True) if going is None else going
         around = self._around(body, graph, values)
         rounds: list[list[np.ndarray]] = []
+        held = 0
         while going.item() and len(rounds) < times:
             if len(rounds) == MOST_TIMES:
                 raise MalformedFile(f"it goes round more often than {MOST_TIMES:,} times")
@@ -153,6 +155,9 @@ class Evaluator:
             going, *made = (found[name] for name in body.outputs)
             start = made[:carried]
             rounds.append(made[carried:])
+            held += sum(value.nbytes for value in rounds[-1])
+            if held > MOST_HELD:
+                raise MalformedFile(f"it stacks more than {MOST_HELD:,} bytes")
         if not rounds:
             raise UnsupportedModel("a loop that does not go round is not evaluated")
         return [*start, *(np.stack(stacked) for stacked in zip(*rounds, strict=True))]
