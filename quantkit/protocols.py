@@ -276,11 +276,12 @@ class OracleSession(TracingSession, Protocol):
         *,
         int8_run: int | None,
         progress: Callable[[str, int, int], None] | None = None,
+        positions: Sequence[int] | None = None,
     ) -> Iterator[Predictions]:
         """Yield the predictions on each of the prompts' token ids, in order.
 
         int8_run: how many values in a row share a scale where inputs are rounded to int8, `PER_ROW` for all that a
-            token has; None = it is not asked for what that costs.
+            token has; None = it is not asked for what that costs. positions: only these rows of each; None = all.
 
         All prompts run through a block before the next one is read, so every weight is read once. Only the logits that
         are being yielded are held. `progress` is told what is done ("block 3 of 24"), steps done and steps in all.
