@@ -28,7 +28,7 @@ class SparseForwardPass(ForwardPass):
     """`ForwardPass` whose layers attend sparsely.
 
     layers: what each layer remembers of the one prompt that is read, or None where every prompt begins anew.
-    last_only: only the last token's logits will be asked for, of one prompt, so that in the last block it attends alone.
+    last_only: only the last token's logits will be asked for, of one prompt: in the last block it attends alone.
     """
 
     def __init__(
