@@ -117,8 +117,8 @@ class Verdict:
 
     kernel: its name, one of `engine`'s. refusal: why not, with the weight's name; None = it does. setting: what the
     engine must be told to take it, such as "--trust-remote-code". remark: at what cost it does. mend: the option of
-    quantkit that would make it take the model, such as "--arch llama".
-    """
+    quantkit that would make it take the model, such as "--arch llama". sparsely: how it attends where the model has a
+    `sparse_config`; None = densely, as if it had none."""
 
     kernel: str
     engine: str
@@ -126,6 +126,7 @@ class Verdict:
     setting: str | None = None
     remark: str | None = None
     mend: str | None = None
+    sparsely: str | None = None
 
 
 class Method(Protocol):

@@ -12,7 +12,7 @@ from quantkit.errors import BadOption
 from quantkit.models.spec import SparseSpec
 from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.runtimes.reference.sparse import selection
-from quantkit.runtimes.reference.sparse.variants import VARIANTS, DEFAULT
+from quantkit.runtimes.reference.sparse.variants import DEFAULT, VARIANTS
 from quantkit.verification.sparse.needle import (
     NEEDLE,
     answers,

@@ -92,9 +92,13 @@ def test_every_variant(model: Path, copy: Path, variant: str, monkeypatch: pytes
     assert variant in report.checks[0].name
 
 
-@pytest.mark.parametrize(("format", "type"), [("gguf", "q8_0"), ("gguf", "q4_0"), ("gguf", "f16")])  # noqa: PT006
+@pytest.mark.parametrize(("format", "type"), [("gguf", "q8_0"), ("gguf", "q4_0"), ("gguf", "f16")])
 def test_what_is_quantized_or_elsewhere_passes(
-    golden: Path, model: Path, tmp_path: Path, format: str, type: str  # noqa: A002
+    golden: Path,
+    model: Path,
+    tmp_path: Path,
+    format: str,  # noqa: A002
+    type: str,  # noqa: A002
 ) -> None:
     for arch in ("native", "llama"):
         report = verify(exported(model, tmp_path / arch, format, type, arch), golden=golden, **GIVEN)
@@ -221,8 +225,9 @@ def test_a_context_in_which_everything_is_seen_is_refused(tmp_path: Path) -> Non
 
 
 def test_what_is_recorded_is_read_back_and_damage_is_seen(model: Path, golden: Path, tmp_path: Path) -> None:
-    recorded, made = read_golden(golden).sparse, sparse_facts.sparse_facts(
-        registry.open_checkpoint(model), sparse_oracle()
+    recorded, made = (
+        read_golden(golden).sparse,
+        sparse_facts.sparse_facts(registry.open_checkpoint(model), sparse_oracle()),
     )
     assert recorded is not None
     assert (recorded.variant, recorded.sparse, recorded.prompt.positions) == (
@@ -234,7 +239,10 @@ def test_what_is_recorded_is_read_back_and_damage_is_seen(model: Path, golden: P
     np.testing.assert_array_equal(recorded.choices.scores, made.choices.scores)
     np.testing.assert_array_equal(recorded.choices.chosen, made.choices.chosen)
     whole = golden.read_bytes()
-    for name, old, new in (("positions", b'"positions": [', b'"positions": [9'), ("config", b'"topk": 6', b'"topk": x')):
+    for name, old, new in (
+        ("positions", b'"positions": [', b'"positions": [9'),
+        ("topk", b'"topk": 6', b'"topk": x'),
+    ):
         damaged = tmp_path / name
         damaged.write_bytes(whole.replace(old, new, 1))
         with pytest.raises((MalformedFile, GoldenMismatch)):
