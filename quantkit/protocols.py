@@ -260,8 +260,7 @@ class Predictions:
     """What the reference runtime predicts on one prompt of T tokens.
 
     exact: float32 logits [T, vocab], row t predicts token t + 1.
-    rounded: the same with every matrix's input rounded to int8, which is what correct integer kernels may lose;
-    None where it was not asked for.
+    rounded: with every matrix's input rounded to int8, which correct integer kernels may lose; None = not asked for.
     """
 
     exact: np.ndarray
@@ -283,9 +282,9 @@ class OracleSession(TracingSession, Protocol):
 
         int8_run: how many values in a row share a scale where inputs are rounded to int8, `PER_ROW` for all that a
             token has; None = it is not asked for what that costs. positions: only these rows of each; None = all.
+        progress: told what is done ("block 3 of 24"), steps done and steps in all.
 
-        All prompts run through a block before the next one is read, so every weight is read once. Only the logits that
-        are being yielded are held. `progress` is told what is done ("block 3 of 24"), steps done and steps in all.
+        All prompts run through a block before the next one is read. Only the logits that are being yielded are held.
         """
         ...
 
