@@ -278,13 +278,11 @@ class OracleSession(TracingSession, Protocol):
         progress: Callable[[str, int, int], None] | None = None,
         positions: Sequence[int] | None = None,
     ) -> Iterator[Predictions]:
-        """Yield the predictions on each of the prompts' token ids, in order.
+        """Yield the predictions on each of the prompts' token ids, in order, and hold no others.
 
         int8_run: how many values in a row share a scale where inputs are rounded to int8, `PER_ROW` for all that a
             token has; None = it is not asked for what that costs. positions: only these rows of each; None = all.
-        progress: told what is done ("block 3 of 24"), steps done and steps in all.
-
-        All prompts run through a block before the next one is read. Only the logits that are being yielded are held.
+        progress: told what is done ("block 3 of 24", for all prompts at once), steps done and steps in all.
         """
         ...
 
