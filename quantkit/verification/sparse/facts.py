@@ -27,6 +27,7 @@ ROWS = 64
 """Positions of the prompt that are compared."""
 BEYOND = 33
 """Tokens of the prompt beyond the length from which attention is sparse: an odd number, more than a kernel."""
+MOST_TOKENS = 1 << 20
 SEED = 20250630
 SCORE_FACTOR = 12.0
 """How many times as far as scores move on average two must lie apart to decide; 7.3 was the most that honest artifacts
@@ -99,6 +100,11 @@ def sparse_prompt(spec: ModelSpec, oracle: SparseOracle) -> SparsePrompt:
         raise BadOption(
             f"a context of {spec.max_position_embeddings} tokens is too short for sparse attention: it begins with "
             f"{begin} tokens, and up to {seen} are all seen",
+            hint="verify it with dense attention",
+        )
+    if length > MOST_TOKENS:
+        raise BadOption(
+            f"attention is sparse from {begin:,} tokens on; {MOST_TOKENS:,} is the most that a prompt here may have",
             hint="verify it with dense attention",
         )
     ids = np.random.default_rng(SEED).integers(spec.vocab_size, size=length)

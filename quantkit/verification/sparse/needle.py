@@ -39,6 +39,7 @@ by four."""
 LEAD = 3.0
 """By how much the needle outweighs all else that is attended to, as a logarithm."""
 NEEDLES = 4
+MOST_CONTEXT = 1 << 20
 LEAST_HEAD_DIM = 4
 
 
@@ -62,6 +63,17 @@ def least_context(sparse: SparseSpec) -> int:
     return max(blocks * sparse.block_size + 4 * sparse.kernel_size, max(0, sparse.dense_len) + means) + 2
 
 
+def check_context(sparse: SparseSpec, context: int) -> None:
+    """Raise `BadOption` for a context in which everything is seen, or one that is longer than any model's."""
+    least = least_context(sparse)
+    if not least <= context <= MOST_CONTEXT:
+        what = "short" if context < least else "long"
+        raise BadOption(
+            f"a context of {context:,} tokens is too {what} for the needle probe of this sparse_config",
+            hint=f"--context from {least} to {MOST_CONTEXT}",
+        )
+
+
 def why_not(spec: ModelSpec) -> str | None:
     """Why the probe says nothing of such a model; None where it does."""
     sparse = spec.sparse
@@ -75,17 +87,8 @@ def why_not(spec: ModelSpec) -> str | None:
 
 
 def probes(sparse: SparseSpec, context: int, seed: int) -> list[Probe]:
-    """The contexts, with depths drawn by `seed`.
-
-    Raises:
-        BadOption: a context in which everything is seen.
-    """
-    least = least_context(sparse)
-    if context < least:
-        raise BadOption(
-            f"a context of {context:,} tokens is too short for the needle probe of this sparse_config",
-            hint=f"--context {least} at least",
-        )
+    """The contexts, with depths drawn by `seed`; raises what `check_context` raises."""
+    check_context(sparse, context)
     draw, last, block = np.random.default_rng(seed), context - 1, sparse.block_size
     first = (sparse.init_blocks + 1) * block + sparse.kernel_size
     end = last - (sparse.local_blocks + 2) * block - 2 * sparse.kernel_size
@@ -207,10 +210,9 @@ def _view(name: str, values: np.ndarray) -> TensorView:
 
 @dataclass(frozen=True, slots=True)
 class NeedleFindings:
-    """depths: of the open needles. probes: contexts that were read. problems: what was seen and must not be, or not."""
+    """depths: of the open needles. problems: what was seen and must not be, or the other way round."""
 
     depths: tuple[int, ...]
-    probes: int
     problems: tuple[str, ...]
 
 
@@ -231,7 +233,7 @@ def probed(
     """Probe the sparse reference with heads and `sparse_config` of `spec`.
 
     Raises:
-        BadOption: a context in which everything is seen.
+        What `check_context` raises.
     """
     sparse = spec.sparse
     assert sparse is not None
@@ -250,7 +252,7 @@ def probed(
             answered = answers(session, context_ids(sparse, probe, context, seed))
         problems += _problems(probe, answered, chosen, sparse, spec.num_key_value_heads)
     depths = tuple(probe.depth for probe in planned if probe.depth is not None and not probe.shrouded)
-    return NeedleFindings(depths, len(planned), tuple(problems))
+    return NeedleFindings(depths, tuple(problems))
 
 
 def _problems(

@@ -10,7 +10,6 @@ engine       where the container attends sparsely by itself: the engine against 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from quantkit.verification.original import Original
 from quantkit.verification.prompts import Prompt
 from quantkit.verification.report import Check, Comparison
 from quantkit.verification.sparse import needle
-from quantkit.verification.sparse.choices import Watch, compared_lists
+from quantkit.verification.sparse.choices import compared_lists
 from quantkit.verification.sparse.facts import SparseFacts, differences, observed, sparse_facts, with_sparse
 from quantkit.verification.sparse.oracle import SPARSE, SparseOracle, attention_of, sparse_oracle
 from quantkit.verification.steps.limits import ENGINE_FACTOR, INT8_NOISE, noise, noise_limits
@@ -35,15 +34,6 @@ STEPS = ("files", "identity", "numbers", "predictions", "blocks", "needle", "eng
 PROMPT = "long"
 DECODED = 8
 """Tokens that an engine decodes behind the prompt."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """What the reference said of the artifact: logits, with rounded inputs where asked for, and what was chosen."""
-
-    logits: np.ndarray
-    rounded: np.ndarray | None
-    watch: Watch
 
 
 class SparseProof(Proof):
@@ -58,12 +48,15 @@ class SparseProof(Proof):
 
     def _engine(self, checkpoint: Checkpoint, original: Original | None) -> Runtime | None:
         """The engine, if the container attends sparsely by itself; refuses what cannot be verified at all."""
-        if self._sparse(checkpoint, original) is None:
+        sparse = self._sparse(checkpoint, original)
+        if sparse is None:
             raise UnsupportedModel(
                 f"{checkpoint.path}: neither it nor its original has a sparse_config: there is no sparse attention",
                 hint="leave --attention sparse out",
             )
         self._check_recording(original)
+        if needle.why_not(with_sparse(checkpoint, sparse).spec) is None:
+            needle.check_context(sparse, self._options.context)
         name = self._options.engine
         if attention_of(checkpoint) == SPARSE:
             return engine_of(name, checkpoint)
@@ -120,7 +113,7 @@ class SparseProof(Proof):
             self._skip("predictions", "no original was given")
             self._skip("blocks", "no original was given")
         else:
-            self._check_predictions(model, facts, oracle, rounds=runtime is not None)
+            self._check_predictions(model, facts, oracle)
         self._check_needle(model, oracle)
         if runtime is None:
             attends = "no engine was run" if attention_of(checkpoint) == SPARSE else "engines attend densely to this"
@@ -128,7 +121,7 @@ class SparseProof(Proof):
         elif self._failed is None:
             self._check_engine(model, runtime, oracle, facts)
 
-    def _check_predictions(self, model: Checkpoint, facts: SparseFacts, oracle: SparseOracle, *, rounds: bool) -> None:
+    def _check_predictions(self, model: Checkpoint, facts: SparseFacts, oracle: SparseOracle) -> None:
         try:
             logits, _, watch = observed(model, facts.prompt, oracle, rounds=False, progress=self._part(450, 850))
         except QuantkitError as error:

@@ -114,7 +114,9 @@ def test_too_short_a_context_is_refused() -> None:
     least = least_context(SMALL)
     with pytest.raises(BadOption, match="too short for the needle probe") as refusal:
         problems(least - 1)
-    assert f"--context {least}" in str(refusal.value.hint)
+    assert f"--context from {least} to" in str(refusal.value.hint)
+    with pytest.raises(BadOption, match="too long for the needle probe"):
+        problems(1 << 30)
 
 
 def test_what_it_says_nothing_of() -> None:

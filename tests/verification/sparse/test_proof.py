@@ -219,9 +219,18 @@ def test_what_cannot_be_verified_is_refused(model: Path, golden: Path, copy: Pat
 
 
 def test_a_context_in_which_everything_is_seen_is_refused(tmp_path: Path) -> None:
-    model = sparse_model(tmp_path / "model", topk=64)
-    with pytest.raises(BadOption, match="too short for sparse attention"):
-        record_golden(model, tmp_path / "golden.bin", attention="sparse")
+    for number, changes in enumerate(({"topk": 64}, {"dense_len": 1 << 30}, {"kernel_size": 1 << 30})):
+        model = sparse_model(tmp_path / str(number), **changes)
+        for variant in ("minicpm4.1", "cpm.cu"):
+            if "kernel_size" not in changes or variant == "cpm.cu":
+                with pytest.raises(BadOption, match="too short for sparse attention"):
+                    record_golden(model, tmp_path / "golden.bin", attention="sparse", variant=variant)
+
+
+def test_nothing_is_allocated_by_a_number_of_the_config(tmp_path: Path) -> None:
+    spec = registry.open_checkpoint(sparse_model(tmp_path / "model", dense_len=1 << 30)).spec
+    with pytest.raises(BadOption, match="is the most that a prompt here may have"):
+        sparse_facts.sparse_prompt(replace(spec, max_position_embeddings=1 << 31), sparse_oracle())
 
 
 def test_what_is_recorded_is_read_back_and_damage_is_seen(model: Path, golden: Path, tmp_path: Path) -> None:
@@ -258,4 +267,3 @@ def test_the_command_line(model: Path, copy: Path, tmp_path: Path, capsys: pytes
     report = json.loads(capsys.readouterr().out)
     assert [step["name"] for step in report["steps"]][3:6] == ["predictions", "blocks", "needle"]
     assert "minicpm4" in report["steps"][3]["checks"][0]["name"]
-    assert replace(read_golden(golden), sparse=None).sparse is None
