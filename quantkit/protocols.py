@@ -119,8 +119,8 @@ class Verdict:
 
     kernel: its name, one of `engine`'s. refusal: why not, with the weight's name; None = it does. setting: what the
     engine must be told to take it, such as "--trust-remote-code". remark: at what cost it does. mend: the option of
-    quantkit that would make it take the model, such as "--arch llama".
-    """
+    quantkit that would make it take the model, such as "--arch llama". sparsely: how it attends where the model has a
+    `sparse_config`; None = densely, as if it had none."""
 
     kernel: str
     engine: str
@@ -128,6 +128,7 @@ class Verdict:
     setting: str | None = None
     remark: str | None = None
     mend: str | None = None
+    sparsely: str | None = None
 
 
 class Method(Protocol):
@@ -261,8 +262,7 @@ class Predictions:
     """What the reference runtime predicts on one prompt of T tokens.
 
     exact: float32 logits [T, vocab], row t predicts token t + 1.
-    rounded: the same with every matrix's input rounded to int8, which is what correct integer kernels may lose;
-    None where it was not asked for.
+    rounded: with every matrix's input rounded to int8, which correct integer kernels may lose; None = not asked for.
     """
 
     exact: np.ndarray
@@ -278,14 +278,13 @@ class OracleSession(TracingSession, Protocol):
         *,
         int8_run: int | None,
         progress: Callable[[str, int, int], None] | None = None,
+        positions: Sequence[int] | None = None,
     ) -> Iterator[Predictions]:
-        """Yield the predictions on each of the prompts' token ids, in order.
+        """Yield the predictions on each of the prompts' token ids, in order, and hold no others.
 
         int8_run: how many values in a row share a scale where inputs are rounded to int8, `PER_ROW` for all that a
-            token has; None = it is not asked for what that costs.
-
-        All prompts run through a block before the next one is read, so every weight is read once. Only the logits that
-        are being yielded are held. `progress` is told what is done ("block 3 of 24"), steps done and steps in all.
+            token has; None = it is not asked for what that costs. positions: only these rows of each; None = all.
+        progress: told what is done ("block 3 of 24", for all prompts at once), steps done and steps in all.
         """
         ...
 

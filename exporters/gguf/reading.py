@@ -214,7 +214,7 @@ def _check_attention_factor(gguf: GGUFFile, spec: ModelSpec) -> None:
 
 def _check_same(own: ModelSpec, standard: ModelSpec, where: str) -> None:
     """Refuse a `quantkit.config` that describes another model than the standard keys, to float32's precision."""
-    for name in (field.name for field in fields(ModelSpec)):
+    for name in (field.name for field in fields(ModelSpec) if field.compare):
         if name in ("rope", "bos_token_id", "eos_token_ids", "pad_token_id"):
             continue
         one, other = getattr(own, name), getattr(standard, name)

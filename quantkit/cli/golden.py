@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Json, Out, Overwrite
+from quantkit.cli.options.shared import Json, Out, Overwrite, Variant
 from quantkit.cli.output import Output, human_size, table
 
 
@@ -18,6 +18,10 @@ def golden(
         bool,
         typer.Option("--quantized", help="Take a quantized model for the original, where nobody has another."),
     ] = False,
+    attention: Annotated[
+        str, typer.Option("--attention", help="sparse: record as well what sparse attention does on a long prompt.")
+    ] = "dense",
+    variant: Variant = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -30,7 +34,15 @@ def golden(
     checkpoint = open_checkpoint(model)
     output.notes(checkpoint.notes)
     with output.progress(f"reading {model.name}") as progress:
-        done = record_golden(checkpoint, out, quantized=quantized, overwrite=overwrite, progress=progress)
+        done = record_golden(
+            checkpoint,
+            out,
+            quantized=quantized,
+            attention=attention,
+            variant=variant,
+            overwrite=overwrite,
+            progress=progress,
+        )
     output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
     output.notes(done.leftovers)
     prompts = {prompt["name"]: prompt["shape"][0] for prompt in done.manifest["tensors"]}

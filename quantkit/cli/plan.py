@@ -102,6 +102,7 @@ def plan(
             f"{made.source}: {made.parameters:,} parameters; {counts}",
             f"peak memory about {human_size(made.peak_memory_bytes)}, about {made.seconds:.0f} s, "
             f"disk {human_size(made.disk_bytes)}",
+            *(f"{name}: {fact}" for name, fact in made.sparse_attention.items()),
             *told,
             *(
                 f"{one.engine}: smallest {one.smallest}, fastest {one.fastest}"
@@ -135,6 +136,8 @@ def _loading(name: str, container: PlannedTarget) -> Iterator[str]:
     """What loads one container, and why a kernel does not, or at what cost it does."""
     if container.loads_in is not None:
         yield f"{name} {container.loads_in}"
+    if container.attention is not None:
+        yield f"{name}: {container.attention}"
     for verdict in container.kernels:
         if verdict.refusal is not None and verdict.mend is None:
             yield f"{name}: {verdict.kernel} refuses: {verdict.refusal}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.cli.options.shared import Engine, Json
+from quantkit.cli.options.shared import Attention, Engine, Json, Variant
 from quantkit.cli.output import Output
 from quantkit.errors import BadOption, MalformedFile, ReadFailed
 
@@ -54,6 +54,8 @@ def run(
     top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1.0, help="Sample from this share of mass.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
     engine: Engine = "auto",
+    attention: Attention = None,
+    variant: Variant = None,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt, streaming. The engine only computes logits; sampling is the same everywhere."""
@@ -64,7 +66,9 @@ def run(
     if options is not None and not chat:
         raise BadOption("--system, --tools, --template and --template-option shape a chat", hint="add --chat")
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    continuation = generate(artifact, prompt, sampling, chat=options or chat, engine=engine)
+    continuation = generate(
+        artifact, prompt, sampling, chat=options or chat, engine=engine, attention=attention, variant=variant
+    )
     pieces: list[str] = []
     for piece in continuation:
         pieces.append(piece)

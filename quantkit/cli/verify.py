@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Json
+from quantkit.cli.options.shared import Attention, Json, Variant
 from quantkit.cli.output import Output
 
 
@@ -39,9 +39,16 @@ def verify(
     needs_manifest: Annotated[
         bool, typer.Option("--manifest/--no-manifest", help="Whether an artifact without a manifest fails.")
     ] = True,
+    attention: Attention = None,
+    variant: Variant = None,
+    context: Annotated[
+        int, typer.Option("--context", min=1, help="Sparse attention: tokens in which needles are hidden.")
+    ] = 32768,
     as_json: Json = False,
 ) -> None:
     """Check files, identity and numbers, then compare predictions of the numpy reference and of a real engine.
+
+    With --attention sparse: predictions and chosen blocks on a long prompt, and needles hidden in a long context.
 
     Exit code 1 when the artifact is not the model that it claims to be.
     """
@@ -57,6 +64,9 @@ def verify(
             max_kl=max_kl,
             prompts=prompts,
             needs_manifest=needs_manifest,
+            attention=attention,
+            variant=variant,
+            context=context,
             progress=progress,
         )
     output.result(report.to_json(), lines=report.lines())

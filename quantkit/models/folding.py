@@ -24,6 +24,7 @@ from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 FLOAT32 = np.dtype(np.float32)
+NOT_CARRIED = "folded into a Llama, which has no sparse attention: sparse_config is left out"
 
 
 def with_architecture(checkpoint: Checkpoint, arch: str) -> Checkpoint:
@@ -70,7 +71,8 @@ def with_source_dtypes(checkpoint: Checkpoint, source: Checkpoint) -> Checkpoint
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What folding costs, one line for the user; empty when no quantized scale is rounded anew."""
+    """What folding costs, a line each for the user; empty when no scale is rounded anew, and nothing is left out."""
+    lost = (NOT_CARRIED,) if checkpoint.spec.sparse is not None else ()
     rounded = [
         slot.name
         for slot in checkpoint.spec.folded().slots()
@@ -78,8 +80,9 @@ def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
         and _rounds(checkpoint.spec.fold_factor(slot.role))
     ]
     if not rounded:
-        return ()
+        return lost
     return (
+        *lost,
         f"folding rounds the scales of {len(rounded)} quantized tensors once more, by at most half an ulp; "
         "quantize with --arch llama to fold exactly",
     )

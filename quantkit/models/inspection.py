@@ -24,6 +24,22 @@ TRAINED_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionCost:
+    """What sparse attention costs in a context of `length` tokens: how many of them the last one attends to, and bytes
+    that are kept at 16 bits, of keys and values, and of means of keys."""
+
+    length: int
+    attended: int
+    keys_and_values: int
+    means: int
+
+    @property
+    def share(self) -> float:
+        """Of the tokens, those that are attended to."""
+        return self.attended / self.length
+
+
+@dataclass(frozen=True, slots=True)
 class KindCount:
     """Tensors of one type: how many, how many weights, how many bytes (codes, scales and zeros for quantized ones)."""
 
@@ -92,7 +108,7 @@ def inspection(checkpoint: Checkpoint, *, progress: Progress | None = None) -> I
         "residual scale": round(spec.residual_scale, 7),
         "logit divisor": spec.logit_divisor,
         "eos token ids": list(spec.eos_token_ids),
-        **_sparse(spec),
+        **sparse_facts(spec),
     }
     counts: dict[str, list[int]] = {}
     for tensor, weight in zip(tensors, checkpoint.weights.values(), strict=True):
@@ -112,7 +128,15 @@ def _rope(rope: RopeSpec) -> str:
     return f"theta {rope.theta:g}"
 
 
-def _sparse(spec: ModelSpec) -> dict[str, str]:
+def attention_costs(spec: ModelSpec) -> tuple[AttentionCost, ...]:
+    """What sparse attention costs in each of `CONTEXTS`; nothing for a model that has none."""
+    sparse = spec.sparse
+    if sparse is None:
+        return ()
+    return tuple(AttentionCost(length, sparse.attended(length), *attention_memory(spec, length)) for length in CONTEXTS)
+
+
+def sparse_facts(spec: ModelSpec) -> dict[str, str]:
     """What sparse attention sees and remembers; nothing for a model that has none."""
     sparse = spec.sparse
     if sparse is None:
@@ -120,11 +144,11 @@ def _sparse(spec: ModelSpec) -> dict[str, str]:
     chosen = f"{sparse.topk} of blocks of {sparse.block_size} tokens, and a window of {sparse.window_size}"
     by = ", chosen before rotation" if sparse.use_nope else ""
     dense = f", dense below {sparse.dense_len}" if sparse.dense_len > 0 else ""
-    shares = (f"{sparse.attended(length) / length:.3g} of {length >> 10}K" for length in CONTEXTS)
-    kept = []
-    for length in CONTEXTS:
-        keys, means = attention_memory(spec, length)
-        kept.append(f"{keys >> 20} + {means / (1 << 20):.1f} MiB at {length >> 10}K")
+    costs = attention_costs(spec)
+    shares = (f"{cost.share:.3g} of {cost.length >> 10}K" for cost in costs)
+    kept = (
+        f"{cost.keys_and_values >> 20} + {cost.means / (1 << 20):.1f} MiB at {cost.length >> 10}K" for cost in costs
+    )
     return {
         "sparse attention": chosen + by + dense,
         "tokens attended": ", ".join(shares),

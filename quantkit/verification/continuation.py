@@ -15,8 +15,8 @@ from quantkit.models.context import check_length
 from quantkit.protocols import Runtime
 from quantkit.text.chat_template import PLAIN_CHAT, ChatOptions
 from quantkit.text.tokenizer import StreamDecoder, Tokenizer, open_tokenizer
-from quantkit.verification.engines import choose_engine
 from quantkit.verification.generation import generated_tokens
+from quantkit.verification.sparse.oracle import engine_attending
 
 MAX_TOKENS, MAX_SEED = 1 << 31, (1 << 63) - 1
 
@@ -74,6 +74,8 @@ def generate(
     *,
     chat: bool | ChatOptions = False,
     engine: str = "auto",
+    attention: str | None = None,
+    variant: str | None = None,
 ) -> Continuation:
     """Continue a text.
 
@@ -84,13 +86,16 @@ def generate(
         chat: whether the prompt is a user's turn of the model's chat template, or what the template is given besides;
             its clock shows the present unless told otherwise.
         engine: a runtime's name; "auto" = the first real engine here that runs the artifact, else the reference.
+        attention: "sparse" = as the model's `sparse_config` says, which the reference can with any artifact; "dense";
+            None = as the container attends by itself.
+        variant: as which published code it attends sparsely, one of the reference's; None = the default.
 
     Returns:
         The continuation, which computes while it is iterated over. An end token or the end of the context ends it.
 
     Raises:
-        BadOption: no such engine, an option out of range, a model without tokenizer or (such a) chat template, or a
-            prompt that leaves no room in the model's context.
+        BadOption: no such engine, one that attends otherwise, an option out of range, a model without tokenizer or
+            (such a) chat template, or a prompt that leaves no room in the model's context.
         MalformedFile: the chat template fails.
         What opening the artifact and loading it raise; all are `QuantkitError`s.
     """
@@ -101,7 +106,7 @@ def generate(
     text = _user_turn(tokenizer, prompt, options) if options else prompt
     token_ids = tokenizer.encode(text)
     check_length(checkpoint.spec, len(token_ids), to_come=1, what="the prompt")
-    runtime = choose_engine(engine, checkpoint)
+    runtime = engine_attending(engine, checkpoint, attention, variant)
     made = Continuation(runtime.name, text)
     made._pieces = _pieces(made, path, checkpoint, tokenizer, token_ids, runtime=runtime, sampling=sampling)
     return made

@@ -6,12 +6,14 @@
     12      4                       uint32 n, length of the header
     16      n                       header, JSON in UTF-8
     16 + n  4 * sum(T_i) * V        float32 logits of each prompt in the header's order, [T_i, V], nothing between
+            s                       arrays of sparse attention, where it was recorded
     end-32  32                      SHA-256 of everything before
 
 Header: `command` that records it anew; `spec`, every field of the model; `quantized`, whether it was recorded from a
 quantized model, which is no original; `text`, facts of the tokenizer and the files beside it; `prompts` (name, text,
 token_ids); `tensors`, facts of every tensor, and `folded`, the digests of those that folding changes; `rounding`, what
-round-to-nearest of the original costs; `source` (name, size and sha256 of the weight files).
+round-to-nearest of the original costs; `source` (name, size and sha256 of the weight files); maybe `sparse`, see
+`quantkit.verification.sparse.section`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -31,6 +33,8 @@ from quantkit.files.json_file import parse_json
 from quantkit.files.source_file import SourceFile
 from quantkit.models.spec import ModelSpec
 from quantkit.verification.prompts import Prompt
+from quantkit.verification.sparse import section
+from quantkit.verification.sparse.facts import SparseFacts
 from quantkit.verification.steps.identity import TextFacts, spec_from_json
 from quantkit.verification.steps.limits import RoundingCost
 from quantkit.verification.weight_facts import WeightFacts
@@ -78,6 +82,7 @@ class Golden:
 
     tensors: by Hugging Face name. folded: digests by the folded model's names, of tensors that folding changes.
     logits: one float32 array [len(token_ids), vocab_size] per prompt, read when it is taken.
+    sparse: what it does when it attends sparsely; None where that was not recorded.
     """
 
     spec: ModelSpec
@@ -89,6 +94,7 @@ class Golden:
     rounding: Sequence[RoundingCost]
     prompts: tuple[Prompt, ...]
     logits: Sequence[np.ndarray]
+    sparse: SparseFacts | None = None
 
 
 def read_golden(path: Path) -> Golden:
@@ -116,13 +122,16 @@ def read_golden(path: Path) -> Golden:
     header = parse_json(source.read(FRONT.size, length).tobytes(), f"{path}: header")
     golden = _parse_header(header, f"{path}: header", source, start)
     rows = sum(len(prompt.token_ids) for prompt in golden.prompts)
-    expected = start + LOGITS_DTYPE.itemsize * rows * golden.spec.vocab_size + DIGEST_BYTES
+    end = start + LOGITS_DTYPE.itemsize * rows * golden.spec.vocab_size
+    sparse = section.checked(header, golden.spec, f"{path}: header")
+    arrays = () if sparse is None else section.arrays(sparse, golden.spec)
+    expected = end + sum(array.nbytes for array in arrays) + DIGEST_BYTES
     if source.size != expected:
         kind = IncompleteFile if source.size < expected else MalformedFile
         raise kind(f"{path} has {source.size:,} bytes, its header promises {expected:,}", hint=_HINT)
     if _digest(source) != source.read(source.size - DIGEST_BYTES, DIGEST_BYTES).tobytes():
         raise MalformedFile(f"{path} is damaged: its SHA-256 does not match", hint=_HINT)
-    return golden
+    return golden if sparse is None else replace(golden, sparse=section.read_facts(sparse, golden.spec, source, end))
 
 
 def _digest(source: SourceFile) -> bytes:

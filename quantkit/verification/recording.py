@@ -7,6 +7,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ from quantkit.verification.golden import (
 from quantkit.verification.metrics import kl_divergence
 from quantkit.verification.original import source_name
 from quantkit.verification.prompts import Prompt, prompts_for
+from quantkit.verification.sparse import section
+from quantkit.verification.sparse.facts import SparseFacts, sparse_facts
+from quantkit.verification.sparse.oracle import DENSE, SPARSE, checked_attention, sparse_oracle
 from quantkit.verification.steps.identity import spec_to_json, text_facts
 from quantkit.verification.steps.limits import RoundingCost
 from quantkit.verification.weight_facts import weight_facts
@@ -48,8 +52,14 @@ GROUPS = (128, 64, 32)
 LOST_BEFORE = "these weights were quantized before and are taken for the original: what that lost is not measured"
 
 
-def record(checkpoint: Checkpoint, prompts: Sequence[Prompt], *, progress: Progress | None = None) -> PlannedArtifact:
-    """Plan the golden file of `checkpoint`; see `recorded`.
+def record(
+    checkpoint: Checkpoint,
+    prompts: Sequence[Prompt],
+    *,
+    sparse: SparseFacts | None = None,
+    progress: Progress | None = None,
+) -> PlannedArtifact:
+    """Plan the golden file of `checkpoint`; see `recorded`. sparse: what it does when it attends sparsely, if wanted.
 
     Raises:
         What `recorded` raises.
@@ -67,6 +77,7 @@ def record(checkpoint: Checkpoint, prompts: Sequence[Prompt], *, progress: Progr
             "folded": golden.folded,
             "rounding": [asdict(cost) for cost in golden.rounding],
             "source": golden.source,
+            **({section.KEY: section.to_header(sparse)} if sparse is not None else {}),
         },
         sort_keys=True,
     ).encode()
@@ -75,8 +86,13 @@ def record(checkpoint: Checkpoint, prompts: Sequence[Prompt], *, progress: Progr
         PlannedTensor(prompt.name, "float32", logits.shape, LOGITS_DTYPE.itemsize * logits.size)
         for prompt, logits in zip(prompts, golden.logits, strict=True)
     )
+    if sparse is not None:
+        tensors += tuple(
+            PlannedTensor(array.name, str(array.dtype.newbyteorder("=")), array.shape, array.nbytes)
+            for array in section.arrays(section.to_header(sparse), golden.spec)
+        )
     size = len(front) + sum(tensor.nbytes for tensor in tensors) + DIGEST_BYTES
-    unit = Unit("golden", size, lambda: _produce(front, golden.logits))
+    unit = Unit("golden", size, lambda: _produce(front, golden.logits, sparse))
     return PlannedArtifact(
         format="golden",
         folder=False,
@@ -92,6 +108,8 @@ def record_golden(
     out: str | Path,
     *,
     quantized: bool = False,
+    attention: str = DENSE,
+    variant: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Published:
@@ -101,6 +119,8 @@ def record_golden(
         model: the original: a folder, a single-file artifact, or an open checkpoint.
         out: the file to make.
         quantized: record a quantized model all the same. Where its original is known, no artifact is verified by it.
+        attention: "sparse" = record as well what it does on a long prompt that it attends to sparsely.
+        variant: as which code, one of the reference's; None = the default.
         overwrite: replace what lies at `out`, at the very end.
         progress: told how far it is.
 
@@ -108,7 +128,8 @@ def record_golden(
         The file; `manifest["notes"]` says what there is to know, such as whether a second witness agrees.
 
     Raises:
-        BadOption: the model is quantized.
+        BadOption: the model is quantized, or an unknown attention or variant.
+        UnsupportedModel: the config says nothing of sparse attention, which was asked for.
         GoldenMismatch: transformers, where it is installed and knows the model, computes other logits.
         What reading, `recorded` and `publish` raise; all are `QuantkitError`s.
     """
@@ -119,8 +140,10 @@ def record_golden(
             f"{checkpoint.path} is quantized: golden files are recorded from the original, dense model",
             hint="give the model that it was made from; where nobody has that, --quantized takes this for the original",
         )
+    checked_attention(attention, variant)
     prompts, note = prompts_for(checkpoint, checkpoint.spec)
-    planned = record(checkpoint, prompts, progress=progress)
+    sparse = sparse_facts(checkpoint, sparse_oracle(variant), progress=progress) if attention == SPARSE else None
+    planned = record(checkpoint, prompts, sparse=sparse, progress=progress)
     notes = [
         *([note] if note is not None else []),
         *([LOST_BEFORE] if checkpoint.holds_codes or _told_weights(manifest) else []),
@@ -299,11 +322,11 @@ def nearest(weight: np.ndarray, bits: int) -> np.ndarray:
     return values
 
 
-def _produce(front: bytes, logits: Sequence[np.ndarray]) -> Iterator[bytes]:
+def _produce(front: bytes, logits: Sequence[np.ndarray], sparse: SparseFacts | None) -> Iterator[bytes]:
     sha256 = hashlib.sha256(front)
     yield front
-    for values in logits:
-        data = values.tobytes()
+    dense = (values.tobytes() for values in logits)
+    for data in chain(dense, () if sparse is None else section.produced(sparse)):
         sha256.update(data)
         yield data
     yield sha256.digest()

@@ -69,6 +69,7 @@ class KernelRules:
 
     check: why it does not take a matrix ("is int3 ..."), or None. check_model: the same for what concerns all of it.
     setting: what the engine must be told to take this model, or None. remark: at what cost it takes it, or None.
+    sparsely: how it attends to a model with a `sparse_config`, None = densely.
     fuses: whether it makes one matrix of each of `ModelSpec.groups`. pads: whether it pads matrices that are not whole
     tiles, at every step. affine: whether it takes schemes with integer zero points only.
     """
@@ -82,6 +83,7 @@ class KernelRules:
     check_model: Callable[[Checkpoint], str | None] = takes_any
     setting: Callable[[Checkpoint], str | None] = takes_any
     remark: Callable[[Checkpoint], str | None] = takes_any
+    sparsely: Callable[[Checkpoint], str | None] = takes_any
     fuses: bool = False
     affine: bool = True
     pads: bool = False
@@ -94,7 +96,13 @@ class KernelRules:
         if refusal is not None:
             return Verdict(kernel=self.name, engine=self.engine, refusal=refusal)
         remark = remark or self.remark(model)
-        return Verdict(kernel=self.name, engine=self.engine, setting=self.setting(model), remark=remark)
+        return Verdict(
+            kernel=self.name,
+            engine=self.engine,
+            setting=self.setting(model),
+            remark=remark,
+            sparsely=self.sparsely(model) if model.spec.sparse is not None else None,
+        )
 
     def _refused_model(self, model: Checkpoint) -> str | None:
         family = model.spec.architecture

@@ -155,8 +155,8 @@ class ForwardPass:
             batch.x = self._norm(batch.x, weight)
         yield "final norm"
 
-    def logits(self, batch: Batch, rows: slice) -> np.ndarray:
-        """x / logit_divisor @ W_head.T of some rows of the normed x, (T, V)."""
+    def logits(self, batch: Batch, rows: slice | np.ndarray) -> np.ndarray:
+        """x / logit_divisor @ W_head.T of some rows of the normed x, (T, V); rows: a run of them, or their numbers."""
         x = batch.inputs(batch.x[rows] / np.float32(self._spec.logit_divisor))
         logits = np.empty((len(x), self._spec.vocab_size), np.float32)
         start = 0

@@ -7,8 +7,9 @@ from typing import Literal
 
 from quantkit import registry
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import SparseSpec
 from quantkit.runtimes.reference.session import ReferenceSession
-from quantkit.runtimes.reference.sparse.session import NOT_SPARSE, SparseSession
+from quantkit.runtimes.reference.sparse.session import NOT_SPARSE, Observer, SparseSession
 from quantkit.runtimes.reference.sparse.variants import DEFAULT, variant_named
 
 
@@ -28,6 +29,11 @@ class ReferenceRuntime:
         self._sparsely = attention == "sparse"
         self._variant = variant_named(variant)
 
+    @property
+    def variant(self) -> str:
+        """As which code it computes sparse attention."""
+        return self._variant.name
+
     def missing(self) -> str | None:
         """Always None: numpy is all it needs."""
         return None
@@ -43,9 +49,25 @@ class ReferenceRuntime:
     def open(self, path: Path) -> ReferenceSession:
         """Open any readable artifact; reading errors are raised as they are."""
         checkpoint = registry.open_checkpoint(path)
-        if self._sparsely:
-            return SparseSession(checkpoint, self._variant)
-        return ReferenceSession(checkpoint)
+        return self.watched(checkpoint) if self._sparsely else ReferenceSession(checkpoint)
+
+    def sparsely(self, variant: str | None) -> ReferenceRuntime:
+        """The reference that attends sparsely, as the code `variant` does; None = the default.
+
+        Raises:
+            BadOption: there is no such variant.
+        """
+        return ReferenceRuntime(attention="sparse", variant=variant or DEFAULT.name)
+
+    def watched(
+        self, checkpoint: Checkpoint, *, observer: Observer | None = None, scored: Observer | None = None
+    ) -> SparseSession:
+        """An open checkpoint that attends sparsely, see `SparseSession`; raises what that raises."""
+        return SparseSession(checkpoint, self._variant, observer=observer, scored=scored)
+
+    def sparse_from(self, sparse: SparseSpec) -> int:
+        """Tokens of a prompt, read at once, whose last one attends sparsely."""
+        return self._variant.sparse_from(sparse)
 
 
 RUNTIME = ReferenceRuntime()

@@ -77,6 +77,7 @@ class ReferenceSession:
         *,
         int8_run: int | None,
         progress: Progress | None = None,
+        positions: Sequence[int] | None = None,
     ) -> Iterator[Predictions]:
         """Yield the predictions on each of the prompts' token ids, in order; see `OracleSession.predictions`.
 
@@ -84,7 +85,7 @@ class ReferenceSession:
         within the budget, else read for every prompt.
         """
         ids = [self._checked(prompt) for prompt in prompts]
-        return self._predicted(ids, int8_run=int8_run, progress=progress, keep=False)
+        return self._predicted(ids, int8_run=int8_run, progress=progress, keep=False, positions=positions)
 
     def trace(self, token_ids: Sequence[int]) -> Mapping[str, np.ndarray]:
         """Every stage of the forward pass in order, float32.
@@ -105,7 +106,13 @@ class ReferenceSession:
         return ForwardPass(self.spec, self._weights, work, keep=keep)
 
     def _predicted(
-        self, prompts: Sequence[Sequence[int]], *, int8_run: int | None, progress: Progress | None, keep: bool
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        int8_run: int | None,
+        progress: Progress | None,
+        keep: bool,
+        positions: Sequence[int] | None = None,
     ) -> Iterator[Predictions]:
         if not prompts:
             return
@@ -119,10 +126,11 @@ class ReferenceSession:
             pass
         for number, span in enumerate(spans, 1):
             work.begin(f"logits of prompt {number} of {len(spans)}")
+            rows = span.rows if positions is None else span.rows.start + np.asarray(positions)
             # No name holds on to what is yielded: two prompts' logits would be in memory at a time.
             yield Predictions(
-                exact=model.logits(batches[0], span.rows),
-                rounded=model.logits(batches[1], span.rows) if int8_run is not None else None,
+                exact=model.logits(batches[0], rows),
+                rounded=model.logits(batches[1], rows) if int8_run is not None else None,
             )
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:

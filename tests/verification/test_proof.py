@@ -329,7 +329,7 @@ def test_auto_proves_a_gguf_file_in_llama_cpp(with_tokenizer, tmp_path, type, ar
 @needs_llama_cpp
 @pytest.mark.engine("llama-cpp")
 def test_without_an_original_only_the_agreement_of_the_engines_is_claimed(with_tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("quantkit.verification.proof.prompts_for", lambda *_: (PROMPTS, None))
+    monkeypatch.setattr("quantkit.verification.steps.sequence.prompts_for", lambda *_: (PROMPTS, None))
     artifact = exported(with_tokenizer, tmp_path / "out.gguf", "gguf", "f16")
     report = verify(artifact)
     assert report.passed

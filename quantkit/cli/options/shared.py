@@ -36,6 +36,22 @@ Threads = Annotated[
         "--threads", min=1, help="Worker threads; the output does not depend on it.", show_default="all cores"
     ),
 ]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        "--attention",
+        help="dense, or sparse as the model's sparse_config says (docs/sparse.md).",
+        show_default="as the artifact attends by itself",
+    ),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        help="Of sparse attention, as which published code: minicpm4.1, minicpm4 or cpm.cu.",
+        show_default="minicpm4.1",
+    ),
+]
 Engine = Annotated[str, typer.Option("--engine", help="auto, or the name of an engine (see `quantkit formats`).")]
 Method = Annotated[
     str | None,

@@ -42,6 +42,7 @@ ARCHITECTURE = DenseDecoder(
     rope_types=MINICPM_TYPES,
     reads_attention_factor=False,
     remarks={
-        "sparse_config": "describes sparse attention; engines, calibration and verification go by dense attention"
+        "sparse_config": "describes sparse attention; calibration and most engines go by dense attention, and "
+        "so do `run` and `verify` without --attention sparse"
     },
 )

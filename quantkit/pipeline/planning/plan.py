@@ -20,8 +20,10 @@ from quantkit.calibration.samples import weighed_tokens
 from quantkit.errors import UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
+from quantkit.models.inspection import AttentionCost, attention_costs, sparse_facts
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import decided, planned
+from quantkit.pipeline.planning.attention import attention_line
 from quantkit.pipeline.planning.peak_memory import generation_peak, input_widths, matrices, peak_memory
 from quantkit.pipeline.planning.recommendation import Recommendation, recommended
 from quantkit.pipeline.planning.target import ONLY_TYPE, Target, parse_target
@@ -48,6 +50,8 @@ class Plan:
     """The answer of `quantkit plan`.
 
     peak_memory_bytes and seconds are estimates for the quantization step; sizes of targets are exact.
+    sparse_attention, attention_costs: what sparse attention chooses and costs, in words and in numbers; empty for a
+    model without `sparse_config`.
     tensors: how many tensors become what, such as {"int4 g128 sym": 35, "bfloat16": 12}. weights: the same one by one.
     """
 
@@ -60,6 +64,8 @@ class Plan:
     targets: tuple[Target, ...]
     peak_memory_bytes: int
     seconds: float
+    sparse_attention: Mapping[str, str]
+    attention_costs: tuple[AttentionCost, ...]
 
     @property
     def possible(self) -> bool:
@@ -128,6 +134,8 @@ def plan(
         ),
         peak_memory_bytes=max(peak_memory(checkpoint.spec, tokens, weighed), writing),
         seconds=_seconds(checkpoint, tokens, weighed),
+        sparse_attention=sparse_facts(checkpoint.spec),
+        attention_costs=attention_costs(checkpoint.spec),
     )
 
 
@@ -151,6 +159,7 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
     source = with_architecture(checkpoint, arch)
     parameters = sum(weight.size for weight in source.weights.values())
     found = verdicts(as_written(source, artifact), target=options.target)
+    engines = taking(name, found)
     return Target(
         format=name,
         type=str(artifact.options.get("type") or options.type or ONLY_TYPE),
@@ -158,10 +167,11 @@ def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target
         bits=options.bits,
         size=artifact.size,
         bits_per_weight=artifact.size * 8 / parameters,
-        engines=taking(name, found),
+        engines=engines,
         notes=artifact.notes,
         kernels=found,
         loads_in=loading_line(name, found),
+        attention=attention_line(source, artifact, engines, found),
     )
 
 

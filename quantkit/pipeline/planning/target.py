@@ -17,7 +17,8 @@ class Target:
     """One container that was asked for: its exact size, or why it cannot hold the result.
 
     bits: what narrower codes are stored in, None = as they are. engines: those that load it. kernels: what every
-    engine's kernels say to it. loads_in: the same in one line, None where the container cannot hold it.
+    engine's kernels say to it. loads_in: the same in one line, None where the container cannot hold it. attention:
+    which of the engines follow the model's `sparse_config`, in one line; None where it has none.
     """
 
     format: str
@@ -32,6 +33,7 @@ class Target:
     notes: tuple[str, ...] = ()
     kernels: tuple[Verdict, ...] = ()
     loads_in: str | None = None
+    attention: str | None = None
 
     @property
     def label(self) -> str:

@@ -27,13 +27,15 @@ GATHERED = 16
 """Blocks that are copied out of the memory at a time: few enough to stay in a core's cache."""
 
 Observer = Callable[[int, int, np.ndarray], None]
-"""Told what was chosen: group of heads, first position, and which blocks each position from there on takes, (T, B)."""
+"""Told what was chosen: group of heads, first position, and which blocks each position from there on takes, (T, B).
+Or by which scores: float32 (T, B), inf of blocks that always are chosen, -inf of those that never are."""
 
 
 class SparseAttention:
     """Sparse attention with its memory.
 
-    dtype: of what is remembered; everything is computed in float32. observer: told of every choice.
+    dtype: of what is remembered; everything is computed in float32. observer: told of every choice. scored: told of
+    the scores that it is made by, before it is.
 
     Raises:
         BadOption: the variant cannot be run with this configuration.
@@ -48,11 +50,13 @@ class SparseAttention:
         *,
         dtype: np.dtype | type = np.float32,
         observer: Observer | None = None,
+        scored: Observer | None = None,
     ) -> None:
         variant.check(sparse)
         self._sparse = sparse
         self._variant = variant
         self._observer = observer
+        self._scored = scored
         self.memory = Memory(sparse, groups, head_dim, np.dtype(dtype))
 
     def attend(
@@ -66,6 +70,7 @@ class SparseAttention:
     ) -> np.ndarray:
         """What the next T tokens mix, (T, H * D), for q (H, T, D), k and v (G, T, D), rotated.
 
+        q may be of the last few tokens alone, or of none: then only these attend, and the others are remembered.
         unrotated: q and k before that, which `use_nope` chooses by.
         prompt: length of the prompt that these tokens are a part of. What a code decides for a prompt at once is
         decided by it, so that a prompt in pieces gives what it gives whole. None: a single token behind others is
@@ -73,7 +78,7 @@ class SparseAttention:
         """
         if (unrotated is None) == self._sparse.use_nope:
             raise ValueError("queries and keys before rotation are needed if, and only if, use_nope is set")
-        history, new = self.memory.length, q.shape[1]
+        history, new = self.memory.length, k.shape[1]
         if prompt is None and (new > 1 or history == 0):
             prompt = history + new
         by_q, by_k = (q, k) if unrotated is None else unrotated
@@ -81,24 +86,27 @@ class SparseAttention:
         if self._variant.compresses_first:
             self.memory.compress(by_k)
         length = history + new if prompt is None else prompt
-        if self._variant.is_sparse(self._sparse, history=history, length=length):
-            mixed = self._sparsely(q, by_q, history, prompt)
+        first = history + new - q.shape[1]
+        if q.shape[1] == 0:
+            mixed = np.empty((0, len(q) * q.shape[2]), np.float32)
+        elif self._variant.is_sparse(self._sparse, history=history, length=length):
+            mixed = self._sparsely(q, by_q, first, prompt)
         else:
-            mixed = self._densely(q, history)
+            mixed = self._densely(q, first)
         if not self._variant.compresses_first:
             self.memory.compress(by_k)
         return mixed
 
-    def _densely(self, q: np.ndarray, history: int) -> np.ndarray:
+    def _densely(self, q: np.ndarray, first: int) -> np.ndarray:
         groups, total = self._groups, self.memory.length
         k, v = (np.stack([rows.slice(g, 0, total) for g in range(groups)]) for rows in self._kept)
         mixed = []
         for run in _runs(q.shape[1], max(1, SCORES // (len(q) // groups * total))):
-            seen = slice(history + run.stop)
+            seen = slice(first + run.stop)
             mixed.append(attend(q[:, run], k[:, seen], v[:, seen]))
         return np.concatenate(mixed)
 
-    def _sparsely(self, q: np.ndarray, by_q: np.ndarray, history: int, prompt: int | None) -> np.ndarray:
+    def _sparsely(self, q: np.ndarray, by_q: np.ndarray, first: int, prompt: int | None) -> np.ndarray:
         heads, new, head_dim = q.shape
         selection = Selection(self._sparse, self._variant, self.memory, prompt)
         mixed = np.empty((new, self._groups, heads // self._groups, head_dim), np.float32)
@@ -106,7 +114,7 @@ class SparseAttention:
         choosing = by_q.reshape(by_group.shape)
         for group in range(self._groups):
             for run in _runs(new, RUN):
-                positions = np.arange(history + run.start, history + run.stop)
+                positions = np.arange(first + run.start, first + run.stop)
                 chosen = self._chosen(selection, group, choosing[group][:, run].swapaxes(0, 1), positions)
                 if self._observer is not None:
                     self._observer(group, int(positions[0]), chosen)
@@ -120,8 +128,10 @@ class SparseAttention:
         means = max(1, self.memory.fine.rows.length)
         chosen = np.zeros((len(q), positions[-1] // self._sparse.block_size + 1), bool)
         for run in _runs(len(q), max(1, SCORES // (q.shape[1] * means))):
-            part = selection.chosen(group, q[run], positions[run])
-            chosen[run, : part.shape[1]] = part
+            scores = selection.scores(group, q[run], positions[run])
+            if self._scored is not None:
+                self._scored(group, int(positions[run][0]), scores)
+            chosen[run, : scores.shape[1]] = selection.chosen(scores)
         return chosen
 
     def _mixed(self, group: int, q: np.ndarray, positions: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -27,10 +27,17 @@ class Selection:
         self._memory = memory
         self._prompt = prompt
 
-    def chosen(self, group: int, q: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Which blocks each position chooses, bool (T, B), for queries q (T, R, D) of a group of heads.
+    def chosen(self, scores: np.ndarray) -> np.ndarray:
+        """Which blocks are chosen by such `scores` (T, B), bool (T, B).
 
-        Among equal scores the first blocks are chosen, where the kernels leave it open. B is up to the last position's.
+        Among equal ones the first blocks are, where the kernels leave it open.
+        """
+        return top(scores, self._variant.chosen(self._sparse))
+
+    def scores(self, group: int, q: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """What each position chooses by, (T, B), for queries q (T, R, D) of a group of heads.
+
+        inf of blocks that always are chosen, -inf of those that never are. B is up to the last position's.
         """
         sparse, variant = self._sparse, self._variant
         own = (positions // sparse.block_size)[:, None]
@@ -47,7 +54,7 @@ class Selection:
             of_history = -(-self._memory.compressed // sparse.block_size)
             scores[scores == NOTHING] = -np.inf
             scores[:, of_history:] = -np.inf
-        return top(scores, variant.chosen(sparse))
+        return scores
 
     def _block_scores(self, group: int, q: np.ndarray, positions: np.ndarray, blocks: int) -> np.ndarray:
         """The best score of the means of each block, (T, B): of those that begin in it, and of the one before them."""

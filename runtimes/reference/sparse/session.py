@@ -12,6 +12,7 @@ from quantkit.models.spec import ModelSpec, SparseSpec
 from quantkit.runtimes.reference.formulas import rotate
 from quantkit.runtimes.reference.forward import Batch, ForwardPass, Span, Work
 from quantkit.runtimes.reference.session import WEIGHT_BUDGET, ReferenceSession
+from quantkit.runtimes.reference.sparse import attention
 from quantkit.runtimes.reference.sparse.attention import SparseAttention
 from quantkit.runtimes.reference.sparse.variants import DEFAULT, Variant
 from quantkit.runtimes.reference.weights import Weights
@@ -19,13 +20,15 @@ from quantkit.runtimes.reference.weights import Weights
 NOT_SPARSE = "its config.json has no sparse_config, which would say how blocks of tokens are chosen"
 
 Observer = Callable[[int, int, int, np.ndarray], None]
-"""Told what was chosen: layer, group of heads, first position, and the blocks of each position from there on (T, B)."""
+"""Told what was chosen: layer, group of heads, first position, and the blocks of each position from there on (T, B).
+Or by which scores, see `quantkit.runtimes.reference.sparse.attention.Observer`."""
 
 
 class SparseForwardPass(ForwardPass):
     """`ForwardPass` whose layers attend sparsely.
 
     layers: what each layer remembers of the one prompt that is read, or None where every prompt begins anew.
+    last_only: only the last token's logits will be asked for, of one prompt: in the last block it attends alone.
     """
 
     def __init__(
@@ -37,37 +40,66 @@ class SparseForwardPass(ForwardPass):
         keep: bool,
         variant: Variant,
         observer: Observer | None,
+        scored: Observer | None,
         layers: dict[int, SparseAttention] | None,
+        last_only: bool,
     ) -> None:
         super().__init__(spec, weights, work, keep=keep)
         self._sparse = spec.sparse or SparseSpec()
         self._variant = variant
         self._observer = observer
+        self._scored = scored
         self._layers = layers
+        self._last_only = last_only
+
+    def _add_attention(self, batches: Sequence[Batch], layer: int) -> None:
+        """`ForwardPass._add_attention`; what only the last token's logits need of the last block, if no more is."""
+        if not self._last_only or layer + 1 < self._spec.num_hidden_layers:
+            super()._add_attention(batches, layer)
+            return
+        names = ("input_layernorm", *(f"self_attn.{name}_proj" for name in "qkvo"))
+        weight, W_q, W_k, W_v, W_o = self._read(f"model.layers.{layer}", *names)
+        (batch,) = batches
+        (span,) = batch.spans
+        x = self._norm(batch.x, weight)
+        q, k, v = self._multiply(x[-1:], W_q), self._multiply(x, W_k), self._multiply(x, W_v)
+        batch.x = batch.x[-1:] + self._s * self._multiply(self._attention(span, layer, q, k, v), W_o)
 
     def _attention(self, span: Span, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """`ForwardPass._attention`; a prompt goes through in pieces where the variant reads it so."""
+        """`ForwardPass._attention`; a prompt goes through in pieces where the variant reads it so. q may be of the last
+        tokens alone."""
         q, k, v = (x.reshape(len(x), -1, self._spec.head_dim).swapaxes(0, 1) for x in (q, k, v))  # (heads, T, D)
-        turned_q, turned_k = rotate(q, span.cos, span.sin), rotate(k, span.cos, span.sin)
-        attention = self._of_layer(layer)
-        step = self._variant.chunk or q.shape[1]
+        silent = k.shape[1] - q.shape[1]  # tokens before those that attend
+        turned_q, turned_k = rotate(q, span.cos[silent:], span.sin[silent:]), rotate(k, span.cos, span.sin)
+        remembering = self._of_layer(layer)
+        step = self._variant.chunk or k.shape[1]
         mixed = []
-        for start in range(0, q.shape[1], step):
-            part = slice(start, start + step)
-            unrotated = (q[:, part], k[:, part]) if self._sparse.use_nope else None
-            mixed.append(attention.attend(turned_q[:, part], turned_k[:, part], v[:, part], unrotated=unrotated))
+        for start in range(0, k.shape[1], step):
+            new, asking = slice(start, start + step), slice(max(0, start - silent), max(0, start + step - silent))
+            unrotated = (q[:, asking], k[:, new]) if self._sparse.use_nope else None
+            mixed.append(remembering.attend(turned_q[:, asking], turned_k[:, new], v[:, new], unrotated=unrotated))
             self._work.advance(0)
         return np.concatenate(mixed)
 
     def _of_layer(self, layer: int) -> SparseAttention:
         if self._layers is not None and layer in self._layers:
             return self._layers[layer]
-        spec, observer = self._spec, self._observer
-        told = None if observer is None else lambda group, first, blocks: observer(layer, group, first, blocks)
-        attention = SparseAttention(self._sparse, self._variant, spec.num_key_value_heads, spec.head_dim, observer=told)
+        made = SparseAttention(
+            self._sparse,
+            self._variant,
+            self._spec.num_key_value_heads,
+            self._spec.head_dim,
+            observer=_of(layer, self._observer),
+            scored=_of(layer, self._scored),
+        )
         if self._layers is not None:
-            self._layers[layer] = attention
-        return attention
+            self._layers[layer] = made
+        return made
+
+
+def _of(layer: int, observer: Observer | None) -> attention.Observer | None:
+    """An observer of one layer's attention who tells `observer`."""
+    return None if observer is None else lambda group, first, rows: observer(layer, group, first, rows)
 
 
 class SparseSession(ReferenceSession):
@@ -77,7 +109,7 @@ class SparseSession(ReferenceSession):
     it saw last, and that may differ from the last row of `logits`: a prompt's first tokens are sparse as soon as the
     prompt is long, decoded ones once the context is.
 
-    observer: told of every choice of blocks.
+    observer: told of every choice of blocks. scored: told of the scores that it is made by, before it is.
 
     Raises:
         UnsupportedModel: the config says nothing of sparse attention.
@@ -91,6 +123,7 @@ class SparseSession(ReferenceSession):
         *,
         budget: int = WEIGHT_BUDGET,
         observer: Observer | None = None,
+        scored: Observer | None = None,
     ) -> None:
         super().__init__(checkpoint, budget=budget)
         if checkpoint.spec.sparse is None:
@@ -101,6 +134,7 @@ class SparseSession(ReferenceSession):
         variant.check(checkpoint.spec.sparse)
         self._variant = variant
         self._observer = observer
+        self._scored = scored
         self._ids: list[int] = []
         self._layers: dict[int, SparseAttention] = {}
 
@@ -117,7 +151,7 @@ class SparseSession(ReferenceSession):
         for _ in model.stages([batch]):
             pass
         self._ids = ids
-        row: np.ndarray = model.logits(batch, slice(len(new) - 1, None))[0]
+        row: np.ndarray = model.logits(batch, slice(-1, None))[0]
         return row
 
     def _forward(self, work: Work, *, keep: bool) -> ForwardPass:
@@ -125,5 +159,13 @@ class SparseSession(ReferenceSession):
 
     def _model(self, work: Work, *, keep: bool, layers: dict[int, SparseAttention] | None) -> ForwardPass:
         return SparseForwardPass(
-            self.spec, self._weights, work, keep=keep, variant=self._variant, observer=self._observer, layers=layers
+            self.spec,
+            self._weights,
+            work,
+            keep=keep,
+            variant=self._variant,
+            observer=self._observer,
+            scored=self._scored,
+            layers=layers,
+            last_only=layers is not None,
         )

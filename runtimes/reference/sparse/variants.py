@@ -28,6 +28,10 @@ class Variant:
         """Whether a call attends sparsely. history: tokens before it, length: of its whole prompt, or with it."""
         return length >= sparse.dense_len
 
+    def sparse_from(self, sparse: SparseSpec) -> int:
+        """Tokens of a prompt, read at once, whose last one attends sparsely."""
+        return max(1, sparse.dense_len)
+
     def chosen(self, sparse: SparseSpec) -> int:
         """Blocks that are chosen, those that always are among them."""
         return sparse.topk + sparse.local_blocks
@@ -91,13 +95,21 @@ class CpmCu(June):
     name = "cpm.cu"
     coarse = True
     compresses_first = False
-    chunk = 2048
+    chunk: int = 2048
 
     def is_sparse(self, sparse: SparseSpec, *, history: int, length: int) -> bool:
         """Once there is a coarse mean of the history, and the tokens that those cover pass the switch."""
         stride = COARSE * sparse.kernel_stride
         means = max(0, (history - COARSE * sparse.kernel_size) // stride + 1)
         return means > 0 and means * stride > sparse.dense_len
+
+    def sparse_from(self, sparse: SparseSpec) -> int:
+        """The first token of the first piece that does."""
+        pieces = (max(0, sparse.dense_len) + COARSE * (sparse.kernel_size + sparse.kernel_stride)) // self.chunk
+        history = self.chunk * max(1, pieces)
+        while not self.is_sparse(sparse, history=history, length=history):
+            history += self.chunk
+        return history + 1
 
     def window_start(self, sparse: SparseSpec, positions: np.ndarray) -> np.ndarray:
         """The kernel counts the window's blocks in its own, which are half as long: some tokens are never seen."""

@@ -16,6 +16,7 @@ from quantkit.cli.app import main
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.spec import Role
 from quantkit.pipeline.options import QuantizeOptions
+from quantkit.pipeline.planning.attention import attention_line
 from quantkit.pipeline.planning.plan import Plan, parse_target, plan
 from quantkit.pipeline.recipe import Recipe
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -213,3 +214,61 @@ def test_gptq_refuses_what_engines_fuse_before_any_work(tiny_checkpoint: Path):
     for target in planned_for(tiny_checkpoint, "gptq", "awq", recipe=apart).targets:
         assert target.refusal is not None
         assert "k_proj" in target.refusal
+
+
+def sparse_folder(folder: Path, **shape: int) -> Path:
+    write_tiny_checkpoint(folder, context=1 << 17, config_overrides={"sparse_config": {}}, **shape)
+    return folder
+
+
+def test_what_sparse_attention_costs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = sparse_folder(tmp_path / "model")
+    made = plan(folder, ["gguf", "hf"])
+    assert [(cost.length, cost.attended) for cost in made.attention_costs] == [
+        (8192, 6144),
+        (32768, 6144),
+        (131072, 6144),
+    ]
+    assert made.attention_costs[2].share < 0.05
+    assert made.attention_costs[2].keys_and_values == 2 * 131072 * 2 * 2 * 64 * 2
+    assert main(["plan", str(folder), "--to", "gguf"]) == 0
+    shown = capsys.readouterr().out
+    assert "tokens attended: 0.75 of 8K, 0.188 of 32K, 0.0469 of 128K" in shown
+    assert main(["plan", str(folder), "--to", "gguf", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["attention_costs"][0]["attended"] == 6144
+    assert plan(write_tiny_checkpoint(tmp_path / "dense"), ["gguf"]).attention_costs == ()
+
+
+def test_who_ignores_sparse_config_is_named(tmp_path: Path):
+    folder = sparse_folder(tmp_path / "model")
+    lines = {target.format: str(target.attention) for target in plan(folder, ["hf", "gguf", "onnx"]).targets}
+    assert lines["gguf"] == (
+        "reference attends sparsely (with --attention sparse); densely, without regard to sparse_config: llama-cpp"
+    )
+    assert lines["hf"].endswith("densely, without regard to sparse_config: vllm")
+    assert lines["onnx"].endswith("sparse_config: onnxruntime, onnxruntime-genai, onnx-numpy")
+
+
+def test_cpm_cu_attends_sparsely_where_its_kernels_can(tmp_path: Path):
+    wide = sparse_folder(tmp_path / "wide", heads=16, kv_heads=1, hidden=512)
+    (marlin,) = planned_for(wide, "marlin").targets
+    assert "cpm.cu attends sparsely (as variant cpm.cu" in str(marlin.attention)
+    (marlin,) = planned_for(sparse_folder(tmp_path / "narrow"), "marlin").targets
+    assert str(marlin.attention).endswith("densely, without regard to sparse_config: cpm.cu")
+
+
+def test_a_folded_model_has_no_sparse_attention(tmp_path: Path):
+    folder = sparse_folder(tmp_path / "model")
+    for target in plan(folder, [parse_target("gguf", arch="llama"), "mlx"]).targets:
+        assert target.attention is None
+        assert "folded into a Llama, which has no sparse attention: sparse_config is left out" in target.notes
+
+
+def test_a_graph_that_attends_sparsely_says_so(tmp_path: Path):
+    checkpoint = registry.open_checkpoint(sparse_folder(tmp_path / "model"))
+    artifact = registry.exporter("onnx").prepare(checkpoint, parse_target("onnx")[1])
+    graph = replace(artifact, options={**artifact.options, "attention": "sparse"})
+    assert attention_line(checkpoint, graph, ("onnxruntime",), ()) == (
+        "attends sparsely in every engine: its graph says how"
+    )

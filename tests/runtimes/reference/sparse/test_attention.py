@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from quantkit.errors import BadOption
+from quantkit.models.inspection import attention_costs
 from quantkit.models.spec import SparseSpec
 from quantkit.runtimes.reference.formulas import attend
 from quantkit.runtimes.reference.sparse.attention import SparseAttention
 from quantkit.runtimes.reference.sparse.variants import VARIANTS, variant_named
+from tests.support.memory import memory_checkpoint, tiny_config
 from tests.support.sparse_definition import Definition, splits
 
 CLOSE = 1e-5
@@ -190,3 +194,33 @@ def test_a_block_without_a_mean_is_not_chosen_where_means_are_of_the_history() -
     config = {**DEFAULT, "kernel_size": 4, "kernel_stride": 2, "block_size": 4, "window_size": 4, "topk": 20}
     qkv = arrays(np.random.default_rng(6), 33, 1, 2, 4)
     assert check(config, "cpm.cu", qkv, [17, 16]) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_last_tokens_may_ask(name: str) -> None:
+    """The others are remembered all the same, in the prompt and in what comes behind it."""
+    q, k, v = arrays(np.random.default_rng(7), 90, 2, 2, 8)
+    config = {**DEFAULT, "kernel_size": 4, "kernel_stride": 2, "block_size": 4, "window_size": 8, "dense_len": 20}
+    whole, last = (SparseAttention(SparseSpec(**config), variant_named(name), 2, 8) for _ in range(2))
+    for part in (slice(0, 60), slice(60, 61), slice(61, 90)):
+        wanted = whole.attend(q[:, part], k[:, part], v[:, part], prompt=90)
+        asking = 0 if part.start == 0 else 1
+        found = last.attend(q[:, part.stop - asking : part.stop], k[:, part], v[:, part], prompt=90)
+        assert found.shape == (asking, 4 * 8)
+        np.testing.assert_allclose(found, wanted[len(wanted) - asking :], atol=1e-6)
+
+
+def test_memory_of_128k_is_what_was_planned() -> None:
+    """Keys, values and means that are kept, and the keys that later means need, at 16 bits: within two in a hundred."""
+    spec = replace(memory_checkpoint(tiny_config(sparse_config={}, num_hidden_layers=1)).spec, head_dim=4)
+    attention = SparseAttention(SparseSpec(), variant_named("minicpm4.1"), 2, 4, dtype=np.float16)
+    k = np.random.default_rng(0).standard_normal((2, 1 << 17, 4)).astype(np.float32)
+    attention.attend(k[:, :0].repeat(2, axis=0), k, k)
+    attention.attend(k[:, :1].repeat(2, axis=0), k[:, :1], k[:, :1])
+    cost = attention_costs(spec)[-1]
+    assert cost.length == 1 << 17
+    tails = sum(means._tail.nbytes for means in (attention.memory.fine, attention.memory.coarse))
+    assert attention.memory.nbytes + tails == pytest.approx(cost.keys_and_values + cost.means, rel=0.02)
+    assert attention.memory.keys.nbytes * 2 == pytest.approx(cost.keys_and_values, rel=0.02)
+    means = attention.memory.fine.rows.nbytes + attention.memory.coarse.rows.nbytes
+    assert means + tails == pytest.approx(cost.means, rel=0.02)

@@ -87,3 +87,37 @@ def test_a_model_that_does_not_say_how_is_refused() -> None:
         ReferenceRuntime(attention="sparse", variant="flash")
     with pytest.raises(BadOption, match="needs a window"):
         SparseSession(model(window_size=3), variant_named("minicpm4"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_some_positions_are_those_of_all(variant: Any) -> None:
+    session = SparseSession(model(dense_len=-1), variant)
+    (whole,) = session.predictions([IDS], int8_run=32)
+    (some,) = session.predictions([IDS], int8_run=32, positions=[3, 40, 63])
+    np.testing.assert_allclose(some.exact, whole.exact[[3, 40, 63]], atol=2e-6)
+    np.testing.assert_allclose(some.rounded, whole.rounded[[3, 40, 63]], atol=2e-6)  # type: ignore[index, arg-type]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_the_last_token_alone_is_the_last_of_all(variant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantkit.runtimes.reference.sparse.variants.CpmCu.chunk", 24)
+    for nope in (False, True):
+        checkpoint = model(dense_len=-1, use_nope=nope)
+        session = SparseSession(checkpoint, variant)
+        np.testing.assert_allclose(session.next_logits(IDS[:60]), session.logits(IDS[:60])[-1], atol=2e-5)
+
+
+def test_scores_are_told_before_choices() -> None:
+    told: list[tuple[str, int, int, np.ndarray]] = []
+    SparseSession(
+        model(),
+        observer=lambda layer, group, first, rows: told.append(("chosen", layer, group, rows)),
+        scored=lambda layer, group, first, rows: told.append(("scored", layer, group, rows)),
+    ).logits(IDS)
+    assert [what for what, *_ in told] == ["scored", "chosen"] * 6
+    for (_, layer, group, scores), (*other, chosen) in zip(told[::2], told[1::2], strict=True):
+        assert other[1:] == [layer, group]
+        assert chosen[np.isposinf(scores)].all()
+        assert not chosen[np.isneginf(scores)].any()
+        lowest = np.where(chosen, scores, np.inf).min(axis=1)
+        assert (lowest >= np.where(chosen, -np.inf, scores).max(axis=1)).all()
