@@ -20,7 +20,7 @@ from quantkit.errors import BadOption, QuantkitError
 from quantkit.progress import Progress
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.report import Report
-from quantkit.verification.sparse.oracle import DENSE, SPARSE, attention_of, checked_attention
+from quantkit.verification.sparse.oracle import DENSE, SPARSE, checked_attention
 from quantkit.verification.sparse.proof import SparseProof
 from quantkit.verification.steps.sequence import Proof, VerifyOptions
 
@@ -89,7 +89,7 @@ def _attends_sparsely(path: Path, attention: str | None, variant: str | None) ->
     if attention == SPARSE or (attention is None and variant is not None):
         return True
     try:
-        own = attention_of(registry.open_checkpoint(path))
+        own = registry.open_checkpoint(path).attention
     except QuantkitError:
         return False  # the proof will tell
     if attention == DENSE and own == SPARSE:

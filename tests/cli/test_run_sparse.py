@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,8 @@ def test_a_container_that_attends_sparsely_needs_no_option(
 ) -> None:
     assert run(folder, "--attention", "sparse") == 0
     sparse = tokens(capsys)
-    monkeypatch.setattr("quantkit.verification.sparse.oracle.attention_of", lambda _: "sparse")
+    opened = registry.open_checkpoint
+    monkeypatch.setattr(registry, "open_checkpoint", lambda path: replace(opened(path), attention="sparse"))
     assert run(folder, "--engine", "reference") == 0
     assert tokens(capsys) == sparse
     assert run(folder, "--engine", "reference", "--attention", "dense") == 2

@@ -54,6 +54,11 @@ class Probe:
     shrouded: bool
     answered: bool
 
+    @property
+    def what(self) -> str:
+        """What is read, for messages."""
+        return "a context without needle" if self.depth is None else f"the needle {self.name}, at token {self.depth:,},"
+
 
 def least_context(sparse: SparseSpec) -> int:
     """Tokens from which a context has a needle's place that is neither forced nor left for want of others."""
@@ -255,19 +260,28 @@ def probed(
     return NeedleFindings(depths, tuple(problems))
 
 
+def answer_problems(session: Session, sparse: SparseSpec, context: int, *, seed: int = 0) -> list[str]:
+    """What is wrong with the answers of any session that runs `needle_model`, whatever it tells of its blocks."""
+    found = []
+    for probe in probes(sparse, context, seed):
+        found += _answer_problems(probe, answers(session, context_ids(sparse, probe, context, seed)))
+    return found
+
+
+def _answer_problems(probe: Probe, answered: bool) -> list[str]:
+    if answered and not probe.answered:
+        return [f"{probe.what} changes the output, and must not"]
+    return [f"{probe.what} does not change the output"] if probe.answered and not answered else []
+
+
 def _problems(
     probe: Probe, answered: bool, chosen: Mapping[int, np.ndarray], sparse: SparseSpec, groups: int
 ) -> list[str]:
     """What is wrong with one probe."""
-    what = "a context without needle" if probe.depth is None else f"the needle {probe.name}, at token {probe.depth:,},"
     problems = []
     if probe.depth is not None and not probe.shrouded:
         block = probe.depth // sparse.block_size
         for group in range(groups):
             if group not in chosen or not chosen[group][block]:
-                problems.append(f"{what} is not among the blocks that key-value head {group} chose")
-    if answered and not probe.answered:
-        problems.append(f"{what} changes the output, and must not")
-    elif probe.answered and not answered:
-        problems.append(f"{what} does not change the output")
-    return problems
+                problems.append(f"{probe.what} is not among the blocks that key-value head {group} chose")
+    return problems + _answer_problems(probe, answered)

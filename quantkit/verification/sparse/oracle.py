@@ -53,12 +53,6 @@ def checked_attention(attention: str | None, variant: str | None) -> None:
         raise BadOption("variants are of sparse attention", hint=f"add --attention {SPARSE}")
 
 
-def attention_of(checkpoint: Checkpoint) -> str:
-    """How what the container holds attends by itself: a graph may attend sparsely, weights leave it to the engine."""
-    attention: str = getattr(checkpoint, "attention", DENSE)
-    return attention
-
-
 def engine_attending(name: str, checkpoint: Checkpoint, attention: str | None, variant: str | None) -> Runtime:
     """The engine called `name` (`quantkit.verification.engines.choose_engine`) that attends to an artifact as told.
 
@@ -70,7 +64,7 @@ def engine_attending(name: str, checkpoint: Checkpoint, attention: str | None, v
         What `choose_engine` raises.
     """
     checked_attention(attention, variant)
-    own = attention_of(checkpoint)
+    own = checkpoint.attention
     wanted = attention or (SPARSE if variant is not None else own)
     if own == SPARSE and wanted == DENSE:
         raise BadOption(f"{checkpoint.path} attends sparsely by itself", hint=f"leave --attention {DENSE} out")

@@ -10,13 +10,17 @@ engine       where the container attends sparsely by itself: the engine against 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from quantkit import registry
+from quantkit.artifacts.publishing import publish
 from quantkit.errors import BadOption, EngineFailed, GoldenMismatch, QuantkitError, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import SparseSpec
-from quantkit.protocols import Runtime, Session
+from quantkit.protocols import ExportOptions, Runtime, Session
 from quantkit.verification.engines import NO_ENGINE, ORACLE, engine_of
 from quantkit.verification.metrics import kl_by_position
 from quantkit.verification.original import Original
@@ -25,7 +29,7 @@ from quantkit.verification.report import Check, Comparison
 from quantkit.verification.sparse import needle
 from quantkit.verification.sparse.choices import compared_lists
 from quantkit.verification.sparse.facts import SparseFacts, differences, observed, sparse_facts, with_sparse
-from quantkit.verification.sparse.oracle import SPARSE, SparseOracle, attention_of, sparse_oracle
+from quantkit.verification.sparse.oracle import SPARSE, SparseOracle, sparse_oracle
 from quantkit.verification.steps.limits import ENGINE_FACTOR, INT8_NOISE, noise, noise_limits
 from quantkit.verification.steps.logit_facts import facts_of
 from quantkit.verification.steps.sequence import Proof
@@ -58,7 +62,7 @@ class SparseProof(Proof):
         if needle.why_not(with_sparse(checkpoint, sparse).spec) is None:
             needle.check_context(sparse, self._options.context)
         name = self._options.engine
-        if attention_of(checkpoint) == SPARSE:
+        if checkpoint.attention == SPARSE:
             return engine_of(name, checkpoint)
         if name not in ("auto", ORACLE, NO_ENGINE):
             raise BadOption(
@@ -116,7 +120,7 @@ class SparseProof(Proof):
             self._check_predictions(model, facts, oracle)
         self._check_needle(model, oracle)
         if runtime is None:
-            attends = "no engine was run" if attention_of(checkpoint) == SPARSE else "engines attend densely to this"
+            attends = "no engine was run" if checkpoint.attention == SPARSE else "engines attend densely to this"
             self._skip("engine", attends)
         elif self._failed is None:
             self._check_engine(model, runtime, oracle, facts)
@@ -169,11 +173,26 @@ class SparseProof(Proof):
                 wanted = _decoded(session, facts.prompt.token_ids)
             with runtime.open(model.path) as session:
                 found = _decoded(session, facts.prompt.token_ids)
+            problems += self._engine_needles(model, runtime)
             near = Comparison.of(f"{PROMPT}, decoded", wanted, found, limit)
             checks.append(Check(f"{runtime.name} against sparse {ORACLE}", "kl", None, (near,)))
         except EngineFailed as failure:
             problems.append(str(failure))
         self._add("engine", problems, f"{runtime.name} predicts what the sparse reference predicts", checks)
+
+    def _engine_needles(self, model: Checkpoint, runtime: Runtime) -> list[str]:
+        """Needles in the engine, in the container of the artifact, in a context as short as they can be hidden in."""
+        sparse = model.spec.sparse
+        assert sparse is not None
+        if needle.why_not(model.spec) is not None:
+            return []
+        context = needle.least_context(sparse)
+        made = needle.needle_model(model.spec, context, 0)
+        with TemporaryDirectory(prefix="quantkit-needle-") as folder:
+            planned = registry.exporter(model.format).prepare(made, ExportOptions(attention=SPARSE))
+            with runtime.open(publish(planned, Path(folder) / "needle").path) as session:
+                found = needle.answer_problems(session, sparse, context)
+        return [f"{runtime.name}: {problem}" for problem in found]
 
 
 def _decoded(session: Session, ids: Sequence[int]) -> np.ndarray:

@@ -27,6 +27,7 @@ from quantkit.verification.recording import record_golden
 from quantkit.verification.report import Report
 from quantkit.verification.sparse import facts as sparse_facts
 from quantkit.verification.sparse.oracle import sparse_oracle
+from quantkit.verification.sparse.proof import SparseProof
 from tests.support.tiny import write_tiny_checkpoint
 
 SPARSE = {
@@ -178,8 +179,9 @@ class GraphEngine:
 def test_a_container_that_attends_sparsely_is_held_to_the_sparse_reference(
     wrong: bool, golden: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantkit.verification.proof.attention_of", lambda _: "sparse")
-    monkeypatch.setattr("quantkit.verification.sparse.proof.attention_of", lambda _: "sparse")
+    opened = registry.open_checkpoint
+    monkeypatch.setattr(registry, "open_checkpoint", lambda path: replace(opened(path), attention="sparse"))
+    monkeypatch.setattr(SparseProof, "_engine_needles", lambda *_: [])
     monkeypatch.setattr("quantkit.verification.sparse.proof.engine_of", lambda *_: GraphEngine(wrong))
     report = verify(copy, golden=golden, **{**GIVEN, "attention": None})
     assert status(report) == {**PASSES, "engine": "failed" if wrong else "passed"}, report.lines()
