@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 import onnx
 
+from quantkit.exporters.onnx.sparse import attention
 from quantkit.models.spec import SparseSpec
 from quantkit.runtimes.reference.sparse.attention import SparseAttention
 from quantkit.runtimes.reference.sparse.variants import DEFAULT
@@ -18,8 +21,8 @@ from tests.support.sparse_definition import Definition
 CLOSE = 1e-5
 TIED = 1e-6
 """Scores of blocks that are nearer than this may change places."""
-EDGES = SparseSpec(block_size=64, window_size=128, topk=3, dense_len=300)
-"""The published kernels, with less to choose."""
+EDGES = SparseSpec(window_size=64, topk=1, dense_len=300)
+"""The published kernels and blocks, with less to choose."""
 
 
 def numbers(rng: np.random.Generator) -> SparseSpec:
@@ -76,10 +79,42 @@ def test_it_is_what_the_reference_does(seed: int, level: str) -> None:
     assert worst(layer, reference, qkv, pieces(rng, tokens, prompt), prompt) <= CLOSE, sparse
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_tokens_that_are_taken_a_few_at_a_time_are_each_taken_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SCORES", 1 << 10)
+    monkeypatch.setattr(attention, "TOKENS", 3)
+    rng = np.random.default_rng(seed)
+    sparse = replace(numbers(rng), dense_len=(-1, 100)[seed % 2])
+    qkv = arrays(rng, 80, 2, 4, 8)
+    layer = Layer(engine(attention_graph(sparse, 8, 2, 8)), sparse, 2, 8, 80)
+    assert worst(layer, SparseAttention(sparse, DEFAULT, 2, 8), qkv, [47, 32, 1], 79) <= CLOSE
+
+
+def test_a_prompt_in_pieces_is_decided_as_a_whole() -> None:
+    rng = np.random.default_rng(5)
+    session = engine(attention_graph(EDGES, 4, 1, 16))
+    for prompt, calls in ((400, [250, 100, 50]), (299, [250, 49]), (300, [250, 50])):
+        layer, reference = Layer(session, EDGES, 1, 16, 400), SparseAttention(EDGES, DEFAULT, 1, 16)
+        assert worst(layer, reference, arrays(rng, prompt, 1, 4, 16), calls, prompt) <= CLOSE, prompt
+
+
+@pytest.mark.parametrize("kernel", [1, 2])
+def test_every_mean_is_seen_in_decoding_however_near_they_are(kernel: int) -> None:
+    """A stride of one, where every length leaves the rest of a kernel that rounds."""
+    rng = np.random.default_rng(6)
+    sparse = SparseSpec(
+        kernel_size=kernel, kernel_stride=1, init_blocks=0, block_size=2, window_size=0, topk=2, dense_len=-1
+    )
+    session = engine(attention_graph(sparse, 4, 1, 8))
+    for _ in range(4):
+        layer, reference = Layer(session, sparse, 1, 8, 40), SparseAttention(sparse, DEFAULT, 1, 8)
+        assert worst(layer, reference, arrays(rng, 40, 1, 4, 8), [5, *[1] * 35], 5) <= CLOSE
+
+
 @pytest.mark.parametrize("dense_len", [-1, 300])
 def test_every_edge_of_the_published_kernels(dense_len: int) -> None:
     rng = np.random.default_rng(1)
-    sparse = SparseSpec(block_size=64, window_size=128, topk=3, dense_len=dense_len)
+    sparse = replace(EDGES, dense_len=dense_len)
     session = engine(attention_graph(sparse, 16, 1, 16))
     lengths = (1, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 127, 128, 129, 191, 192, 255, 299, 300, 303, 319, 383)
     for length in lengths:
