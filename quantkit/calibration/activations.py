@@ -65,8 +65,11 @@ class Inputs:
 class HiddenStates:
     """Both residual streams, float32 [tokens, hidden] per sequence, in front of the next block.
 
-    skip_positions: the first so many tokens of every sequence stay out of all statistics. Their activations are
-    hundreds of times larger than all others and would decide every layer (P-GPTQ, MiniCPM4 report 4.1.2).
+    skip_positions: the first so many tokens of every sequence count no more than others. Their activations are hundreds
+    of times larger and would decide every layer, so P-GPTQ (MiniCPM4 report 4.1.2) leaves them out. But then nothing
+    holds what layers make of them, and a first token whose activations grow in one block to be taken back in another is
+    predicted from what is left over (SmolLM2: KL 15 at that position). Here inputs longer than the others' mean are
+    shrunk to it; drift and sensitivities leave them out.
     follow_original: whether the original stream is carried along. device: where all of it lies and is computed.
     bfloat16: whether layers and attention compute in it (`quantkit.calibration.autocast`).
     """
@@ -173,7 +176,11 @@ class HiddenStates:
         if self.original and len(self.folds) > 1:
             drift = self._drift(group, inputs, seen, original, weights)
         cols = inputs[0][0].shape[1]
-        folds = tuple(input_statistics(part, cols, self.threads, self.device) for part in self._split(seen))
+        counted = [
+            _with_first(x, self.skip_positions, w, math.sqrt(count))
+            for x, w, count in zip(inputs[0], weights, self.counts, strict=True)
+        ]
+        folds = tuple(input_statistics(part, cols, self.threads, self.device) for part in self._split(counted))
         return Stage(group.roles, tuple(self.folds), folds, drift)
 
     def _drift(
@@ -227,6 +234,20 @@ def _folds(samples: Samples, skip_positions: int) -> dict[str, list[int]]:
         if len(sequence) > skip_positions:
             found.setdefault(names[fold], []).append(number)
     return {name: found[name] for name in names if name in found} or {names[0]: [0]}
+
+
+def _with_first(x: Tensor, skip: int, weight: Tensor | float, root: float) -> Counted:
+    """Inputs [tokens, cols] of a sequence as its statistics see them: the first `skip` shrunk to the length of others.
+
+    weight: of the others, [tokens - skip, 1] or a number. root: the square root of what the sequence's tokens count.
+    """
+    first, others = x[:skip], x[skip:]
+    if not skip or not len(others):
+        return Counted(x, skip, weight)
+    typical = others.square().sum(-1).mean().sqrt()
+    shrunk = (typical / first.norm(dim=-1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0) * root
+    behind = weight if isinstance(weight, Tensor) else x.new_full((len(others), 1), weight)
+    return Counted(x, 0, torch.cat([shrunk, behind.to(shrunk)]))
 
 
 def embedded(checkpoint: Checkpoint, sequences: Sequence[np.ndarray]) -> list[Tensor]:

@@ -65,7 +65,7 @@ class CalibrationOptions:
     files: texts. own_text: whether what the model writes itself joins them.
     sequences, length: how many sequences, of all sources together, of at most how many tokens.
     seed: of the sampling, where the model generates.
-    skip_positions: tokens at the start of every sequence that stay out of the statistics. They attract attention from
+    skip_positions: tokens at the start of every sequence that count no more than others. They attract attention from
         everywhere and carry activations hundreds of times the usual size.
     """
 

@@ -76,7 +76,8 @@ def quantize(
     samples: Samples = 128,
     length: Length = 512,
     skip_positions: Annotated[
-        int, typer.Option("--skip-positions", min=0, help="Tokens at the start of every sequence left out (P-GPTQ).")
+        int,
+        typer.Option("--skip-positions", min=0, help="First tokens of every sequence whose large inputs are shrunk."),
     ] = 4,
     propagate: Annotated[
         bool, typer.Option("--propagate/--no-propagate", help="Let each layer make up for what earlier layers lost.")

@@ -74,6 +74,30 @@ def test_every_stage_sees_the_weights_that_were_put_in_before_it():
     np.testing.assert_allclose(hidden.states[0].numpy(), expected[0].numpy(), rtol=1e-5, atol=1e-5)
 
 
+def of_first(x: torch.Tensor, skip: int) -> torch.Tensor:
+    """Σ x xᵀ of the first positions of a sequence, none longer than the others are in the mean; float64."""
+    first, typical = x[:skip].double(), x[skip:].double().square().sum(1).mean().sqrt()
+    length = first.norm(dim=1, keepdim=True)
+    shrunk = first * torch.minimum(typical / length, torch.ones(()))
+    return shrunk.T @ shrunk
+
+
+def test_first_positions_count_no_more_than_others():
+    source = outlier_model()
+    hidden = HiddenStates(source, SEQUENCES, skip_positions=4)
+    block = load_block(source, 0)
+    for number, stage in enumerate(hidden.stages(deepcopy(block), block)):
+        whole = sum(float(fold.hessian.diagonal().sum()) for fold in stage.folds)
+        assert sum(fold.tokens for fold in stage.folds) == sum(map(len, SEQUENCES.sequences))
+        if number == 0:
+            states = HiddenStates(source, SEQUENCES, skip_positions=4)
+            x = next(inputs for _, (inputs, _) in states._steps(block, block))
+            first = sum(float(of_first(row, 4).diagonal().sum()) for row in x)
+            others = sum(float(row[4:].double().square().sum()) for row in x)
+            assert whole == pytest.approx(first + others, rel=1e-4)
+            assert first <= others * 4 * len(x) / sum(len(row) - 4 for row in x) * 1.5
+
+
 def test_statistics_count_positions_by_their_importance():
     checkpoint, samples = memory_checkpoint(tiny_config()), random_samples(16, 9, 12)
     plain, weighed = (HiddenStates(checkpoint, samples, skip_positions=2) for _ in range(2))
@@ -82,11 +106,13 @@ def test_statistics_count_positions_by_their_importance():
     mean = torch.cat([x[2:] for x in importance]).mean()
     inputs, blocks = [], [load_block(checkpoint, 0) for _ in range(3)]
     for _, (states, _) in plain._steps(blocks[0], blocks[1]):
-        inputs.append([x[2:].double() for x in states])
+        inputs.append(list(states))
     for x, stage in zip(inputs, weighed.stages(blocks[0], blocks[2], {Role.O: importance}), strict=True):
         counts = [*(part[2:] / mean for part in importance), 1.0] if stage.roles[0] in {Role.Q, Role.O} else [1.0] * 3
-        for part, count, fold in zip(x, counts, stage.folds, strict=True):
-            torch.testing.assert_close(fold.hessian.double(), (part * count).T @ part, rtol=1e-4, atol=1e-5)
+        for row, count, fold in zip(x, counts, stage.folds, strict=True):
+            part = row[2:].double()
+            wanted = (part * count).T @ part + of_first(row, 2)
+            torch.testing.assert_close(fold.hessian.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_count_sources_by_their_weights():
@@ -166,12 +192,12 @@ def test_drift_is_the_correlation_of_what_a_layer_lacks_with_what_it_sees(skip: 
         lacking = (wanted[0] - stream) / scale - original.mlp.down_proj(x)
         expected = lacking[skip:].double().T @ x[skip:].double()
         assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-    assert seen.folds[0].tokens == 20 - skip
+    assert seen.folds[0].tokens == 20
 
 
 def test_inputs_of_a_block_are_seen_without_moving() -> None:
     source = outlier_model()
-    hidden, other = (HiddenStates(source, SEQUENCES, skip_positions=4) for _ in range(2))
+    hidden, other = (HiddenStates(source, SEQUENCES, skip_positions=0) for _ in range(2))
     block = load_block(source, 0)
     ahead: list[Inputs] = list(hidden.inputs(block))
     stages = list(other.stages(deepcopy(block), block))
