@@ -1,7 +1,7 @@
 """What an artifact's manifest records of the numbers in it, read back from the files that were just written.
 
     tensors.NAME.digest   of a quantized tensor: `QuantizedTensor.numbers_digest`, the same in every container
-    tensors.NAME.values   of a dense tensor that was quantized once: `quantkit.tensors.digests.values_digest`
+    tensors.NAME.values   of a tensor that is read as floats and was quantized: `quantkit.tensors.digests.values_digest`
     tensors.NAME.error    ||W - Q||^2 / ||W||^2, from the dense weights that it was made of (smoothing undone)
     tensors.NAME.origin   `values_digest` of those dense weights
     tensors.NAME.run      digest of what the run made, where the source holds the same numbers
@@ -64,6 +64,9 @@ def _entry(view: Weight, source: Weight) -> dict[str, Any]:
         entry["digest"] = tensor.numbers_digest()
         if isinstance(source, TensorView):
             entry["origin"], entry["error"] = _compared(source, values_view(view.name, tensor))
+    elif view.stored_as is not None and isinstance(source, TensorView):
+        entry["values"] = values_digest(view.chunks())
+        entry["origin"], entry["error"] = _compared(source, view)
     elif isinstance(source, QuantizedView):
         entry["values"] = values_digest(view.chunks())
     return entry

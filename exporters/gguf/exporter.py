@@ -55,12 +55,14 @@ from quantkit.exporters.gguf.tensors import (
     PLAIN,
     SHORT_FACTORS,
     Place,
+    blocks_view,
     dense_view,
     encoded,
     places,
     quantized_view,
 )
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND
+from quantkit.exporters.gguf.types.values import LAYOUTS
 from quantkit.exporters.gguf.vocabulary import (
     check_ends,
     files_of,
@@ -80,6 +82,9 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from quantkit.text.vocabulary import Vocabulary, has_vocabulary, read_vocabulary
+
+READ = (*TYPES.values(), *LAYOUTS)
+"""Types of tensors that are read."""
 
 MOVED = "largest_move_in_steps"
 """The figure that tells, by weight, how far rounded minimums moved its values at most, in steps of its scale."""
@@ -155,7 +160,8 @@ class GGUF:
         """Open a GGUF file of architecture minicpm or llama, ours or another's; of several parts, whichever is given.
 
         Blocks become codes and scales, in groups of one block unless larger ones are recorded. Blocks with a minimum
-        are read as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from.
+        are read as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from. K-quants, IQ4 and
+        MXFP4 are read as the float32 values that engines compute with.
 
         Raises:
             UnsupportedSpec: a tensor type that is not read.
@@ -253,16 +259,16 @@ def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, Schem
             raise IncompleteCheckpoint(f"{gguf.path}: tensor {name!r} is missing")
         if info.shape != shape:
             raise InconsistentCheckpoint(f"{gguf.path}: tensor {name!r} is {info.shape}, the metadata makes it {shape}")
-        if info.type not in TYPES.values() or (len(shape) == 1 and info.type not in PLAIN):
+        if info.type not in READ or (len(shape) == 1 and info.type not in PLAIN):
             raise UnsupportedSpec(
                 f"{gguf.path}: tensor {name!r} is {info.type.name}, which is not read",
-                hint=f"types that are read: {', '.join(TYPES)}",
+                hint=f"types that are read: {', '.join(block.name for block in READ)}",
             )
     for name in gguf.tensors:
         if name not in expected:
             raise UnsupportedModel(f"{gguf.path}: tensor {name!r} is not part of such a model")
     for name in recorded:
-        if name not in gguf.tensors or gguf.tensors[name].type in PLAIN:
+        if name not in gguf.tensors or gguf.tensors[name].type not in blocks.QUANTIZED.values():
             raise InconsistentCheckpoint(f"{gguf.path}: codes are recorded for {name[:80]!r}, which has none")
 
 
@@ -270,6 +276,8 @@ def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
     block = gguf.tensors[place.name].type
     if block in PLAIN:
         return dense_view(gguf, place)
+    if block in LAYOUTS:
+        return blocks_view(gguf, place)
     scheme = recorded or own_scheme(block)
     held = holds(block, scheme, place.slot.shape[1])
     if not held or (not block.has_minimum and carried_scheme(block, scheme) != scheme):

@@ -13,6 +13,7 @@ from quantkit.exporters.gguf.carrying import carried, recovered
 from quantkit.exporters.gguf.container.file import GGUFFile
 from quantkit.exporters.gguf.quantizers import quantize
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND, ternary_blocks
+from quantkit.exporters.gguf.types.values import dequantized
 from quantkit.models.spec import ModelSpec, Role, TensorSlot
 from quantkit.tensors.cast import FLOATS, converted
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -138,6 +139,20 @@ def dense_view(gguf: GGUFFile, place: Place) -> TensorView:
         return np.ascontiguousarray(raw).view(dtype).reshape(stop - start, *shape[1:])
 
     return TensorView(place.slot.name, dtype, shape, fetch)
+
+
+def blocks_view(gguf: GGUFFile, place: Place) -> TensorView:
+    """A tensor of a type of `quantkit.exporters.gguf.types` as the float32 values that engines compute with."""
+    rows, cols = place.slot.shape
+    block = gguf.tensors[place.name].type
+
+    def fetch(start: int, stop: int) -> np.ndarray:
+        first, last = start // place.head * place.head, -(-stop // place.head) * place.head
+        raw = place.to_model(gguf.rows(place.name, first, last))[start - first : stop - first]
+        return dequantized(place.name, block, raw, first=start * (cols // block.elements))
+
+    kind, size = block.name.lower(), gguf.tensors[place.name].nbytes
+    return TensorView(place.slot.name, FLOATS["f32"], (rows, cols), fetch, stored_as=kind, stored_bytes=size)
 
 
 def quantized_view(gguf: GGUFFile, place: Place, scheme: AffineGroups | OffsetGroups) -> QuantizedView:

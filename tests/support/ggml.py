@@ -72,7 +72,11 @@ def quantized(block: BlockType, values: np.ndarray) -> np.ndarray:
 def dequantized(block: BlockType, raw: np.ndarray) -> np.ndarray:
     """What ggml takes blocks for: uint8 (rows, bytes) to float32 (rows, cols)."""
     traits = library().ggml_get_type_traits(block.id).contents
-    assert (traits.name.decode(), traits.elements, traits.nbytes) == (block.name.lower(), block.elements, block.nbytes)
+    assert (traits.name.decode().lower(), traits.elements, traits.nbytes) == (
+        block.name.lower(),
+        block.elements,
+        block.nbytes,
+    )
     raw = np.ascontiguousarray(raw)
     values = np.empty((len(raw), raw.shape[1] // block.nbytes * block.elements), np.float32)
     TO_FLOAT(traits.to_float)(raw.ctypes.data, values.ctypes.data, values.size)
