@@ -59,12 +59,14 @@ def library() -> ctypes.CDLL:
     return found
 
 
-def quantized(block: BlockType, values: np.ndarray) -> np.ndarray:
-    """What `ggml_quantize_chunk` makes of rows of values: uint8 (rows, bytes)."""
+def quantized(block: BlockType, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """What `ggml_quantize_chunk` makes of rows of values, by the importance of columns: uint8 (rows, bytes)."""
     rows, cols = values.shape
+    importance = None if weights is None else np.ascontiguousarray(weights, np.float32).ctypes
     values = np.ascontiguousarray(values, np.float32)
     raw = np.zeros((rows, block.row_bytes(cols)), np.uint8)
-    size = library().ggml_quantize_chunk(block.id, values.ctypes.data, raw.ctypes.data, 0, rows, cols, None)
+    by = importance and importance.data
+    size = library().ggml_quantize_chunk(block.id, values.ctypes.data, raw.ctypes.data, 0, rows, cols, by)
     assert size == raw.nbytes
     return raw
 
