@@ -106,6 +106,7 @@ _HOMES = {
 
 __all__ = [
     "AffineGroups",
+    "BlockOptions",
     "CalibrationFile",
     "CalibrationOptions",
     "ChatOptions",
