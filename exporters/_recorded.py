@@ -12,7 +12,9 @@ Errors and smoothing are handed on from the manifest of a quantized source; the 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +67,24 @@ def _entry(view: Weight, source: Weight) -> dict[str, Any]:
         if isinstance(source, TensorView):
             entry["origin"], entry["error"] = _compared(source, values_view(view.name, tensor))
     elif view.stored_as is not None and isinstance(source, TensorView):
-        entry["values"] = values_digest(view.chunks())
-        entry["origin"], entry["error"] = _compared(source, view)
+        entry |= _written_floats(source, view)
     elif isinstance(source, QuantizedView):
         entry["values"] = values_digest(view.chunks())
     return entry
+
+
+def _written_floats(source: TensorView, written: TensorView) -> dict[str, Any]:
+    """What is recorded of blocks that are read as floats, which are dequantized once."""
+    found: dict[str, Any] = {}
+    sha256 = hashlib.sha256()
+
+    def fetch(start: int, stop: int) -> np.ndarray:
+        values = written.fetch(start, stop)
+        sha256.update(values.data)
+        return values
+
+    found["origin"], found["error"] = _compared(source, replace(written, fetch=fetch))
+    return {"values": sha256.hexdigest(), **found}
 
 
 def _compared(source: TensorView, written: TensorView) -> tuple[str, float]:
