@@ -1,4 +1,4 @@
-"""Are the tensors of `quantkit export gguf --algorithm reference` those of llama-quantize, type for type, byte for byte?
+"""Are the tensors of `export gguf --algorithm reference` those of llama-quantize, type for type, byte for byte?
 
     python -m benchmarks.gguf_files --llama-quantize PATH [--model golden/model golden/untuned] [--only q4_k_m,q6_k]
 
