@@ -11,6 +11,7 @@ from benchmarks.conformance_page import BASELINE, COMPUTED, DENSE, STRICT, Artif
 from quantkit import registry
 from quantkit.calibration.samples import CalibrationOptions
 from quantkit.errors import UnsupportedSpec
+from quantkit.exporters.gguf.mixture.file_types import MIXED
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import Exporter, ExportOptions
@@ -31,6 +32,8 @@ WIDER = (*FLOATS, "q8_0", "q5_0", "q5_1")
 """Types that hold 4-bit codes in more than 4 bits."""
 NARROW = ("tq2_0", "tq1_0", "q2_0")
 """Types that hold codes of two bits, and dense weights only where they are of that kind."""
+LEFT_OUT = (*NARROW, *MIXED)
+"""Those, and llama.cpp's mixtures: tests hold their bytes to ggml's own, and the engine to the reference."""
 
 
 def sources(model: Checkpoint, method: str) -> dict[str, Checkpoint]:
@@ -103,7 +106,7 @@ def choices(exporter: Exporter, weights: str) -> Iterator[ExportOptions]:
 
     A container that carries codes whatever its type, which is that of the other weights, has them in one artifact.
     """
-    types = [type_ for type_ in exporter.types if type_ not in NARROW] or [None]
+    types = [type_ for type_ in exporter.types if type_ not in LEFT_OUT] or [None]
     if weights != DENSE and exporter.widths and all(type_ in WIDER for type_ in types):
         types = [None]
     for type_ in types:

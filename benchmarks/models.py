@@ -29,6 +29,7 @@ from benchmarks.models_page import ENGINES, Cell, Key, Page, Row, merged
 from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import QuantkitError
+from quantkit.exporters.gguf.mixture.file_types import MIXED
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Role
@@ -90,7 +91,8 @@ def sources(model: Checkpoint) -> Iterator[tuple[str, Checkpoint]]:
 def choices(container: str, weights: str, *, native: bool) -> Iterator[ExportOptions]:
     """Types, targets and architectures to try; folded is what an engine runs only so, or what is folded alone."""
     exporter = registry.exporter(container)
-    types = exporter.types if weights == DENSE else CARRIERS[weights] if container == "gguf" else exporter.types[:1]
+    offered = tuple(type_ for type_ in exporter.types if type_ not in MIXED)  # whose bytes are ggml's own, by tests
+    types = offered if weights == DENSE else CARRIERS[weights] if container == "gguf" else offered[:1]
     if container == "gptq" and weights == ASYMMETRIC:
         types = exporter.types[1:]
     if weights != DENSE and container == "hf":

@@ -1,4 +1,4 @@
-"""Options of containers that hold a graph, which all others refuse."""
+"""Options of containers that hold a graph, or quantize dense weights by themselves, which all others refuse."""
 
 from __future__ import annotations
 
@@ -19,4 +19,13 @@ def refuse_graph_options(options: ExportOptions, *, container: str) -> None:
         raise BadOption(
             f"{container} holds weights; how they attend is its engine's to say",
             hint="leave --attention out; it is for onnx",
+        )
+
+
+def refuse_block_options(options: ExportOptions, *, container: str) -> None:
+    """Raise `BadOption` where `options` say how dense weights are quantized on the way, which `container` does not."""
+    if options.blocks is not None and options.blocks.to_json():
+        raise BadOption(
+            f"{container} does not quantize on the way",
+            hint="leave --algorithm and types of tensors out; they are for gguf",
         )

@@ -28,7 +28,7 @@ from quantkit.errors import (
     QuantkitError,
     UnsupportedSpec,
 )
-from quantkit.exporters._graph_options import refuse_graph_options
+from quantkit.exporters._graph_options import refuse_block_options, refuse_graph_options
 from quantkit.exporters._hf_folder import (
     Layout,
     Shapes,
@@ -99,6 +99,7 @@ class AWQ:
                 does not hold.
         """
         checked_type(options.type, self.types, container=METHOD)
+        refuse_block_options(options, container=METHOD)
         refuse_graph_options(options, container=METHOD)
         checked_bits(options.bits, self.widths, container=METHOD)
         source = architecture_of(checkpoint, options, container=METHOD, linears_only=True)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import BadConfig, InconsistentCheckpoint, QuantkitError, UnsupportedSpec
-from quantkit.exporters._graph_options import refuse_graph_options
+from quantkit.exporters._graph_options import refuse_block_options, refuse_graph_options
 from quantkit.exporters._hf_folder import (
     Layout,
     Shapes,
@@ -86,6 +86,7 @@ class BitNet:
             UnsupportedSpec: a weight that does not fit; names it.
         """
         checked_type(options.type, self.types, container=METHOD)
+        refuse_block_options(options, container=METHOD)
         refuse_graph_options(options, container=METHOD)
         checked_bits(options.bits, self.widths, container=METHOD)
         model = architecture_of(checkpoint, options, container=METHOD, linears_only=True)

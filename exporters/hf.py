@@ -17,7 +17,7 @@ from pathlib import Path
 
 from quantkit.errors import BadOption, QuantkitError
 from quantkit.exporters._dense_folder import plan_dense_folder
-from quantkit.exporters._graph_options import refuse_graph_options
+from quantkit.exporters._graph_options import refuse_block_options, refuse_graph_options
 from quantkit.exporters._hf_folder import read_checkpoint
 from quantkit.exporters._mlx_mark import is_mlx
 from quantkit.exporters._widths import checked_bits
@@ -67,6 +67,7 @@ class HuggingFace:
         Raises:
             BadOption: an unknown type or architecture, or a width.
         """
+        refuse_block_options(options, container=self.name)
         refuse_graph_options(options, container=self.name)
         checked_bits(options.bits, self.widths, container=self.name)
         return plan_dense_folder(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from quantkit.registry import default_scheme as default_scheme
     from quantkit.registry import engines as engines
     from quantkit.registry import open_checkpoint as open_checkpoint
+    from quantkit.tensors.block_options import BlockOptions as BlockOptions
     from quantkit.tensors.scheme import Scheme as Scheme
     from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
     from quantkit.tensors.schemes.offset_groups import OffsetGroups as OffsetGroups
@@ -60,6 +61,7 @@ if os.path.isfile(os.path.join(os.path.dirname(os.path.dirname(__file__)), "pypr
 
 _HOMES = {
     "AffineGroups": "tensors.schemes.affine_groups",
+    "BlockOptions": "tensors.block_options",
     "CalibrationFile": "calibration.samples",
     "CalibrationOptions": "calibration.samples",
     "ChatOptions": "text.chat_template",
@@ -104,6 +106,7 @@ _HOMES = {
 
 __all__ = [
     "AffineGroups",
+    "BlockOptions",
     "CalibrationFile",
     "CalibrationOptions",
     "ChatOptions",

@@ -1,9 +1,7 @@
 """The seams: `Method`, `Exporter`, `Runtime`, and `Kernel`, what an engine can load and compute with.
 
 The two others lie with what they are about: `quantkit.tensors.scheme.Scheme` and `quantkit.models.spec.Architecture`.
-Protocols rather than base classes: a plug-in is one file whose module-level object (`METHOD`, `EXPORTER`, `RUNTIME`)
-has these attributes. It inherits nothing, so nothing can leak from one to another. `tests/support/laws.py` holds the
-laws that every one of them must pass.
+A plug-in is a module-level object (`METHOD`, `EXPORTER`, `RUNTIME`) that inherits nothing; laws: `tests/support/laws.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from quantkit.calibration.statistics import LayerStatistics
     from quantkit.files.planned_files import PlannedArtifact
     from quantkit.models.checkpoint import Checkpoint
+    from quantkit.tensors.block_options import BlockOptions
     from quantkit.tensors.quantized_tensor import QuantizedTensor
     from quantkit.tensors.scheme import Scheme
 
@@ -33,11 +32,11 @@ class ExportOptions:
 
     type: element type in the container's words ("q4_0", "bf16"); None = the exporter's default for this source.
     arch: "native" keeps the family's scalars in the config, unless the engine would not follow; "llama" folds them.
-    target: which engine's layout, where the container has several; None = the first of `Exporter.targets`.
-    bits: one of `Exporter.widths`, in which narrower symmetric codes are stored; None = as narrow as can be.
+    target, bits: one of `Exporter.targets`, None = the first; of `widths`, for narrower symmetric codes, None = theirs.
     ops: which operators a graph is written in: "contrib", the engine's own, or "standard"; None = the former.
     context: tokens that a graph is made for, where it bakes rotations; None = all that the model can.
     attention: of a graph, one of `quantkit.models.checkpoint.ATTENTIONS`.
+    blocks, threads: how dense weights are quantized on the way, where the container does that.
     """
 
     type: str | None = None
@@ -47,6 +46,8 @@ class ExportOptions:
     ops: str | None = None
     context: int | None = None
     attention: str = "dense"
+    blocks: BlockOptions | None = None
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)

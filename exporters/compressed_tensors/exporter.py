@@ -30,7 +30,7 @@ from quantkit.errors import (
     QuantkitError,
     UnsupportedSpec,
 )
-from quantkit.exporters._graph_options import refuse_graph_options
+from quantkit.exporters._graph_options import refuse_block_options, refuse_graph_options
 from quantkit.exporters._hf_folder import (
     Layout,
     Shapes,
@@ -95,6 +95,7 @@ class CompressedTensors:
             BadOption: an unknown type, width or architecture.
         """
         checked_type(options.type, self.types, container=METHOD)
+        refuse_block_options(options, container=METHOD)
         refuse_graph_options(options, container=METHOD)
         bits = checked_bits(options.bits, self.widths, container=METHOD)
         model = architecture_of(checkpoint, options, container=METHOD)

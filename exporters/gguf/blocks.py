@@ -30,7 +30,8 @@ HALF = np.dtype("<f2")
 class BlockType:
     """How ggml stores a run of weights.
 
-    id: ggml's number. elements, nbytes: weights and bytes per block. bits: bits per code, 0 for plain floats.
+    id: ggml's number. elements, nbytes: weights and bytes per block. bits: bits per code, 0 for plain floats and for
+    the types of `quantkit.exporters.gguf.types`, which know their layouts themselves.
     offset: the code that stands for zero, None where the block has a minimum instead (and for plain floats).
     ternary: whether there are three codes only. scale_last: whether the scale follows the codes.
     """

@@ -14,6 +14,8 @@ from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.carrying import holds, obstacle
+from quantkit.exporters.gguf.mixture.file_types import MIXED
+from quantkit.exporters.gguf.mixture.request import Request
 from quantkit.exporters.gguf.tensors import PLAIN, Place, places
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND
 from quantkit.models.checkpoint import Checkpoint
@@ -21,7 +23,7 @@ from quantkit.models.spec import Role, TensorSlot
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
-from quantkit.tensors.views import QuantizedView
+from quantkit.tensors.views import QuantizedView, TensorView
 
 TYPES: Mapping[str, BlockType] = {
     block.name.lower(): block
@@ -44,12 +46,23 @@ def wanted_type(options: ExportOptions) -> BlockType | None:
     if options.type is None:
         return None
     if options.type not in TYPES:
-        raise BadOption(f"gguf has no type {options.type!r}", hint=f"choose one of: {', '.join(TYPES)}")
+        raise BadOption(f"gguf has no type {options.type!r}", hint=f"choose one of: {', '.join((*TYPES, *MIXED))}")
     return TYPES[options.type]
 
 
-def chosen_types(model: Checkpoint, wanted: BlockType | None) -> dict[Place, BlockType]:
-    """The type of every tensor, in file order; raises `UnsupportedSpec` for a weight that no such type holds."""
+def requested_types(model: Checkpoint, request: Request) -> dict[Place, BlockType]:
+    """The type of every tensor of a file of llama.cpp's mixtures, in file order; raises what `Request.types` raises."""
+    every = places(model.spec)
+    matrices = {place.name: place.slot.shape for place in every if len(place.slot.shape) > 1}
+    chosen = request.types(model.spec, matrices)
+    return {place: chosen.get(place.name, blocks.F32) for place in every}
+
+
+def chosen_types(model: Checkpoint, wanted: BlockType | None, lost: Mapping[str, str]) -> dict[Place, BlockType]:
+    """The type of every tensor, in file order; raises `UnsupportedSpec` for a weight that no such type holds.
+
+    lost: names of weights that are read as floats and lay in blocks, and of which type; they are not quantized again.
+    """
     carrying = model.holds_codes and wanted not in PLAIN
     dense = blocks.Q8_0 if carrying else wanted or DENSE_DEFAULT
     chosen = {}
@@ -58,11 +71,32 @@ def chosen_types(model: Checkpoint, wanted: BlockType | None) -> dict[Place, Blo
         outer = slot.role in OUTER_ROLES
         if len(slot.shape) == 1:
             chosen[place] = blocks.F32
+        elif slot.name in lost:
+            chosen[place] = _floats_type(slot, lost[slot.name], wanted)
         elif carrying and isinstance(weight, QuantizedView):
             chosen[place] = _carrier(slot.name, weight.scheme, weight.shape[1], wanted, outer=outer)
         else:
             chosen[place] = _dense_type(slot, blocks.Q8_0 if outer and dense not in PLAIN else dense)
     return chosen
+
+
+def lost_codes(checkpoint: Checkpoint, model: Checkpoint) -> dict[str, str]:
+    """Weights of `model`, made of `checkpoint`, that are read as floats and lay in blocks, with the type of these."""
+    views = [view for view in checkpoint.weights.values() if isinstance(view, TensorView)]
+    lost = {view.name: view.stored_as for view in views if view.stored_as is not None}
+    names = {slot.role: slot.name for slot in model.spec.slots() if slot.role in OUTER_ROLES}
+    if names[Role.EMBED] in lost and checkpoint.spec.tie_word_embeddings and Role.LM_HEAD in names:
+        lost[names[Role.LM_HEAD]] = lost[names[Role.EMBED]]
+    return lost
+
+
+def _floats_type(slot: TensorSlot, lay: str, wanted: BlockType | None) -> BlockType:
+    if wanted is None or wanted in PLAIN:
+        return wanted or DENSE_DEFAULT
+    raise UnsupportedSpec(
+        f"{slot.name}: it lies in {lay} blocks, and gguf's {wanted.name.lower()} would quantize it twice",
+        hint="give the original model, or choose type f16, bf16 or f32",
+    )
 
 
 def _dense_type(slot: TensorSlot, block: BlockType) -> BlockType:

@@ -18,6 +18,9 @@ A quantized weight is carried: its codes and scales become blocks as they are, e
 
 Dense matrices beside quantized ones become q8_0, as llama.cpp's quantizer makes embeddings and heads at least. A dense
 model becomes tq1_0, tq2_0 or q2_0 only where it is ternary as it stands (`ternary.py`), its embedding and head q8_0.
+
+q2_k to q6_k, iq4_nl, iq4_xs and mxfp4_moe are llama.cpp's mixtures of types (`mixture/`), for dense models alone. Their
+blocks, and with `--algorithm reference` those of all other types, are what ggml's own quantizers make (`reference/`).
 Sources: llama.cpp `conversion/minicpm.py`, `conversion/llama.py`, `src/models/{minicpm,llama}.cpp`.
 """
 
@@ -26,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,12 +46,21 @@ from quantkit.exporters._widths import checked_bits
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.carrying import carried_scheme, holds, own_scheme
-from quantkit.exporters.gguf.choice import TYPES, chosen_types, main_type, wanted_type
+from quantkit.exporters.gguf.choice import (
+    TYPES,
+    chosen_types,
+    lost_codes,
+    main_type,
+    requested_types,
+    wanted_type,
+)
 from quantkit.exporters.gguf.container.file import MAGIC, GGUFFile
 from quantkit.exporters.gguf.container.header import header_bytes
 from quantkit.exporters.gguf.container.split import read_model
 from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
+from quantkit.exporters.gguf.mixture.file_types import MIXED, file_type_number
+from quantkit.exporters.gguf.mixture.request import Request, requested
 from quantkit.exporters.gguf.reading import read_config, read_quantization
 from quantkit.exporters.gguf.sampling import generation_files, sampling_entries, sampling_notes
 from quantkit.exporters.gguf.tensors import (
@@ -55,12 +68,14 @@ from quantkit.exporters.gguf.tensors import (
     PLAIN,
     SHORT_FACTORS,
     Place,
+    blocks_view,
     dense_view,
     encoded,
     places,
     quantized_view,
 )
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND
+from quantkit.exporters.gguf.types.values import LAYOUTS
 from quantkit.exporters.gguf.vocabulary import (
     check_ends,
     files_of,
@@ -81,6 +96,9 @@ from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from quantkit.text.vocabulary import Vocabulary, has_vocabulary, read_vocabulary
 
+READ = (*TYPES.values(), *LAYOUTS)
+"""Types of tensors that are read."""
+
 MOVED = "largest_move_in_steps"
 """The figure that tells, by weight, how far rounded minimums moved its values at most, in steps of its scale."""
 
@@ -90,7 +108,7 @@ class GGUF:
 
     name = "gguf"
     summary = "single file for llama.cpp, Ollama, LM Studio and others"
-    types = tuple(TYPES)
+    types = (*TYPES, *MIXED)
     targets = ()
     widths = ()
     engines = ("llama-cpp", "reference")
@@ -113,17 +131,21 @@ class GGUF:
         Without a type, dense sources become f16, and each quantized weight takes the smallest type that holds it.
 
         Raises:
-            BadOption: an unknown type or architecture.
+            BadOption: an unknown type, algorithm or architecture, or a choice of types that means nothing here.
             UnsupportedSpec: a weight that the type cannot hold; names the tensor. Of dense weights that are to be
                 ternary, writing raises it.
             UnsupportedModel, MalformedFile, InconsistentCheckpoint: from the tokenizer, see `read_vocabulary`.
         """
         refuse_graph_options(options, container=self.name)
         checked_bits(options.bits, self.widths, container=self.name)
+        request = requested(checkpoint, options)
         model = with_architecture(checkpoint, options.arch)
-        chosen = chosen_types(model, wanted_type(options))
+        if request is not None:
+            chosen, main = requested_types(model, request), request.kind.block
+        else:
+            chosen = chosen_types(model, wanted_type(options), lost_codes(checkpoint, model))
+            main = main_type(chosen)
         vocabulary = read_vocabulary(model) if has_vocabulary(model) else None
-        main = main_type(chosen)
         factors = _factors(model.spec)
         infos = [(place.name, block, place.slot.shape) for place, block in chosen.items()]
         infos[1:1] = [(name, blocks.F32, values.shape) for name, values in factors.items()]
@@ -134,18 +156,20 @@ class GGUF:
         }
         schemes = {place.name: carried_scheme(chosen[place], weight.scheme) for place, weight in carried.items()}
         tokenizer = vocabulary_entries(vocabulary, model.spec.eos_token_ids)
-        entries = [*model_entries(model, main), *sampling_entries(model), *tokenizer, *quantization_entries(schemes)]
+        kind = request.kind.id if request else file_type_number(main)
+        entries = [*model_entries(model, kind), *sampling_entries(model), *tokenizer, *quantization_entries(schemes)]
         header = header_bytes(entries, infos)
         moved: dict[str, float] = {}
-        units = [_unit(place, block, model.weights[place.slot.name], moved) for place, block in chosen.items()]
+        threads = options.threads if request else None
+        units = [_unit(place, block, model.weights[place.slot.name], moved, threads) for place, block in chosen.items()]
         units[1:1] = [_constant(name, values) for name, values in factors.items()]
         return PlannedArtifact(
             format=self.name,
             folder=False,
             files=(PlannedFile("model.gguf", (_constant("header", np.frombuffer(header, np.uint8)), *units)),),
             tensors=tuple(PlannedTensor(n, b.name.lower(), s, tensor_bytes(b, s)) for n, b, s in infos),
-            options={"type": main.name.lower(), "arch": options.arch},
-            notes=(*model.notes, *_notes(model, chosen, main, vocabulary)),
+            options=_recorded(main, options, request),
+            notes=(*model.notes, *_notes(model, chosen, main, vocabulary, request)),
             measure=measured(model, self.read),
             stored={p.slot.name: replace(w, stored_as=chosen[p].name.lower()) for p, w in carried.items()},
             figures=lambda: {MOVED: moved} if moved else {},
@@ -155,7 +179,8 @@ class GGUF:
         """Open a GGUF file of architecture minicpm or llama, ours or another's; of several parts, whichever is given.
 
         Blocks become codes and scales, in groups of one block unless larger ones are recorded. Blocks with a minimum
-        are read as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from.
+        are read as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from. K-quants, IQ4 and
+        MXFP4 are read as the float32 values that engines compute with.
 
         Raises:
             UnsupportedSpec: a tensor type that is not read.
@@ -194,11 +219,19 @@ def _factors(spec: ModelSpec) -> dict[str, np.ndarray]:
     }
 
 
-def _unit(place: Place, block: BlockType, weight: Weight, moved: dict[str, float]) -> Unit:
+def _recorded(main: BlockType, options: ExportOptions, request: Request | None) -> dict[str, Any]:
+    """What the manifest says was asked for."""
+    if request is None:
+        return {"type": main.name.lower(), "arch": options.arch}
+    chosen = {**request.options.to_json(), "algorithm": request.algorithm}
+    return {"type": request.kind.name, "arch": options.arch, **chosen}
+
+
+def _unit(place: Place, block: BlockType, weight: Weight, moved: dict[str, float], threads: int | None) -> Unit:
     size = tensor_bytes(block, place.slot.shape)
 
     def produce() -> Iterator[Buffer]:
-        yield from encoded(weight, place, block, moved)
+        yield from encoded(weight, place, block, moved, threads=threads)
         yield bytes(padding(size))
 
     return Unit(place.name, size + padding(size), produce)
@@ -210,18 +243,24 @@ def _constant(name: str, values: np.ndarray) -> Unit:
 
 
 def _notes(
-    model: Checkpoint, chosen: Mapping[Place, BlockType], main: BlockType, vocabulary: Vocabulary | None
+    model: Checkpoint,
+    chosen: Mapping[Place, BlockType],
+    main: BlockType,
+    vocabulary: Vocabulary | None,
+    request: Request | None,
 ) -> Iterator[str]:
     """What the user should know about the file."""
     dense = [place for place in chosen if isinstance(model.weights[place.slot.name], TensorView)]
     eight = [place.name for place in dense if chosen[place] is blocks.Q8_0]
     if len(dense) < len(chosen) and eight:
         yield f"{len(eight)} dense matrices ({eight[0]} ...) become q8_0 beside the quantized ones"
+    if request is not None:
+        yield from request.notes({place.name: (block, place.slot.shape) for place, block in chosen.items()})
     odd = [place.name for place in dense if chosen[place] is blocks.F16 and main not in PLAIN]
-    if odd:
+    if odd and request is None:
         yield f"{len(odd)} tensors ({odd[0]} ...) stay f16: their rows are not whole blocks of {blocks.Q8_0.elements}"
     stand = [place.name for place in dense if chosen[place] in AS_THEY_STAND]
-    if stand:
+    if stand and request is None:
         yield f"{len(stand)} dense matrices ({stand[0]} ...) are taken as they stand: each must be ternary"
     if blocks.Q2_0 in chosen.values():
         yield "llama.cpp reads q2_0 since mid-2026: older releases, and engines built on them, refuse the file"
@@ -253,16 +292,16 @@ def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, Schem
             raise IncompleteCheckpoint(f"{gguf.path}: tensor {name!r} is missing")
         if info.shape != shape:
             raise InconsistentCheckpoint(f"{gguf.path}: tensor {name!r} is {info.shape}, the metadata makes it {shape}")
-        if info.type not in TYPES.values() or (len(shape) == 1 and info.type not in PLAIN):
+        if info.type not in READ or (len(shape) == 1 and info.type not in PLAIN):
             raise UnsupportedSpec(
                 f"{gguf.path}: tensor {name!r} is {info.type.name}, which is not read",
-                hint=f"types that are read: {', '.join(TYPES)}",
+                hint=f"types that are read: {', '.join(block.name for block in READ)}",
             )
     for name in gguf.tensors:
         if name not in expected:
             raise UnsupportedModel(f"{gguf.path}: tensor {name!r} is not part of such a model")
     for name in recorded:
-        if name not in gguf.tensors or gguf.tensors[name].type in PLAIN:
+        if name not in gguf.tensors or gguf.tensors[name].type not in blocks.QUANTIZED.values():
             raise InconsistentCheckpoint(f"{gguf.path}: codes are recorded for {name[:80]!r}, which has none")
 
 
@@ -270,6 +309,8 @@ def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
     block = gguf.tensors[place.name].type
     if block in PLAIN:
         return dense_view(gguf, place)
+    if block in LAYOUTS:
+        return blocks_view(gguf, place)
     scheme = recorded or own_scheme(block)
     held = holds(block, scheme, place.slot.shape[1])
     if not held or (not block.has_minimum and carried_scheme(block, scheme) != scheme):

@@ -13,14 +13,11 @@ from typing import Any
 
 from quantkit.errors import UnsupportedModel
 from quantkit.exporters._hf_config import native_config
-from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.container.header import entry
 from quantkit.exporters.gguf.container.types import ValueType
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.tensors.scheme import Scheme
 
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
-FILE_TYPES |= {"TQ1_0": 36, "TQ2_0": 37, "Q2_0": 41}
 QUANTIZATION_VERSION = 2
 CONFIG_KEY, QUANTIZATION_KEY = "quantkit.config", "quantkit.quantization"
 
@@ -31,8 +28,8 @@ SCALE_KEYS = ("embedding_scale", "residual_scale", "logit_scale")
 """MiniCPM's three scalars, after the architecture's name."""
 
 
-def model_entries(checkpoint: Checkpoint, block: BlockType) -> list[bytes]:
-    """general.* and the architecture's keys; `block` is the type of most weights.
+def model_entries(checkpoint: Checkpoint, file_type: int) -> list[bytes]:
+    """general.* and the architecture's keys; `file_type` is llama.cpp's number for the mixture of types.
 
     Raises:
         UnsupportedModel: an architecture that llama.cpp does not have under that name.
@@ -64,7 +61,7 @@ def model_entries(checkpoint: Checkpoint, block: BlockType) -> list[bytes]:
         entry("general.architecture", ValueType.STRING, arch),
         entry("general.type", ValueType.STRING, "model"),
         entry("general.name", ValueType.STRING, name),
-        entry("general.file_type", ValueType.UINT32, FILE_TYPES[block.name]),
+        entry("general.file_type", ValueType.UINT32, file_type),
         entry("general.quantization_version", ValueType.UINT32, QUANTIZATION_VERSION),
     ]
     if spec.rope.kind == "longrope":

@@ -62,7 +62,7 @@ def _quantize_q8_0(name: str, x: np.ndarray, scratch: np.ndarray, target: np.nda
     bits.with_sign_of(x, np.nextafter(np.float32(0.5), np.float32(0)), out=scratch)
     np.add(x, scratch, out=x)
     np.copyto(target[:, 2:].view(np.int8), x, casting="unsafe")
-    fields(Q8_0, target)[:, 0] = _half_floats(name, Q8_0, d[:, 0])
+    fields(Q8_0, target)[:, 0] = half_floats(name, Q8_0, d[:, 0])
 
 
 def _quantize_symmetric(block: BlockType) -> Callable[[str, np.ndarray, np.ndarray, np.ndarray], None]:
@@ -74,10 +74,12 @@ def _quantize_symmetric(block: BlockType) -> Callable[[str, np.ndarray, np.ndarr
         extreme = np.take_along_axis(x, scratch.argmax(axis=1, keepdims=True), axis=1)
         extreme += np.float32(0)  # a block of zeros of either sign has d = +0 / -offset in ggml
         d = _checked_largest(name, extreme) / np.float32(-offset)
-        np.multiply(x, _inverse(d), out=x)
+        inverse = _inverse(d)
+        np.multiply(x, inverse, out=x)
         np.add(x, np.float32(offset + 0.5), out=x)
         codes = np.minimum(x, np.float32(2**block.bits - 1), out=x).astype(np.uint8)
-        store(block, codes, _half_floats(name, block, d[:, 0]), None, target)
+        codes[(inverse == 0)[:, 0] & (d != 0)[:, 0]] = 0  # what infinity and NaN become in C
+        store(block, codes, half_floats(name, block, d[:, 0]), None, target)
 
     return quantizer
 
@@ -95,8 +97,8 @@ def _quantize_with_minimum(block: BlockType) -> Callable[[str, np.ndarray, np.nd
         np.multiply(x, _inverse(d), out=x)
         np.add(x, np.float32(0.5), out=x)
         codes = np.minimum(x, levels, out=x).astype(np.uint8)
-        m = _half_floats(name, block, minimum[:, 0])
-        store(block, codes, _half_floats(name, block, d[:, 0]), m, target)
+        m = half_floats(name, block, minimum[:, 0])
+        store(block, codes, half_floats(name, block, d[:, 0]), m, target)
 
     return quantizer
 
@@ -124,7 +126,8 @@ def _checked_largest(name: str, largest: np.ndarray) -> np.ndarray:
     return largest
 
 
-def _half_floats(name: str, block: BlockType, values: np.ndarray) -> np.ndarray:
+def half_floats(name: str, block: BlockType, values: np.ndarray) -> np.ndarray:
+    """Scales or minimums as float16; raises `ValueOutOfRange` for one beyond it."""
     halves: np.ndarray = values.astype(np.float16)
     if not np.isfinite(halves).all():
         raise ValueOutOfRange(

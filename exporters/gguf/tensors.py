@@ -12,13 +12,16 @@ from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.carrying import carried, recovered
 from quantkit.exporters.gguf.container.file import GGUFFile
 from quantkit.exporters.gguf.quantizers import quantize
+from quantkit.exporters.gguf.reference.quantizer import reference_blocks
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND, ternary_blocks
+from quantkit.exporters.gguf.types.values import dequantized
 from quantkit.models.spec import ModelSpec, Role, TensorSlot
 from quantkit.tensors.cast import FLOATS, converted
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.schemes.offset_groups import OffsetGroups
 from quantkit.tensors.views import CHUNK_ELEMENTS, QuantizedView, TensorView, Weight
+from quantkit.threads import ordered_map
 
 PLAIN: dict[BlockType, np.dtype] = {
     blocks.F32: FLOATS["f32"],
@@ -83,30 +86,35 @@ def places(spec: ModelSpec) -> tuple[Place, ...]:
     )
 
 
-def encoded(weight: Weight, place: Place, block: BlockType, moved: dict[str, float]) -> Iterator[np.ndarray]:
+def encoded(
+    weight: Weight, place: Place, block: BlockType, moved: dict[str, float], *, threads: int | None = None
+) -> Iterator[np.ndarray]:
     """The bytes of `weight` as `block`, in runs of whole rows.
 
     Dense values are converted, quantized, or taken as they stand; a quantized view is dequantized for plain types, else
     carried over. By how many steps that moved a weight at most is noted in `moved`, by the weight's name, unless by
-    none.
+    none. With `threads`, dense values become what ggml's own quantizers make of them, on so many.
     """
     if isinstance(weight, TensorView):
-        return map(place.to_file, _packed_dense(weight, place, block))
+        return map(place.to_file, _packed_dense(weight, place, block, threads))
     return map(place.to_file, _packed(weight, place, block, moved))
 
 
-def _packed_dense(view: TensorView, place: Place, block: BlockType) -> Iterator[np.ndarray]:
-    step = _run_length(view.size // view.shape[0], place.head)
-    position = 0
-    for start in range(0, view.shape[0], step):
+def _packed_dense(view: TensorView, place: Place, block: BlockType, threads: int | None) -> Iterator[np.ndarray]:
+    cols = view.size // view.shape[0]
+    step = _run_length(cols, place.head)
+
+    def packed(start: int) -> np.ndarray:
         values = view.fetch(start, min(start + step, view.shape[0]))
         if block in PLAIN:
-            yield converted(view.name, values, PLAIN[block], offset=position)
-        elif block in AS_THEY_STAND:
-            yield ternary_blocks(view, block, values)
-        else:
-            yield quantize(view.name, block, values)
-        position += values.size
+            return converted(view.name, values, PLAIN[block], offset=start * cols)
+        if threads is not None:
+            return reference_blocks(view.name, block, values)
+        if block in AS_THEY_STAND:
+            return ternary_blocks(view, block, values)
+        return quantize(view.name, block, values)
+
+    return ordered_map(packed, range(0, view.shape[0], step), threads or 1)
 
 
 def _packed(view: QuantizedView, place: Place, block: BlockType, moved: dict[str, float]) -> Iterator[np.ndarray]:
@@ -138,6 +146,20 @@ def dense_view(gguf: GGUFFile, place: Place) -> TensorView:
         return np.ascontiguousarray(raw).view(dtype).reshape(stop - start, *shape[1:])
 
     return TensorView(place.slot.name, dtype, shape, fetch)
+
+
+def blocks_view(gguf: GGUFFile, place: Place) -> TensorView:
+    """A tensor of a type of `quantkit.exporters.gguf.types` as the float32 values that engines compute with."""
+    rows, cols = place.slot.shape
+    block = gguf.tensors[place.name].type
+
+    def fetch(start: int, stop: int) -> np.ndarray:
+        first, last = start // place.head * place.head, -(-stop // place.head) * place.head
+        raw = place.to_model(gguf.rows(place.name, first, last))[start - first : stop - first]
+        return dequantized(place.name, block, raw, first=start * (cols // block.elements))
+
+    kind, size = block.name.lower(), gguf.tensors[place.name].nbytes
+    return TensorView(place.slot.name, FLOATS["f32"], (rows, cols), fetch, stored_as=kind, stored_bytes=size)
 
 
 def quantized_view(gguf: GGUFFile, place: Place, scheme: AffineGroups | OffsetGroups) -> QuantizedView:

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, QuantkitError, UnsupportedSpec
-from quantkit.exporters._graph_options import refuse_graph_options
+from quantkit.exporters._graph_options import refuse_block_options, refuse_graph_options
 from quantkit.exporters._hf_folder import (
     Layout,
     Shapes,
@@ -93,6 +93,7 @@ class GPTQ:
                 does not hold.
         """
         wanted = checked_type(options.type, self.types, container=METHOD)
+        refuse_block_options(options, container=METHOD)
         refuse_graph_options(options, container=METHOD)
         bits = checked_bits(options.bits, self.widths, container=METHOD)
         source = architecture_of(checkpoint, options, container=METHOD, linears_only=True)

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import BadOption, IncompleteCheckpoint, QuantkitError
-from quantkit.exporters._graph_options import refuse_graph_options
+from quantkit.exporters._graph_options import refuse_block_options, refuse_graph_options
 from quantkit.exporters._hf_config import config_files, with_dtype
 from quantkit.exporters._hf_folder import architecture_of, check_fused, read_checkpoint
 from quantkit.exporters._recorded import measured
@@ -111,6 +111,7 @@ class Marlin:
         if options.type is not None:
             raise BadOption(f"{NAME} has no type {options.type!r}", hint="leave it out")
         target = chosen(options.target)
+        refuse_block_options(options, container=NAME)
         refuse_graph_options(options, container=NAME)
         checked_bits(options.bits, self.widths, container=NAME)
         wider = stored_wider(architecture_of(checkpoint, options, container=NAME), BITS, container=NAME)

@@ -26,7 +26,7 @@ from pathlib import Path
 from quantkit import registry
 from quantkit.errors import InconsistentCheckpoint, UnsupportedModel, UnsupportedSpec
 from quantkit.exporters._dense_folder import plan_dense_folder
-from quantkit.exporters._graph_options import refuse_graph_options
+from quantkit.exporters._graph_options import refuse_block_options, refuse_graph_options
 from quantkit.exporters._hf_folder import (
     Layout,
     Shapes,
@@ -87,6 +87,7 @@ class MLX:
             BadOption: an unknown type, width or architecture.
             UnsupportedSpec: a weight that does not fit, by name; no weight with codes, for the types that want them.
         """
+        refuse_block_options(options, container=NAME)
         refuse_graph_options(options, container=NAME)
         kind = checked_type(options.type, self.types, container=NAME)
         bits = checked_bits(options.bits, self.widths, container=NAME)

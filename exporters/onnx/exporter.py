@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quantkit.errors import InconsistentCheckpoint, UnsupportedSpec
+from quantkit.exporters._graph_options import refuse_block_options
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.exporters._recorded import measured
 from quantkit.exporters._widths import checked_bits
@@ -87,6 +88,7 @@ class ONNX:
             MissingDependency: the package `onnx` is not installed.
             Others: see `with_architecture`.
         """
+        refuse_block_options(options, container=self.name)
         checked_bits(options.bits, self.widths, container=self.name)
         source = with_architecture(checkpoint, options.arch)
         settings = settings_of(options, source.spec)

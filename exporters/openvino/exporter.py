@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from quantkit.exporters._graph_options import refuse_graph_options
+from quantkit.exporters._graph_options import refuse_block_options, refuse_graph_options
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.exporters._hf_folder import checked_type
 from quantkit.exporters._recorded import measured
@@ -76,6 +76,7 @@ class OpenVINO:
             BadOption: an unknown type, architecture or width.
             UnsupportedSpec: codes without integer zero points; names the weight.
         """
+        refuse_block_options(options, container=NAME)
         refuse_graph_options(options, container=NAME)
         type_name = checked_type(options.type, self.types, container=NAME) or DEFAULT_TYPE
         bits = checked_bits(options.bits, self.widths, container=NAME)

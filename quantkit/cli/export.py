@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Target
+from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Target, Threads
 from quantkit.cli.output import Output, human_size
 
 
@@ -53,12 +54,40 @@ def export(
             help="onnx: to all tokens, or to blocks of them as the model's sparse_config says.",
         ),
     ] = "dense",
+    algorithm: Annotated[
+        str | None,
+        typer.Option(
+            "--algorithm",
+            help="gguf: how dense weights are quantized. reference: as llama.cpp does it, types of tensors and bytes.",
+            show_default="reference for types with K and IQ4",
+        ),
+    ] = None,
+    tensor_types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tensor-type",
+            metavar="PATTERN=TYPE",
+            help="gguf: type of the tensors whose names have a match, such as ffn_down=q6_k; may be given again.",
+        ),
+    ] = None,
+    output_type: Annotated[
+        str | None,
+        typer.Option("--output-type", help="gguf: type of the head (output.weight).", show_default="a rule's"),
+    ] = None,
+    embedding_type: Annotated[
+        str | None,
+        typer.Option("--token-embedding-type", help="gguf: type of the embedding.", show_default="a rule's"),
+    ] = None,
+    pure: Annotated[
+        bool, typer.Option("--pure", help="gguf: every matrix gets the same type, none more bits than others.")
+    ] = False,
+    threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write SOURCE as FORMAT. Quantized weights are carried code for code, or refused; never quantized twice."""
+    from quantkit import BlockOptions, loads_in, open_checkpoint, parse_target
     from quantkit import export as write
-    from quantkit import loads_in, open_checkpoint, parse_target
 
     output = Output(as_json=as_json)
     name, options = parse_target(
@@ -69,6 +98,14 @@ def export(
         ops=ops,
         context=context,
         attention=attention,
+        blocks=BlockOptions(
+            algorithm=algorithm,
+            tensor_types=tuple(tensor_types or ()),
+            output_type=output_type,
+            embedding_type=embedding_type,
+            pure=pure,
+        ),
+        threads=threads or os.cpu_count() or 1,
     )
     checkpoint = open_checkpoint(source)
     output.notes(checkpoint.notes)

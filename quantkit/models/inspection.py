@@ -84,7 +84,7 @@ def inspection(checkpoint: Checkpoint, *, progress: Progress | None = None) -> I
     """
     spec = checkpoint.spec
     linears = [checkpoint.weights[slot.name] for slot in spec.slots() if slot.role in LINEAR_ROLES]
-    dense = [view for view in linears if isinstance(view, TensorView)]
+    dense = [view for view in linears if isinstance(view, TensorView) and view.stored_as is None]
     ternary = ternary_weights(dense, progress=progress)
     grid = None if ternary.found else common_grid(dense, TRAINED_BITS)
     tensors = tuple(_describe(name, weight) for name, weight in checkpoint.weights.items())
@@ -164,6 +164,7 @@ def attention_memory(spec: ModelSpec, length: int, *, itemsize: int = 2) -> tupl
 
 def _describe(name: str, weight: Weight) -> PlannedTensor:
     if isinstance(weight, TensorView):
-        return PlannedTensor(name, str(weight.dtype), weight.shape, weight.nbytes)
+        lies, size = weight.stored_as or str(weight.dtype), weight.stored_bytes
+        return PlannedTensor(name, lies, weight.shape, weight.nbytes if size is None else size)
     bits = weight.scheme.stored_bits(*weight.shape)
     return PlannedTensor(name, str(weight.scheme), weight.shape, -(-bits // 8))

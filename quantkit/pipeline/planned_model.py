@@ -79,9 +79,10 @@ def planned(checkpoint: Checkpoint, assignments: Mapping[str, Assignment]) -> Ch
         weight = checkpoint.weights[name]
         if assignment.scheme is None:
             continue
-        if isinstance(weight, QuantizedView):
+        if isinstance(weight, QuantizedView) or weight.stored_as is not None:
+            lies = weight.scheme if isinstance(weight, QuantizedView) else weight.stored_as
             raise BadOption(
-                f"{name} is quantized already ({weight.scheme})",
+                f"{name} is quantized already ({lies})",
                 hint="quantize the original checkpoint, or export this one as it is",
             )
         rows, cols = weight.shape

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes._kernels._rules import KernelRules, Matrix
-from quantkit.tensors.views import QuantizedView
 
 BLOCK = 32
-WIDE_INPUTS = ("tq1_0", "tq2_0")
+WIDE_INPUTS = ("tq1_0", "tq2_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs")
 """Types whose kernels take Q8_K inputs; all others that quantkit writes take Q8_0 or Q8_1."""
 SLOWER = {
     "tq1_0": "getting tq1_0's codes out of their bytes takes longer than reading more bytes of tq2_0",
@@ -28,8 +27,8 @@ def _check(matrix: Matrix) -> str | None:
 
 
 def stored_types(model: Checkpoint) -> set[str | None]:
-    """The types of blocks that its quantized weights lie in, as far as that is known."""
-    return {view.stored_as for view in model.weights.values() if isinstance(view, QuantizedView)}
+    """The types of blocks that its weights lie in, as far as that is known."""
+    return {view.stored_as for view in model.weights.values()}
 
 
 def _slower(model: Checkpoint) -> str | None:

@@ -59,12 +59,14 @@ def library() -> ctypes.CDLL:
     return found
 
 
-def quantized(block: BlockType, values: np.ndarray) -> np.ndarray:
-    """What `ggml_quantize_chunk` makes of rows of values: uint8 (rows, bytes)."""
+def quantized(block: BlockType, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """What `ggml_quantize_chunk` makes of rows of values, by the importance of columns: uint8 (rows, bytes)."""
     rows, cols = values.shape
+    importance = None if weights is None else np.ascontiguousarray(weights, np.float32).ctypes
     values = np.ascontiguousarray(values, np.float32)
     raw = np.zeros((rows, block.row_bytes(cols)), np.uint8)
-    size = library().ggml_quantize_chunk(block.id, values.ctypes.data, raw.ctypes.data, 0, rows, cols, None)
+    by = importance and importance.data
+    size = library().ggml_quantize_chunk(block.id, values.ctypes.data, raw.ctypes.data, 0, rows, cols, by)
     assert size == raw.nbytes
     return raw
 
@@ -72,7 +74,11 @@ def quantized(block: BlockType, values: np.ndarray) -> np.ndarray:
 def dequantized(block: BlockType, raw: np.ndarray) -> np.ndarray:
     """What ggml takes blocks for: uint8 (rows, bytes) to float32 (rows, cols)."""
     traits = library().ggml_get_type_traits(block.id).contents
-    assert (traits.name.decode(), traits.elements, traits.nbytes) == (block.name.lower(), block.elements, block.nbytes)
+    assert (traits.name.decode().lower(), traits.elements, traits.nbytes) == (
+        block.name.lower(),
+        block.elements,
+        block.nbytes,
+    )
     raw = np.ascontiguousarray(raw)
     values = np.empty((len(raw), raw.shape[1] // block.nbytes * block.elements), np.float32)
     TO_FLOAT(traits.to_float)(raw.ctypes.data, values.ctypes.data, values.size)

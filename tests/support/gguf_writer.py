@@ -29,8 +29,17 @@ GGUF_NAMES = {
 }
 
 
-def write_gguf(path: Path, checkpoint: Checkpoint, *, templates: Mapping[str | None, str] | None = None) -> Path:
-    """A float32 GGUF of a MiniCPM with a byte vocabulary, by gguf-py; chat templates by name, None = the default."""
+def write_gguf(
+    path: Path,
+    checkpoint: Checkpoint,
+    *,
+    templates: Mapping[str | None, str] | None = None,
+    raw: Mapping[str, tuple[str, np.ndarray]] | None = None,
+) -> Path:
+    """A float32 GGUF of a MiniCPM with a byte vocabulary, by gguf-py; chat templates by name, None = the default.
+
+    raw: by their names in the file, tensors that are written as a type of ggml, with their blocks, uint8 (rows, bytes).
+    """
     gguf = pytest.importorskip("gguf", reason="the files are written by the gguf package")
     spec = checkpoint.spec
     writer = gguf.GGUFWriter(path, "minicpm")
@@ -58,6 +67,10 @@ def write_gguf(path: Path, checkpoint: Checkpoint, *, templates: Mapping[str | N
         writer.add_tensor("rope_factors_long.weight", np.array(spec.rope.long_factor, np.float32))
     heads = {"q_proj": spec.num_attention_heads, "k_proj": spec.num_key_value_heads}
     for name, view in checkpoint.weights.items():
+        if gguf_name(name) in (raw or {}):
+            kind, data = (raw or {})[gguf_name(name)]
+            writer.add_tensor(gguf_name(name), data, raw_dtype=gguf.GGMLQuantizationType[kind])
+            continue
         values: Any = view.read()
         for part, count in heads.items():
             if part in name:  # llama.cpp rotates neighbours, the family halves of a head

@@ -156,15 +156,17 @@ def check_same_values(name: str, given: Weight, back: TensorView) -> None:
 def check_requantized(name: str, given: TensorView, back: Weight) -> None:
     """A dense weight that the container quantized: its error is that of a grid of at least four bits, and not nothing.
 
-    One step is about 4 standard deviations / 15; rounding gives a root mean square of step / sqrt(12) = 0.08. Types
-    that take weights only as they stand make no error.
+    One step is about 4 standard deviations / 15; rounding gives a root mean square of step / sqrt(12) = 0.08, and twice
+    that with every bit less. Types that take weights only as they stand make no error.
     """
     wanted = given.read().astype(np.float64)
     values = back.read().dequantized() if isinstance(back, QuantizedView) else back.read().astype(np.float64)
     if isinstance(back, QuantizedView) and back.stored_as in ("tq1_0", "tq2_0", "q2_0"):
         assert np.array_equal(values, wanted), f"{name} differs"
         return
-    assert 0 < np.linalg.norm(values - wanted) < 0.15 * np.linalg.norm(wanted), f"{name} was damaged"
+    bits = 8 * back.stored_bytes / back.size if isinstance(back, TensorView) and back.stored_bytes else 4.5
+    limit = 0.15 * 2 ** max(0.0, 4.5 - bits)
+    assert 0 < np.linalg.norm(values - wanted) < limit * np.linalg.norm(wanted), f"{name} was damaged"
 
 
 def spread(groups: np.ndarray, cols: int) -> np.ndarray:

@@ -86,6 +86,7 @@ FORMS = {
     "int8 folder": (8, "compressed-tensors", "native"),
     "int2 folder": (2, "compressed-tensors", "native"),
     "q8_0": (0, "gguf:q8_0", "native"),
+    "q2_k": (0, "gguf:q2_k", "native"),
     "f16 folded": (0, "gguf:f16", "llama"),
     "int4 folded": (4, "gguf:q4_0", "llama"),
 }

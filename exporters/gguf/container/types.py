@@ -10,6 +10,7 @@ import numpy as np
 
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.types.values import LAYOUTS
 
 ALIGNMENT = 32
 """Where tensors start unless `general.alignment` says otherwise."""
@@ -49,35 +50,28 @@ NUMBERS: Mapping[int, np.dtype] = {
 
 _OTHER_TYPES = (
     BlockType("Q8_1", 9, 32, 36),
-    BlockType("Q2_K", 10, 256, 84),
-    BlockType("Q3_K", 11, 256, 110),
-    BlockType("Q4_K", 12, 256, 144),
-    BlockType("Q5_K", 13, 256, 176),
-    BlockType("Q6_K", 14, 256, 210),
     BlockType("Q8_K", 15, 256, 292),
     BlockType("IQ2_XXS", 16, 256, 66),
     BlockType("IQ2_XS", 17, 256, 74),
     BlockType("IQ3_XXS", 18, 256, 98),
     BlockType("IQ1_S", 19, 256, 50),
-    BlockType("IQ4_NL", 20, 32, 18),
     BlockType("IQ3_S", 21, 256, 110),
     BlockType("IQ2_S", 22, 256, 82),
-    BlockType("IQ4_XS", 23, 256, 136),
     BlockType("I8", 24, 1, 1),
     BlockType("I16", 25, 1, 2),
     BlockType("I32", 26, 1, 4),
     BlockType("I64", 27, 1, 8),
     BlockType("F64", 28, 1, 8),
     BlockType("IQ1_M", 29, 256, 56),
-    BlockType("MXFP4", 39, 32, 17),
     BlockType("NVFP4", 40, 64, 36),
     BlockType("Q1_0", 41, 128, 18),
 )
 TYPES: Mapping[int, BlockType] = {
-    block.id: block for block in (blocks.F32, blocks.F16, blocks.BF16, *blocks.QUANTIZED.values(), *_OTHER_TYPES)
+    block.id: block
+    for block in (blocks.F32, blocks.F16, blocks.BF16, *blocks.QUANTIZED.values(), *LAYOUTS, *_OTHER_TYPES)
 }
 """Every type that ggml has today; extents are checked for all, values are read for those of
-`quantkit.exporters.gguf.blocks`.
+`quantkit.exporters.gguf.blocks` and `quantkit.exporters.gguf.types`.
 """
 
 REMOVED_TYPES = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}

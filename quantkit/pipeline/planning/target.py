@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from quantkit import registry
 from quantkit.errors import BadOption
 from quantkit.protocols import ExportOptions, Verdict
+from quantkit.tensors.block_options import BlockOptions
 
 ONLY_TYPE = "default"
 """Said of containers that have no types to choose from."""
@@ -51,11 +52,13 @@ def parse_target(
     ops: str | None = None,
     context: int | None = None,
     attention: str = "dense",
+    blocks: BlockOptions | None = None,
+    threads: int = 1,
 ) -> tuple[str, ExportOptions]:
     """Read FORMAT, FORMAT:TYPE or FORMAT:TYPE:BITS, such as `gguf:q4_0` or `gptq::4`; `bits` is for what says none.
 
-    The others are those of `ExportOptions`; whether a format has `ops`, a `context` and `attention`, its exporter
-    says.
+    The others are those of `ExportOptions`; whether a format has `ops`, a `context`, `attention` and `blocks`, its
+    exporter says.
 
     Raises:
         BadOption: an unknown format, or a type, target or width of codes that the format does not have.
@@ -73,5 +76,13 @@ def parse_target(
         choices = ", ".join(map(str, exporter.widths)) or "none; leave it out"
         raise BadOption(f"{name} has no choice of {width or bits} bits", hint=f"widths of {name}: {choices}")
     return name, ExportOptions(
-        type=kind or None, arch=arch, target=target, bits=bits, ops=ops, context=context, attention=attention
+        type=kind or None,
+        arch=arch,
+        target=target,
+        bits=bits,
+        ops=ops,
+        context=context,
+        attention=attention,
+        blocks=blocks,
+        threads=threads,
     )

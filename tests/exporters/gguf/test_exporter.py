@@ -12,6 +12,7 @@ import pytest
 
 from quantkit.errors import BadOption, NonFiniteValues, ValueOutOfRange
 from quantkit.exporters.gguf.container.file import read_gguf
+from quantkit.exporters.gguf.mixture.file_types import MIXED
 from quantkit.models.folding import folded
 from quantkit.models.recognition import parse_config
 from quantkit.models.spec import Role
@@ -35,7 +36,7 @@ from tests.support.gguf_models import (
 )
 from tests.support.memory import memory_checkpoint, random_arrays
 
-ROUNDED = [kind for kind in EXPORTER.types if kind not in ("tq2_0", "tq1_0", "q2_0")]
+ROUNDED = [kind for kind in EXPORTER.types if kind not in ("tq2_0", "tq1_0", "q2_0", *MIXED)]
 """Types that any dense weights are rounded to; the others take ternary ones only."""
 
 
@@ -175,8 +176,8 @@ def test_values_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_unknown_types_and_architectures_are_refused() -> None:
-    with pytest.raises(BadOption, match="q6_k"):
-        EXPORTER.prepare(dense(), ExportOptions(type="q6_k"))
+    with pytest.raises(BadOption, match="q7_k"):
+        EXPORTER.prepare(dense(), ExportOptions(type="q7_k"))
     with pytest.raises(BadOption, match="qwen"):
         EXPORTER.prepare(dense(), ExportOptions(arch="qwen"))
 

@@ -43,7 +43,7 @@ TOLERANCES = {
     "tq2_0": 6e-2,
     "tq1_0": 6e-2,
 }
-ROUNDED = [kind for kind in EXPORTER.types if kind not in ("q2_0", "tq2_0", "tq1_0")]
+ROUNDED = [kind for kind in TOLERANCES if kind not in ("q2_0", "tq2_0", "tq1_0")]
 """Types that any dense weights are rounded to."""
 TERNARY = AffineGroups(bits=2, group_size=-1, ternary=True)
 

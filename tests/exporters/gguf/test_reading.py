@@ -253,7 +253,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[QuantkitError], str]] = {
     "a wrong shape": ({"tensors": {"blk.0.ffn_up.weight": (64, 64)}}, InconsistentCheckpoint, "'blk.0.ffn_up.weight'"),
     "a surplus tensor": ({"tensors": {"blk.0.attn_q.bias": (64,)}}, UnsupportedModel, "'blk.0.attn_q.bias'"),
     "a type that is not read": (
-        {"types": {"blk.0.ffn_down.weight": blocks.BlockType("IQ4_NL", 20, 32, 18)}}, UnsupportedSpec, "IQ4_NL"),
+        {"types": {"blk.0.ffn_down.weight": blocks.BlockType("Q8_1", 9, 32, 36)}}, UnsupportedSpec, "Q8_1"),
     "a quantized norm": ({"types": {"output_norm.weight": blocks.Q8_0}}, UnsupportedSpec, "output_norm"),
     "vocab_size against the embedding": (with_key("minicpm.vocab_size", U32, 41), InconsistentCheckpoint, "token_embd"),
     "tokens of another number": ({"extra": tokenizer_of(tokens=39)}, InconsistentCheckpoint, "39 tokens"),

@@ -8,7 +8,9 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import EngineFailed, QuantkitError
 from quantkit.exporters.gguf import blocks
+from quantkit.exporters.gguf.types.values import LAYOUTS
 from quantkit.protocols import ExportOptions, TracingSession
+from quantkit.runtimes._kernels.llama_cpp import WIDE_INPUTS
 from quantkit.runtimes.llama_cpp import session as session_module
 from quantkit.runtimes.llama_cpp.runtime import RUNTIME
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -59,6 +61,13 @@ def test_the_arithmetic_is_that_of_the_type_that_ggml_rounds_inputs_to(kind, tmp
     source = gguf_models.quantized(AffineGroups(bits=2, group_size=-1, ternary=True), gguf_models.WIDE)
     back = registry.open_checkpoint(gguf_models.write(source, tmp_path / "m.gguf", kind))
     assert RUNTIME.arithmetic(back) == INT8_RUNS[ggml.input_type(blocks.QUANTIZED[kind.upper()])]
+
+
+@pytest.mark.parametrize("block", list(LAYOUTS), ids=lambda block: block.name)
+def test_kernels_that_round_256_inputs_alike_are_those_that_ggml_has(block):
+    assert INT8_RUNS[ggml.input_type(block)] == (
+        "int8 inputs of 256" if block.name.lower() in WIDE_INPUTS else "int8 inputs"
+    )
 
 
 def test_our_own_reader_stands_before_the_engine(tmp_path):

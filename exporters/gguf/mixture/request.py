@@ -1,0 +1,149 @@
+"""What a user asks for, read and checked: a file type, an algorithm, and types of single tensors."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from quantkit.errors import BadOption, UnsupportedSpec
+from quantkit.exporters.gguf import blocks
+from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.mixture.file_types import FILE_TYPES, MIXED, FileType
+from quantkit.exporters.gguf.mixture.rules import Traits, Wishes, tensor_types
+from quantkit.exporters.gguf.types.codebooks import MXFP4
+from quantkit.exporters.gguf.types.values import LAYOUTS
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import ModelSpec
+from quantkit.protocols import ExportOptions
+from quantkit.tensors.block_options import BlockOptions
+from quantkit.tensors.views import QuantizedView
+
+REFERENCE = "reference"
+ALGORITHMS = (REFERENCE,)
+"""The first one is the default."""
+TENSOR_TYPES: Mapping[str, BlockType] = {
+    block.name.lower(): block for block in (blocks.F32, blocks.F16, blocks.BF16, *blocks.QUANTIZED.values(), *LAYOUTS)
+}
+"""Types that single tensors can be given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A file of dense weights that are quantized on the way. kind: its type. wishes: what stands above the rules."""
+
+    kind: FileType
+    wishes: Wishes
+    options: BlockOptions
+
+    @property
+    def algorithm(self) -> str:
+        """What quantizes."""
+        return self.options.algorithm or ALGORITHMS[0]
+
+    def types(self, spec: ModelSpec, matrices: Mapping[str, tuple[int, ...]]) -> dict[str, BlockType]:
+        """The block type of every matrix, by GGUF's names.
+
+        Raises:
+            BadOption: a pattern that matches no tensor.
+            UnsupportedSpec: a type that was asked for by name, and whose blocks the rows of the tensor do not fill.
+        """
+        for pattern, _ in self.wishes.patterns:
+            if not any(map(pattern.search, matrices)):
+                hint = f"names are like {', '.join(list(matrices)[1:4])}"
+                raise BadOption(f"--tensor-type {pattern.pattern!r} matches no tensor", hint=hint)
+        gqa = spec.num_attention_heads // spec.num_key_value_heads
+        traits = Traits(architecture=spec.architecture, layers=spec.num_hidden_layers, gqa=gqa)
+        chosen = tensor_types(matrices, traits, self.kind, self.wishes)
+        for name, block in chosen.items():
+            if matrices[name][-1] % block.elements:
+                raise UnsupportedSpec(
+                    f"{name}: its rows of {matrices[name][-1]} are not whole blocks of {block.elements}, as gguf's "
+                    f"{block.name.lower()} needs them",
+                    hint="choose another --output-type or --token-embedding-type",
+                )
+        return chosen
+
+    def notes(self, chosen: Mapping[str, tuple[BlockType, tuple[int, ...]]]) -> Iterator[str]:
+        """What the user should know about the types of tensors, given with their shapes."""
+        matrices = {name: found for name, found in chosen.items() if len(found[1]) > 1}
+        counts = Counter(block.name.lower() for block, _ in matrices.values())
+        yield f"{self.kind.name}: " + ", ".join(f"{count} x {kind}" for kind, count in counts.most_common())
+        odd = [name for name, (block, shape) in matrices.items() if shape[-1] % 256 and self.kind.block.elements == 256]
+        if odd:
+            kinds = ", ".join(sorted({matrices[name][0].name.lower() for name in odd}))
+            yield (
+                f"{len(odd)} matrices ({odd[0]} ...) become {kinds}: their rows are no whole blocks of 256, as "
+                f"{self.kind.block.name.lower()} needs them"
+            )
+        if self.kind.name == "q2_k_s":
+            yield "llama-quantize writes q2_k_s with importance weights only, because it is much worse without"
+        if self.kind.block is MXFP4 and MXFP4.name.lower() not in counts:
+            yield "mxfp4_moe has mxfp4 for experts alone, which this model has not: --pure gives it to every matrix"
+
+
+def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
+    """The file type and wishes in `options`, None where they ask for no mixture of types.
+
+    Raises:
+        BadOption: an unknown algorithm or type, or options that mean nothing for this type or source.
+        UnsupportedSpec: weights that are quantized already; names one.
+    """
+    choices = options.blocks or BlockOptions()
+    if choices.algorithm is not None and choices.algorithm not in ALGORITHMS:
+        raise BadOption(f"gguf has no algorithm {choices.algorithm!r}", hint=f"choose one of: {', '.join(ALGORITHMS)}")
+    if options.type not in MIXED and choices == BlockOptions():
+        return None
+    if options.type is None or options.type not in FILE_TYPES:
+        raise BadOption(
+            f"--algorithm and the types of single tensors say how weights are quantized; {options.type or 'no type'} "
+            "quantizes none",
+            hint="add --type q4_k_m, or leave them out",
+        )
+    if options.type not in MIXED and choices.algorithm is None:
+        raise BadOption(
+            f"types of single tensors are llama.cpp's way of writing {options.type}",
+            hint=f"add --algorithm {REFERENCE}",
+        )
+    _refuse_quantized(checkpoint, options.type, asked=choices.algorithm is not None)
+    return Request(FILE_TYPES[options.type], _wishes(choices, tied=checkpoint.spec.tie_word_embeddings), choices)
+
+
+def _refuse_quantized(checkpoint: Checkpoint, kind: str, *, asked: bool) -> None:
+    for name, view in checkpoint.weights.items():
+        if isinstance(view, QuantizedView) or view.stored_as is not None:
+            lies = str(view.scheme) if isinstance(view, QuantizedView) else view.stored_as
+            what = "--algorithm is for dense weights" if asked else f"gguf writes {kind} from dense weights"
+            raise UnsupportedSpec(
+                f"{name}: {what}, and it is quantized already ({lies}); nothing is quantized twice, gguf",
+                hint="give the original model, or leave --algorithm out and choose a type that holds its codes, or f16",
+            )
+
+
+def _wishes(options: BlockOptions, *, tied: bool) -> Wishes:
+    output = None if options.output_type is None else _type(options.output_type, "--output-type")
+    embedding = None if options.embedding_type is None else _type(options.embedding_type, "--token-embedding-type")
+    if tied and output is not None and embedding is not None:
+        raise BadOption(
+            "the head is the embedding in this model, and both were given a type", hint="leave --output-type out"
+        )
+    return Wishes(
+        patterns=tuple(map(_pattern, options.tensor_types)), output=output, embedding=embedding, pure=options.pure
+    )
+
+
+def _pattern(text: str) -> tuple[re.Pattern[str], BlockType]:
+    pattern, equals, kind = text.rpartition("=")
+    if not equals or not pattern:
+        raise BadOption(f"--tensor-type {text!r} is not PATTERN=TYPE", hint="such as attn_v=q8_0")
+    try:
+        return re.compile(pattern.lower()), _type(kind, "--tensor-type")
+    except re.error as error:
+        raise BadOption(f"--tensor-type {pattern!r} is no regular expression: {error}") from None
+
+
+def _type(name: str, option: str) -> BlockType:
+    if name.lower() not in TENSOR_TYPES:
+        raise BadOption(f"{option}: gguf has no type {name!r}", hint=f"choose one of: {', '.join(TENSOR_TYPES)}")
+    return TENSOR_TYPES[name.lower()]

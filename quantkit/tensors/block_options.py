@@ -1,0 +1,34 @@
+"""How dense weights become a container's blocks where it quantizes by itself, and which types single tensors get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockOptions:
+    """What a user may choose; the defaults choose nothing.
+
+    algorithm: "reference" is what the container's own tool does, byte for byte; None = the exporter's default.
+    tensor_types: PATTERN=TYPE, regular expressions searched in the container's names of tensors; the first one counts.
+    output_type, embedding_type: of the head and of the embedding, in the container's words.
+    pure: whether every other matrix gets the same type, and none more bits than others.
+    """
+
+    algorithm: str | None = None
+    tensor_types: tuple[str, ...] = ()
+    output_type: str | None = None
+    embedding_type: str | None = None
+    pure: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """What was chosen, for a manifest."""
+        chosen = {
+            "algorithm": self.algorithm,
+            "tensor_types": list(self.tensor_types),
+            "output_type": self.output_type,
+            "embedding_type": self.embedding_type,
+            "pure": self.pure,
+        }
+        return {name: value for name, value in chosen.items() if value}
