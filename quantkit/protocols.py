@@ -1,8 +1,7 @@
 """The seams: `Method`, `Exporter`, `Runtime`, and `Kernel`, what an engine can load and compute with.
 
 The two others lie with what they are about: `quantkit.tensors.scheme.Scheme` and `quantkit.models.spec.Architecture`.
-A plug-in is a module-level object (`METHOD`, `EXPORTER`, `RUNTIME`) that inherits nothing; `tests/support/laws.py` holds
-its laws.
+A plug-in is a module-level object (`METHOD`, `EXPORTER`, `RUNTIME`), inherits nothing, and holds tests/support/laws.py.
 """
 
 from __future__ import annotations
