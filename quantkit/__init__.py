@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from quantkit.pipeline.recipe import Recipe as Recipe
     from quantkit.pipeline.recovery.runs import recover as recover
     from quantkit.pipeline.runs import export as export
+    from quantkit.pipeline.runs import export_calibrated as export_calibrated
     from quantkit.pipeline.runs import quantize as quantize
     from quantkit.protocols import ExportOptions as ExportOptions
     from quantkit.registry import containers as containers
@@ -88,6 +89,7 @@ _HOMES = {
     "engines": "registry",
     "every_target": "pipeline.planning.recommendation",
     "export": "pipeline.runs",
+    "export_calibrated": "pipeline.runs",
     "generate": "verification.continuation",
     "inspection": "models.inspection",
     "leftovers": "artifacts.leftovers",
@@ -133,6 +135,7 @@ __all__ = [
     "engines",
     "every_target",
     "export",
+    "export_calibrated",
     "generate",
     "inspection",
     "leftovers",

@@ -20,7 +20,8 @@ Dense matrices beside quantized ones become q8_0, as llama.cpp's quantizer makes
 model becomes tq1_0, tq2_0 or q2_0 only where it is ternary as it stands (`ternary.py`), its embedding and head q8_0.
 
 q2_k to q6_k, iq4_nl, iq4_xs and mxfp4_moe are llama.cpp's mixtures of types (`mixture/`), for dense models alone. Their
-blocks, and with `--algorithm reference` those of all other types, are what ggml's own quantizers make (`reference/`).
+blocks, and with `--algorithm reference` those of all other types, are what ggml's own quantizers make (`reference/`);
+with `--algorithm calibrated` the solver chooses the codes, scales and minima of the same types (`types/schemes.py`).
 Sources: llama.cpp `conversion/minicpm.py`, `conversion/llama.py`, `src/models/{minicpm,llama}.cpp`.
 """
 
@@ -34,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import (
+    BadOption,
     IncompleteCheckpoint,
     InconsistentCheckpoint,
     QuantkitError,
@@ -60,7 +62,8 @@ from quantkit.exporters.gguf.container.split import read_model
 from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
 from quantkit.exporters.gguf.mixture.file_types import MIXED, file_type_number
-from quantkit.exporters.gguf.mixture.request import Request, requested
+from quantkit.exporters.gguf.mixture.request import CALIBRATED, Request, requested
+from quantkit.exporters.gguf.mixture.solved import check_solved, checked_scheme, solved_schemes
 from quantkit.exporters.gguf.reading import read_config, read_quantization
 from quantkit.exporters.gguf.sampling import generation_files, sampling_entries, sampling_notes
 from quantkit.exporters.gguf.tensors import (
@@ -73,6 +76,7 @@ from quantkit.exporters.gguf.tensors import (
     encoded,
     places,
     quantized_view,
+    solved_view,
 )
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND
 from quantkit.exporters.gguf.types.values import LAYOUTS
@@ -125,6 +129,17 @@ class GGUF:
         except QuantkitError:
             return False
 
+    def schemes(self, checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Scheme]:
+        """What every matrix of `checkpoint` is to become for a file of these options, by weight name.
+
+        Raises:
+            BadOption: options that ask for no mixture of types. Others: see `prepare`.
+        """
+        request = requested(checkpoint, options)
+        if request is None:
+            raise BadOption("calibration is for types that dense weights become", hint="add --type q4_k_m, or another")
+        return solved_schemes(requested_types(checkpoint, request))
+
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the file: a header, then one unit per tensor with its padding.
 
@@ -154,7 +169,12 @@ class GGUF:
             for place, block in chosen.items()
             if isinstance(weight := model.weights[place.slot.name], QuantizedView) and block not in PLAIN
         }
-        schemes = {place.name: carried_scheme(chosen[place], weight.scheme) for place, weight in carried.items()}
+        if request is not None and request.algorithm == CALIBRATED:
+            check_solved(model, chosen)
+        schemes = {
+            place.name: weight.scheme if chosen[place] in LAYOUTS else carried_scheme(chosen[place], weight.scheme)
+            for place, weight in carried.items()
+        }
         tokenizer = vocabulary_entries(vocabulary, model.spec.eos_token_ids)
         kind = request.kind.id if request else file_type_number(main)
         entries = [*model_entries(model, kind), *sampling_entries(model), *tokenizer, *quantization_entries(schemes)]
@@ -301,7 +321,7 @@ def _check_tensors(gguf: GGUFFile, spec: ModelSpec, recorded: Mapping[str, Schem
         if name not in expected:
             raise UnsupportedModel(f"{gguf.path}: tensor {name!r} is not part of such a model")
     for name in recorded:
-        if name not in gguf.tensors or gguf.tensors[name].type not in blocks.QUANTIZED.values():
+        if name not in gguf.tensors or gguf.tensors[name].type in PLAIN:
             raise InconsistentCheckpoint(f"{gguf.path}: codes are recorded for {name[:80]!r}, which has none")
 
 
@@ -310,7 +330,9 @@ def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
     if block in PLAIN:
         return dense_view(gguf, place)
     if block in LAYOUTS:
-        return blocks_view(gguf, place)
+        if recorded is None:
+            return blocks_view(gguf, place)
+        return solved_view(gguf, place, checked_scheme(block, recorded, f"{gguf.path}: tensor {place.name!r}"))
     scheme = recorded or own_scheme(block)
     held = holds(block, scheme, place.slot.shape[1])
     if not held or (not block.has_minimum and carried_scheme(block, scheme) != scheme):

@@ -14,10 +14,12 @@ from quantkit.exporters.gguf.container.file import GGUFFile
 from quantkit.exporters.gguf.quantizers import quantize
 from quantkit.exporters.gguf.reference.quantizer import reference_blocks
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND, ternary_blocks
-from quantkit.exporters.gguf.types.values import dequantized
+from quantkit.exporters.gguf.types.schemes import packed, unpacked
+from quantkit.exporters.gguf.types.values import LAYOUTS, dequantized
 from quantkit.models.spec import ModelSpec, Role, TensorSlot
 from quantkit.tensors.cast import FLOATS, converted
 from quantkit.tensors.quantized_tensor import QuantizedTensor
+from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.schemes.offset_groups import OffsetGroups
 from quantkit.tensors.views import CHUNK_ELEMENTS, QuantizedView, TensorView, Weight
@@ -125,6 +127,9 @@ def _packed(view: QuantizedView, place: Place, block: BlockType, moved: dict[str
         if block in PLAIN:
             yield converted(view.name, part.dequantized(), PLAIN[block], offset=start * view.shape[1])
             continue
+        if block in LAYOUTS:
+            yield packed(block, part)
+            continue
         made = carried(view.name, block, part)
         if made.moved:
             moved[view.name] = max(made.moved, moved.get(view.name, 0.0))
@@ -160,6 +165,17 @@ def blocks_view(gguf: GGUFFile, place: Place) -> TensorView:
 
     kind, size = block.name.lower(), gguf.tensors[place.name].nbytes
     return TensorView(place.slot.name, FLOATS["f32"], (rows, cols), fetch, stored_as=kind, stored_bytes=size)
+
+
+def solved_view(gguf: GGUFFile, place: Place, scheme: Scheme) -> QuantizedView:
+    """A tensor of a type of `quantkit.exporters.gguf.types` as the codes and parameters that a solver has chosen."""
+    rows, cols = place.slot.shape
+    block = gguf.tensors[place.name].type
+
+    def read() -> QuantizedTensor:
+        return unpacked(block, place.to_model(gguf.rows(place.name, 0, rows)))
+
+    return QuantizedView(place.slot.name, (rows, cols), scheme, read, stored_as=block.name.lower())
 
 
 def quantized_view(gguf: GGUFFile, place: Place, scheme: AffineGroups | OffsetGroups) -> QuantizedView:

@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Target, Threads
+from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Samples, Target, Threads
 from quantkit.cli.output import Output, human_size
+
+CALIBRATED = "calibrated"
+"""The algorithm that is a run of its own."""
 
 
 def export(
@@ -58,10 +61,21 @@ def export(
         str | None,
         typer.Option(
             "--algorithm",
-            help="gguf: how dense weights are quantized. reference: as llama.cpp does it, types of tensors and bytes.",
+            help="gguf: how dense weights are quantized. reference: as llama.cpp does it, types of tensors and bytes; "
+            "calibrated: by quantkit's solver, in the same types.",
             show_default="reference for types with K and IQ4",
         ),
     ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE[:WEIGHT]",
+            help="calibrated: text to calibrate on beside what the model writes itself; may be given again.",
+            show_default="own text alone",
+        ),
+    ] = None,
+    samples: Samples = 128,
     tensor_types: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,8 +100,19 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write SOURCE as FORMAT. Quantized weights are carried code for code, or refused; never quantized twice."""
-    from quantkit import BlockOptions, loads_in, open_checkpoint, parse_target
+    from quantkit import (
+        BlockOptions,
+        CalibrationFile,
+        CalibrationOptions,
+        Compute,
+        QuantizeOptions,
+        loads_in,
+        open_checkpoint,
+        parse_target,
+    )
     from quantkit import export as write
+    from quantkit import export_calibrated as solve
+    from quantkit.errors import BadOption
 
     output = Output(as_json=as_json)
     name, options = parse_target(
@@ -109,8 +134,23 @@ def export(
     )
     checkpoint = open_checkpoint(source)
     output.notes(checkpoint.notes)
+    if calibration and algorithm != CALIBRATED:
+        raise BadOption("--calibration is for --algorithm calibrated", hint="add it; llama.cpp's own way takes no text")
     with output.progress(f"reading {source.name}") as progress:
-        done = write(name, checkpoint, out, options, overwrite=overwrite, progress=progress)
+        if algorithm == CALIBRATED:
+            text = CalibrationOptions(files=tuple(map(CalibrationFile.parse, calibration or ())), sequences=samples)
+            done = solve(
+                name,
+                checkpoint,
+                out,
+                options,
+                QuantizeOptions(calibration=text),
+                compute=Compute(threads=options.threads),
+                overwrite=overwrite,
+                progress=progress,
+            )
+        else:
+            done = write(name, checkpoint, out, options, overwrite=overwrite, progress=progress)
     output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
     output.notes(done.leftovers)
     moved = done.manifest["figures"].get("largest_move_in_steps", {})

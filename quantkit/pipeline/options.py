@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from quantkit.calibration.samples import CalibrationOptions
 from quantkit.pipeline.recipe import Recipe
@@ -27,6 +28,8 @@ class QuantizeOptions:
         ask for it.
     fisher: whether errors of outputs count by what they do to the predictions (`quantkit.calibration.fisher`), for
         methods that can tell them apart.
+    schemes: by weight name, in place of `scheme` and `recipe`: what a container asks for; weights that are not named
+        stay dense.
     strict: whether to refuse a model of which only some weights are ternary as they lie; else the others stay dense.
     """
 
@@ -37,4 +40,5 @@ class QuantizeOptions:
     propagate: bool = True
     smooth: bool | None = None
     fisher: bool = True
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
     strict: bool = False

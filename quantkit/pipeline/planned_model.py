@@ -10,7 +10,7 @@ from quantkit import registry
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.pipeline.options import QuantizeOptions
-from quantkit.pipeline.recipe import Assignment
+from quantkit.pipeline.recipe import ROLES, Assignment
 from quantkit.pipeline.ternary_import import TakenOver, taken_over
 from quantkit.progress import Progress
 from quantkit.protocols import Method
@@ -56,6 +56,13 @@ def decided(
         raise BadOption(
             f"{method.name} has codes of {method.default_scheme.bits} bits, not {scheme.bits}", hint="--method gptq has"
         )
+    if options.schemes:
+        named = {
+            slot.name: Assignment(options.schemes.get(slot.name), method.name)
+            for slot in checkpoint.spec.slots()
+            if slot.role in ROLES
+        }
+        return Decisions(method, scheme, TakenOver(named))
     assignments = options.recipe.assign(checkpoint.spec, scheme, method.name)
     if not method.takes_over or checkpoint.holds_codes:
         return Decisions(method, scheme, TakenOver(assignments))

@@ -1,24 +1,37 @@
-"""Whole jobs, from a model on disk to an artifact on disk: `quantize` and `export`."""
+"""Whole jobs, from a model on disk to an artifact on disk: `quantize`, `export`, and both in one step."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from quantkit import registry
 from quantkit.artifacts.publishing import Published, clean_up, preflight, publish
 from quantkit.calibration.compute import Compute
+from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture, with_source_dtypes
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.quantization import Quantization
 from quantkit.progress import Progress
 from quantkit.protocols import ExportOptions
+from quantkit.tensors.scheme import Scheme
 
 INTERMEDIATE = "compressed-tensors"
 """The container that `quantize` writes."""
 DEFAULTS = QuantizeOptions()
 ONE_THREAD = Compute()
 AS_IT_IS = ExportOptions()
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """An exporter that says what weights become for its types, so that they can be quantized for these at once."""
+
+    def schemes(self, checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Scheme]:
+        """The scheme of every weight that is quantized, by its name."""
+        ...
 
 
 def quantize(
@@ -103,3 +116,49 @@ def export(
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def export_calibrated(
+    format: str,  # noqa: A002 - the field's word
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    options: ExportOptions,
+    quantization: QuantizeOptions = DEFAULTS,
+    *,
+    compute: Compute = ONE_THREAD,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Published:
+    """Quantize a dense model in the types of a container, whatever those ask of each weight, and write it, in one step.
+
+    A run that was stopped, by whatever, goes on after its last finished block when it is asked for again.
+
+    Args:
+        format: an exporter that has types of its own, such as "gguf".
+        model, out, options: as for `export`; the type says what weights become.
+        quantization: method, calibration and the rest; not its scheme and recipe.
+        compute: threads and device.
+        overwrite: replace what lies at `out`, at the very end.
+        progress: told how far the run is.
+
+    Raises:
+        BadOption: a container without such types. Others: what `quantize` and `export` raise.
+    """
+    source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    exporter = registry.exporter(format)
+    if not isinstance(exporter, Mixture):
+        raise BadOption(
+            f"{format} has no types of its own to calibrate for", hint="quantize first, and export the result"
+        )
+    dense = with_architecture(source, options.arch)
+    schemes = exporter.schemes(dense, replace(options, arch="native"))
+    run = Quantization(dense, replace(quantization, schemes=schemes), compute=compute, progress=progress)
+    planned = exporter.prepare(with_source_dtypes(run.checkpoint, source), replace(options, arch="native"))
+    target = Path(out)
+    clean_up(planned, target)
+    preflight(planned, target, inputs=source.inputs, overwrite=overwrite, journal_size=run.journal_size())
+    with run.journal(planned, target):
+        run.calibrate()
+        return publish(
+            planned, target, inputs=source.inputs, overwrite=overwrite, progress=run.writing, report=run.report
+        )

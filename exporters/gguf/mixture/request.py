@@ -20,8 +20,8 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.block_options import BlockOptions
 from quantkit.tensors.views import QuantizedView
 
-REFERENCE = "reference"
-ALGORITHMS = (REFERENCE,)
+REFERENCE, CALIBRATED = "reference", "calibrated"
+ALGORITHMS = (REFERENCE, CALIBRATED)
 """The first one is the default."""
 TENSOR_TYPES: Mapping[str, BlockType] = {
     block.name.lower(): block for block in (blocks.F32, blocks.F16, blocks.BF16, *blocks.QUANTIZED.values(), *LAYOUTS)
@@ -55,7 +55,8 @@ class Request:
                 raise BadOption(f"--tensor-type {pattern.pattern!r} matches no tensor", hint=hint)
         gqa = spec.num_attention_heads // spec.num_key_value_heads
         traits = Traits(architecture=spec.architecture, layers=spec.num_hidden_layers, gqa=gqa)
-        chosen = tensor_types(matrices, traits, self.kind, self.wishes)
+        weighted = self.algorithm == CALIBRATED  # llama.cpp has other rules where it knows what inputs look like
+        chosen = tensor_types(matrices, traits, self.kind, self.wishes, weighted=weighted)
         for name, block in chosen.items():
             if matrices[name][-1] % block.elements:
                 raise UnsupportedSpec(
@@ -77,7 +78,7 @@ class Request:
                 f"{len(odd)} matrices ({odd[0]} ...) become {kinds}: their rows are no whole blocks of 256, as "
                 f"{self.kind.block.name.lower()} needs them"
             )
-        if self.kind.name == "q2_k_s":
+        if self.kind.name == "q2_k_s" and self.algorithm == REFERENCE:
             yield "llama-quantize writes q2_k_s with importance weights only, because it is much worse without"
         if self.kind.block is MXFP4 and MXFP4.name.lower() not in counts:
             yield "mxfp4_moe has mxfp4 for experts alone, which this model has not: --pure gives it to every matrix"
@@ -106,7 +107,8 @@ def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
             f"types of single tensors are llama.cpp's way of writing {options.type}",
             hint=f"add --algorithm {REFERENCE}",
         )
-    _refuse_quantized(checkpoint, options.type, asked=choices.algorithm is not None)
+    if choices.algorithm != CALIBRATED:
+        _refuse_quantized(checkpoint, options.type, asked=choices.algorithm is not None)
     return Request(FILE_TYPES[options.type], _wishes(choices, tied=checkpoint.spec.tie_word_embeddings), choices)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SHRINKS = (0.6, 0.68, 0.74, 0.79, 0.83, 0.87, 0.9, 0.93, 0.96, 1.0, 1.04, 1.08)
 """Shares of the covering scale that are tried."""
-EXPONENTS = (-127, 127)
+EXPONENTS = (-126, 126)
 """Of the powers of two that a byte holds."""
 
 
