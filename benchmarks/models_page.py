@@ -100,7 +100,7 @@ def members_table() -> list[str]:
     for member in MEMBERS:
         shape = member.shape
         sizes = f"{shape.layers}, {shape.hidden}, {shape.heads}/{shape.kv_heads}, {shape.head_dim}"
-        taken = f"no: {member.refused}" if member.refused else "yes"
+        taken = f"no: {member.refused}" if member.refused else member.limited or "yes"
         cells = (member.name, ", ".join(member.also), member.architecture, sizes, f"{member.vocabulary:,}", taken)
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -89,7 +89,7 @@ ROOMS = ("quantkit", "exporters", "runtimes", "tests", "benchmarks", "golden", "
 A_PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(ROOMS)})/[\w./-]*\w|(?<![\w./*-])\w+\.py\b")
 A_MODULE = re.compile(r"(?<![\w./-])quantkit(?:\.\w+)+")
 FOREIGN = {
-    *("configuration_minicpm.py", "modeling_minicpm.py"),  # OpenBMB's, beside a checkpoint
+    *("configuration_minicpm.py", "modeling_minicpm.py", "modeling_minicpm_sala.py"),  # OpenBMB's, beside a checkpoint
     *("auto_awq.py", "marlin.py", "sampling_params.py"),  # vLLM's
     *("quant_scheme.py", "quant_args.py"),  # compressed-tensors'
     "convert_hf_to_gguf.py",  # llama.cpp's

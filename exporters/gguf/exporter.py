@@ -91,6 +91,7 @@ from quantkit.exporters.gguf.vocabulary import (
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture
 from quantkit.models.layouts.small_files import is_legal
 from quantkit.models.recognition import config_notes
@@ -151,6 +152,7 @@ class GGUF:
                 ternary, writing raises it.
             UnsupportedModel, MalformedFile, InconsistentCheckpoint: from the tokenizer, see `read_vocabulary`.
         """
+        check_dense(checkpoint, "export")
         refuse_graph_options(options, container=self.name)
         checked_bits(options.bits, self.widths, container=self.name)
         request = requested(checkpoint, options)

@@ -43,8 +43,8 @@ class ConfigReader:
             raise self._refuse(key, f"a positive finite number from {low:g} to {high:g}")
         return float(value)
 
-    def boolean(self, key: str, *, default: bool) -> bool:
-        """True or false."""
+    def boolean(self, key: str, *, default: bool | None = None) -> bool:
+        """True or false; default: None where the config must say it."""
         value = self.config.get(key)
         value = default if value is None else value
         if not isinstance(value, bool):

@@ -1,10 +1,14 @@
-"""What a model can be asked: ids of its vocabulary, as many as it is made for; all else is refused beforehand."""
+"""What a model can be asked: ids of its vocabulary, as many as it is made for, and what its kind of layers allows.
+
+All else is refused beforehand.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantkit.errors import BadOption
+from quantkit.errors import BadOption, UnsupportedModel
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec
 
 
@@ -32,3 +36,14 @@ def checked_ids(spec: ModelSpec, token_ids: Sequence[int], *, known: int = 0, to
         raise BadOption(f"token ids must be one or more numbers below {spec.vocab_size}")
     check_length(spec, known + len(ids), to_come=to_come)
     return ids
+
+
+def check_dense(checkpoint: Checkpoint, verb: str) -> None:
+    """Raise `UnsupportedModel` where layers are not those of a dense decoder; `verb`: what cannot be done with it."""
+    lightning = checkpoint.spec.lightning
+    if lightning is not None:
+        raise UnsupportedModel(
+            f"{checkpoint.path}: quantkit cannot {verb} a model with lightning attention, which "
+            f"{len(lightning.layers)} of its {checkpoint.spec.num_hidden_layers} layers are",
+            hint="`quantkit inspect` shows it, and `quantkit run --engine reference` runs it",
+        )

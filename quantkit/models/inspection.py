@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,12 +102,13 @@ def inspection(checkpoint: Checkpoint, *, progress: Progress | None = None) -> I
         "attention heads": f"{spec.num_attention_heads} ({spec.num_key_value_heads} key-value), {spec.head_dim} wide",
         "vocabulary": spec.vocab_size,
         "context": spec.max_position_embeddings,
-        "rope": _rope(spec.rope),
+        "rope": _rope(spec.rope) + (", in lightning layers only" if spec.lightning is not None else ""),
         "tied embeddings": spec.tie_word_embeddings,
         "scale_emb": spec.scale_emb,
         "residual scale": round(spec.residual_scale, 7),
         "logit divisor": spec.logit_divisor,
         "eos token ids": list(spec.eos_token_ids),
+        **_lightning(spec),
         **sparse_facts(spec),
     }
     counts: dict[str, list[int]] = {}
@@ -126,6 +127,31 @@ def _rope(rope: RopeSpec) -> str:
         beyond = rope.original_max_position_embeddings
         return f"theta {rope.theta:g}, dynamic NTK by {rope.factor:g} beyond {beyond} tokens"
     return f"theta {rope.theta:g}"
+
+
+def _lightning(spec: ModelSpec) -> dict[str, str]:
+    """Which layers are of which kind, and what those of linear attention remember; nothing for a dense decoder."""
+    lightning = spec.lightning
+    if lightning is None:
+        return {}
+    others = [layer for layer in range(spec.num_hidden_layers) if layer not in lightning.layers]
+    wide = f"{lightning.heads} heads, {lightning.head_dim} wide"
+    return {
+        "softmax attention layers": f"{len(others)}, without rope, with an output gate: {_runs(others)}",
+        "lightning attention layers": f"{len(lightning.layers)}, {wide}: {_runs(lightning.layers)}",
+        "lightning states": f"{lightning.state_bytes / (1 << 20):.1f} MiB at any length, at 32 bits",
+    }
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Rising numbers, "0, 9, 16-17"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def attention_costs(spec: ModelSpec) -> tuple[AttentionCost, ...]:
@@ -158,7 +184,8 @@ def sparse_facts(spec: ModelSpec) -> dict[str, str]:
 
 def attention_memory(spec: ModelSpec, length: int, *, itemsize: int = 2) -> tuple[int, int]:
     """Bytes that attention remembers of `length` tokens: keys and values, and the means that sparse attention adds."""
-    vector = spec.num_hidden_layers * spec.num_key_value_heads * spec.head_dim * itemsize
+    layers = spec.num_hidden_layers - (len(spec.lightning.layers) if spec.lightning is not None else 0)
+    vector = layers * spec.num_key_value_heads * spec.head_dim * itemsize
     return 2 * length * vector, (spec.sparse.means(length) if spec.sparse else 0) * vector
 
 

@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from quantkit import discovery
+from quantkit.models.architectures._lightning import LightningSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,10 +46,15 @@ class Role(str, Enum):
     DOWN = "down"
     FINAL_NORM = "final_norm"
     LM_HEAD = "lm_head"
+    Q_NORM = "q_norm"
+    K_NORM = "k_norm"
+    O_NORM = "o_norm"
+    O_GATE = "o_gate"
+    Z = "z"
 
 
 LINEAR_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.GATE, Role.UP, Role.DOWN)
-NORM_ROLES = (Role.ATTN_NORM, Role.MLP_NORM, Role.FINAL_NORM)
+NORM_ROLES = (Role.ATTN_NORM, Role.MLP_NORM, Role.FINAL_NORM, Role.Q_NORM, Role.K_NORM, Role.O_NORM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +176,7 @@ class SparseSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A dense decoder, completely specified.
+    """A decoder, completely specified; a dense one where `lightning` is None.
 
     The forward pass (`x` residual stream, `s` = `residual_scale`):
         x = embed[ids] * scale_emb
@@ -198,6 +204,7 @@ class ModelSpec:
     pad_token_id: int | None
     sparse: SparseSpec | None = field(default=None, compare=False)
     """How the same weights may attend as well. Two specs that differ in it alone are one model, computed dense."""
+    lightning: LightningSpec | None = None
 
     @property
     def explicit_attention_factor(self) -> float | None:

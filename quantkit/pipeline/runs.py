@@ -11,6 +11,7 @@ from quantkit.artifacts.publishing import Published, clean_up, preflight, publis
 from quantkit.calibration.compute import Compute
 from quantkit.errors import BadOption
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture, with_source_dtypes
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.quantization import Quantization
@@ -64,6 +65,7 @@ def quantize(
         What `Quantization`, reading, calibrating and `publish` raise; all are `QuantkitError`s.
     """
     source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    check_dense(source, "quantize")
     run = Quantization(with_architecture(source, arch), options, compute=compute, progress=progress)
     planned = registry.exporter(INTERMEDIATE).prepare(with_source_dtypes(run.checkpoint, source), AS_IT_IS)
     target = Path(out)
@@ -108,6 +110,7 @@ def export(
         What reading and `publish` raise; all are `QuantkitError`s.
     """
     checkpoint = registry.open_checkpoint(source) if isinstance(source, (str, Path)) else source
+    check_dense(checkpoint, "export")
     planned = registry.exporter(format).prepare(checkpoint, options)
     return publish(
         planned,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from quantkit import registry
 from quantkit.errors import BadOption, EngineFailed, MissingDependency
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_dense
 from quantkit.protocols import Runtime
 
 ORACLE = "reference"
@@ -17,7 +18,7 @@ def choose_engine(name: str, checkpoint: Checkpoint) -> Runtime:
     """The runtime called `name`; "auto" = the first real engine here that runs `checkpoint`, else the oracle.
 
     Raises:
-        BadOption: an unknown engine, or one that does not load this container.
+        BadOption: an unknown engine, or one that does not load this container or has no class for the model.
         MissingDependency: the engine is not installed.
     """
     if name == "auto":
@@ -27,6 +28,9 @@ def choose_engine(name: str, checkpoint: Checkpoint) -> Runtime:
         raise BadOption(
             f"{name} does not load {container}", hint=f"engines for {container}: {', '.join(_engines(container))}"
         )
+    family = checkpoint.spec.architecture
+    if checkpoint.spec.lightning is not None and family not in runtime.architectures:
+        raise BadOption(f"{name} knows no {family}", hint=f"--engine {ORACLE} runs it")
     problem = runtime.missing()
     if problem is not None:
         raise MissingDependency(f"{name} cannot run here: {problem}")
@@ -37,8 +41,10 @@ def engine_of(name: str, checkpoint: Checkpoint) -> Runtime | None:
     """The real engine that a verification asks, None where it runs none ("none", "reference", "auto" without one).
 
     Raises:
-        What `choose_engine` raises; EngineFailed: the engine does not take this artifact.
+        What `choose_engine` raises; EngineFailed: the engine does not take this artifact. UnsupportedModel: nobody can
+        verify it.
     """
+    check_dense(checkpoint, "verify")
     if name == NO_ENGINE:
         return None
     runtime = real_engine(checkpoint) if name == "auto" else choose_engine(name, checkpoint)

@@ -19,7 +19,7 @@ from quantkit.artifacts.publishing import Published, publish, source_digest
 from quantkit.errors import BadOption, GoldenMismatch, MissingDependency, UnsupportedModel
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.context import check_length
+from quantkit.models.context import check_dense, check_length
 from quantkit.models.spec import LINEAR_ROLES
 from quantkit.progress import Progress
 from quantkit.verification.golden import (
@@ -134,6 +134,7 @@ def record_golden(
         What reading, `recorded` and `publish` raise; all are `QuantkitError`s.
     """
     checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    check_dense(checkpoint, "record")
     manifest = manifest_of(checkpoint)
     if not quantized and (checkpoint.holds_codes or has_original(checkpoint, manifest)):
         raise BadOption(

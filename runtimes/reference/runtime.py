@@ -1,4 +1,4 @@
-"""The plug-in: the reference, dense or sparse."""
+"""The plug-in: the reference, dense or sparse, and of both kinds of layers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 from quantkit import registry
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import SparseSpec
+from quantkit.runtimes.reference.sala.session import SalaSession
 from quantkit.runtimes.reference.session import ReferenceSession
 from quantkit.runtimes.reference.sparse.session import NOT_SPARSE, Observer, SparseSession
 from quantkit.runtimes.reference.sparse.variants import DEFAULT, variant_named
@@ -23,7 +24,7 @@ class ReferenceRuntime:
     name = "reference"
     summary = "numpy float32, slow and readable: the oracle"
     formats = registry.names("exporters")
-    architectures = ("minicpm", "llama")
+    architectures = ("minicpm", "llama", "sala")
 
     def __init__(self, *, attention: Literal["dense", "sparse"] = "dense", variant: str = DEFAULT.name) -> None:
         self._sparsely = attention == "sparse"
@@ -49,7 +50,11 @@ class ReferenceRuntime:
     def open(self, path: Path) -> ReferenceSession:
         """Open any readable artifact; reading errors are raised as they are."""
         checkpoint = registry.open_checkpoint(path)
-        return self.watched(checkpoint) if self._sparsely else ReferenceSession(checkpoint)
+        if self._sparsely:
+            return self.watched(checkpoint)
+        if checkpoint.spec.lightning is not None:
+            return SalaSession(checkpoint, self._variant, sparsely=False)
+        return ReferenceSession(checkpoint)
 
     def sparsely(self, variant: str | None) -> ReferenceRuntime:
         """The reference that attends sparsely, as the code `variant` does; None = the default.
@@ -63,7 +68,8 @@ class ReferenceRuntime:
         self, checkpoint: Checkpoint, *, observer: Observer | None = None, scored: Observer | None = None
     ) -> SparseSession:
         """An open checkpoint that attends sparsely, see `SparseSession`; raises what that raises."""
-        return SparseSession(checkpoint, self._variant, observer=observer, scored=scored)
+        kind = SparseSession if checkpoint.spec.lightning is None else SalaSession
+        return kind(checkpoint, self._variant, observer=observer, scored=scored)
 
     def sparse_from(self, sparse: SparseSpec) -> int:
         """Tokens of a prompt, read at once, whose last one attends sparsely."""

@@ -198,7 +198,7 @@ def _checked_kind(scaling: Mapping[str, Any], types: tuple[str, ...], where: str
         )
     kind = _kind(scaling)
     if not isinstance(kind, str) or kind not in types:
-        known = f"{', '.join(types[:-1])} and {types[-1]}"
+        known = " and ".join(filter(None, (", ".join(types[:-1]), types[-1])))
         raise UnsupportedModel(f"{where}: rope type {shown(kind)} is not supported; only {known}")
     for key, value in scaling.items():
         if key not in (*_SHARED_KEYS, *KEYS[kind]) and value is not None and not (key in _FACTORS and value == 1):

@@ -29,7 +29,7 @@ class Member:
 
     also: other models with the same config. architecture: that of `ModelSpec`, or the class of one that has none here.
     contexts: `max_position_embeddings` as published. marks: further keys of its config that tell it from others.
-    refused: why it is not taken; None where it is.
+    refused: why it is not taken; None where it is. limited: what can be done with it where that is not everything.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Member:
     contexts: tuple[int, ...]
     marks: Mapping[str, Any] = field(default_factory=dict)
     refused: str | None = None
+    limited: str | None = None
 
 
 _1B = Shape(1536, 3840, 52, 24, 8, 64)
@@ -135,10 +136,10 @@ MEMBERS = (
     ),
     Member(
         name="MiniCPM-SALA",
-        architecture="MiniCPMSALAForCausalLM",
+        architecture="sala",
         shape=Shape(4096, 16384, 32, 32, 2, 128),
         vocabulary=73448,
         contexts=(524288,),
-        refused="three quarters of its layers are linear (lightning) attention, the rest sparse",
+        limited="inspect and the reference only: three quarters of its layers are linear (lightning) attention",
     ),
 )

@@ -19,7 +19,7 @@ _SHAPE_KEYS = (
     "head_dim",
 )
 _CLASSES = {"MiniCPMForCausalLM": "minicpm", "MiniCPM4ForCausalLM": "minicpm", "LlamaForCausalLM": "llama"}
-_MODEL_TYPES = {"minicpm3": "MiniCPM3ForCausalLM", "minicpm_sala": "MiniCPMSALAForCausalLM"}
+_MODEL_TYPES = {"minicpm3": "MiniCPM3ForCausalLM"}
 
 
 def refused_member(config: Mapping[str, Any]) -> Member | None:
@@ -58,7 +58,11 @@ def described(facts: Mapping[str, Any], architecture: str) -> str:
         architecture: that of the `ModelSpec`.
     """
     shape = Shape(*(facts[key] for key in _SHAPE_KEYS))
-    taken = [member for member in MEMBERS if member.shape == shape and member.refused is None]
+    taken = [
+        member
+        for member in MEMBERS
+        if member.shape == shape and member.refused is None and _may_be(member.architecture, architecture)
+    ]
     alike = [member for member in taken if member.vocabulary == facts["vocab_size"]]
     exact = [member for member in alike if facts["max_position_embeddings"] in member.contexts]
     if exact:
@@ -70,6 +74,12 @@ def described(facts: Mapping[str, Any], architecture: str) -> str:
         vocabulary = facts["vocab_size"]
         return f"the shape of {_named(taken)}{_folded(taken, architecture)}, with a vocabulary of {vocabulary:,}"
     return UNKNOWN
+
+
+def _may_be(published: str, architecture: str) -> bool:
+    """Whether a member can have another architecture than its own: none that are limited are folded into a Llama."""
+    limited = {member.architecture for member in MEMBERS if member.limited is not None}
+    return published == architecture or not {published, architecture} & limited
 
 
 def _named(members: Sequence[Member]) -> str:

@@ -19,6 +19,7 @@ from quantkit import registry
 from quantkit.calibration.samples import weighed_tokens
 from quantkit.errors import UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture
 from quantkit.models.inspection import AttentionCost, attention_costs, sparse_facts
 from quantkit.pipeline.options import QuantizeOptions
@@ -105,6 +106,7 @@ def plan(
         UnsupportedSpec: a weight that the scheme cannot divide into groups.
     """
     checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    check_dense(checkpoint, "plan artifacts of")
     result, method, scheme = checkpoint, None, None
     tokens, weighed, writing, methods = 0, 0, 0, {}
     if options is not None:

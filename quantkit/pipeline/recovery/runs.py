@@ -9,6 +9,7 @@ from quantkit import registry
 from quantkit.artifacts.publishing import Published, clean_up, preflight, publish
 from quantkit.calibration.compute import Compute, check_torch
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.runs import AS_IT_IS, INTERMEDIATE, ONE_THREAD
@@ -63,6 +64,8 @@ def recover(
         registry.open_checkpoint(one) if isinstance(one, (str, Path)) else one for one in (model, teacher)
     )
     assert source is not None
+    for one in (source, *((taught,) if taught is not None else ())):
+        check_dense(one, "train")
     with joined_processes(compute.device) as processes:
         return _recovered(
             source,

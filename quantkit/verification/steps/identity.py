@@ -16,6 +16,7 @@ import numpy as np
 
 from quantkit.errors import GoldenMismatch, MalformedFile, MissingDependency, QuantkitError, UnsupportedModel
 from quantkit.files.json_file import parse_json
+from quantkit.models.architectures._lightning import LightningSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.layouts.small_files import is_legal
 from quantkit.models.spec import ModelSpec, RopeSpec, SparseSpec
@@ -145,12 +146,13 @@ def spec_from_json(data: object, where: str) -> ModelSpec:
         if not isinstance(data, Mapping):
             raise TypeError("not an object")
         given = {key: _untyped(value) for key, value in data.items()}
-        sparse = given.get("sparse")
+        sparse, lightning = given.get("sparse"), given.get("lightning")
         spec = ModelSpec(
             **{
                 **given,
                 "rope": RopeSpec(**given["rope"]),
                 "sparse": None if sparse is None else SparseSpec(**sparse),
+                "lightning": None if lightning is None else LightningSpec(**lightning),
             }
         )
         sizes = (spec.vocab_size, spec.hidden_size, spec.num_hidden_layers)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from quantkit.models.spec import SparseSpec
-from quantkit.runtimes.reference.formulas import attend, softmax
+from quantkit.runtimes.reference.formulas import attend
 from quantkit.runtimes.reference.sparse.memory import Memory, Rows
 from quantkit.runtimes.reference.sparse.mixture import Mixture
 from quantkit.runtimes.reference.sparse.selection import Selection
@@ -98,10 +98,9 @@ class SparseAttention:
         return mixed
 
     def _densely(self, q: np.ndarray, first: int) -> np.ndarray:
-        groups, total = self._groups, self.memory.length
-        k, v = (np.stack([rows.slice(g, 0, total) for g in range(groups)]) for rows in self._kept)
+        k, v = (rows.all() for rows in self._kept)
         mixed = []
-        for run in _runs(q.shape[1], max(1, SCORES // (len(q) // groups * total))):
+        for run in _runs(q.shape[1], max(1, SCORES // (len(q) // len(k) * k.shape[1]))):
             seen = slice(first + run.stop)
             mixed.append(attend(q[:, run], k[:, seen], v[:, seen]))
         return np.concatenate(mixed)
@@ -173,10 +172,12 @@ class SparseAttention:
         for some, keys in pieces:
             np.matmul(scaled, self.memory.keys.blocks(group, some).T, out=scores[:, keys])
         scores[:, hidden] = -np.inf
-        shares = softmax(scores)
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
         mixed = np.zeros(q.shape, np.float32)
         for some, keys in pieces:
-            mixed[0] += shares[:, keys] @ self.memory.values.blocks(group, some)
+            mixed[0] += scores[:, keys] @ self.memory.values.blocks(group, some)
+        mixed /= scores.sum(axis=-1, keepdims=True)
         return mixed
 
     @property

@@ -37,6 +37,11 @@ class Rows:
         rows: np.ndarray = self._buffer[group, start:stop].astype(np.float32, copy=False)
         return rows
 
+    def all(self) -> np.ndarray:
+        """Rows of all groups, (G, length, D) in float32."""
+        rows: np.ndarray = self._buffer[:, : self.length].astype(np.float32, copy=False)
+        return rows
+
     def blocks(self, group: int, numbers: np.ndarray) -> np.ndarray:
         """Whole blocks of a group by their numbers, one behind the other, (len(numbers) * block, D) in float32.
 

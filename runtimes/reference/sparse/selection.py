@@ -64,7 +64,9 @@ class Selection:
         padded[:, : self._memory.fine.rows.length] = 0
         shared = min(scores.shape[1], padded.shape[1])
         padded[:, :shared] = scores[:, :shared]
-        best: np.ndarray = padded.reshape(len(q), blocks, per_block).max(axis=-1)
+        best: np.ndarray = padded[:, ::per_block].copy()
+        for place in range(1, per_block):
+            np.maximum(best, padded[:, place::per_block], out=best)
         if blocks > 1:
             np.maximum(best[:, 1:], padded[:, per_block - 1 : -1 : per_block], out=best[:, 1:])
         return best
@@ -80,9 +82,10 @@ class Selection:
         highest = over.max(axis=-1, keepdims=True, initial=-np.inf)  # (T, R, 1)
         highest[np.isneginf(highest)] = np.inf  # nothing to normalise by: all scores are zero
         # A mean that outweighs the coarse ones by exp(88) is infinitely good; where none are seen it is 0 / 0.
-        with np.errstate(over="ignore", invalid="ignore"):
-            shares = np.exp(fine - highest) / np.exp(over - highest).sum(axis=-1, keepdims=True)
-        summed: np.ndarray = shares.sum(axis=1)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            normaliser = np.exp(over - highest).sum(axis=-1)  # (T, R)
+            np.exp(np.subtract(fine, highest, out=fine), out=fine)
+            summed: np.ndarray = ((1 / normaliser)[:, None] @ fine)[:, 0]
         summed[unseen] = 0
         np.nan_to_num(summed, copy=False, nan=0.0, posinf=np.inf)
         return summed

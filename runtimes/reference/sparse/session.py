@@ -141,11 +141,12 @@ class SparseSession(ReferenceSession):
     def next_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """See `ReferenceSession.next_logits`; ids that do not begin with those of the last call are read anew."""
         ids, known = self._checked(token_ids), self._ids
-        goes_on = len(ids) > len(known) and ids[: len(known)] == known
+        goes_on = 0 < len(known) < len(ids) and ids[: len(known)] == known
         if not goes_on or not self.spec.rope.turns_alike(len(known), len(ids)):
-            known, self._layers = [], {}
+            known = []
+            self._forget()
         self._ids = []  # until all layers know the same ones again
-        model = self._model(Work(0, None), keep=True, layers=self._layers)
+        model = self._going_on(Work(0, None))
         new = ids[len(known) :]
         batch = Batch(model.embed(new), [model.span(slice(0, len(new)), len(ids))])
         for _ in model.stages([batch]):
@@ -154,8 +155,16 @@ class SparseSession(ReferenceSession):
         row: np.ndarray = model.logits(batch, slice(-1, None))[0]
         return row
 
+    def _forget(self) -> None:
+        """Nothing is remembered of the ids before."""
+        self._layers = {}
+
     def _forward(self, work: Work, *, keep: bool) -> ForwardPass:
         return self._model(work, keep=keep, layers=None)
+
+    def _going_on(self, work: Work) -> ForwardPass:
+        """The formulas for what follows the ids before."""
+        return self._model(work, keep=True, layers=self._layers)
 
     def _model(self, work: Work, *, keep: bool, layers: dict[int, SparseAttention] | None) -> ForwardPass:
         return SparseForwardPass(

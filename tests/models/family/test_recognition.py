@@ -19,7 +19,7 @@ from quantkit.protocols import ExportOptions
 from tests.support.family import CONFIGS, write_member
 from tests.support.tiny import tiny_config, write_tiny_checkpoint
 
-TAKEN = [member for member in MEMBERS if member.refused is None]
+TAKEN = [member for member in MEMBERS if member.refused is None and member.limited is None]
 REFUSED = [member for member in MEMBERS if member.refused is not None]
 CLASSES = {"minicpm": "MiniCPMForCausalLM", "llama": "LlamaForCausalLM"}
 
@@ -124,6 +124,15 @@ def test_the_config_as_published_is_recognised(shape: str) -> None:
 def test_a_folded_member_is_told_from_one_that_is_a_llama() -> None:
     assert said(by_name("MiniCPM4-8B"), "llama").endswith(", folded into a Llama")
     assert "folded" not in said(by_name("MiniCPM5-1B"))
+
+
+def test_a_limited_member_is_told_from_those_of_its_shape() -> None:
+    facts = {**by_name("MiniCPM4-8B"), "max_position_embeddings": 524288}
+    assert described(facts, "sala") == "MiniCPM-SALA"
+    assert described({**facts, "max_position_embeddings": 4096}, "sala") == "MiniCPM-SALA, with a context of 4,096"
+    assert "SALA" not in described(facts, "minicpm")
+    assert "SALA" not in described(facts, "llama")
+    assert described({**by_name("MiniCPM4-0.5B")}, "sala") == UNKNOWN
 
 
 def test_inspect_shows_it_for_folders_and_files(tmp_path: Path) -> None:
