@@ -17,6 +17,8 @@ from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.ternary import TernaryWeights, ternary_weights
 from quantkit.tensors.views import TensorView, Weight
 
+MEAN_BYTES = 4
+"""Of a channel of a mean of keys, which keeps its precision whatever that of the keys."""
 CONTEXTS = (8 << 10, 32 << 10, 128 << 10)
 """Lengths for which it is told what attention costs."""
 TRAINED_BITS = 4
@@ -26,7 +28,7 @@ TRAINED_BITS = 4
 @dataclass(frozen=True, slots=True)
 class AttentionCost:
     """What sparse attention costs in a context of `length` tokens: how many of them the last one attends to, and bytes
-    that are kept at 16 bits, of keys and values, and of means of keys."""
+    that are kept, of keys and values at 16 bits, and of means of keys at 32."""
 
     length: int
     attended: int
@@ -178,15 +180,17 @@ def sparse_facts(spec: ModelSpec) -> dict[str, str]:
     return {
         "sparse attention": chosen + by + dense,
         "tokens attended": ", ".join(shares),
-        "keys and values + means of keys": f"{', '.join(kept)}, at 16 bits",
+        "keys and values + means of keys": f"{', '.join(kept)}, at 16 and 32 bits",
     }
 
 
 def attention_memory(spec: ModelSpec, length: int, *, itemsize: int = 2) -> tuple[int, int]:
-    """Bytes that attention remembers of `length` tokens: keys and values, and the means that sparse attention adds."""
+    """Bytes that attention remembers of `length` tokens: keys and values, and the float32 means that sparse attention
+    adds."""
     layers = spec.num_hidden_layers - (len(spec.lightning.layers) if spec.lightning is not None else 0)
-    vector = layers * spec.num_key_value_heads * spec.head_dim * itemsize
-    return 2 * length * vector, (spec.sparse.means(length) if spec.sparse else 0) * vector
+    channels = layers * spec.num_key_value_heads * spec.head_dim
+    means = spec.sparse.means(length) if spec.sparse else 0
+    return 2 * length * channels * itemsize, means * channels * MEAN_BYTES
 
 
 def _describe(name: str, weight: Weight) -> PlannedTensor:

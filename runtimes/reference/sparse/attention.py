@@ -34,8 +34,8 @@ Or by which scores: float32 (T, B), inf of blocks that always are chosen, -inf o
 class SparseAttention:
     """Sparse attention with its memory.
 
-    dtype: of what is remembered; everything is computed in float32. observer: told of every choice. scored: told of
-    the scores that it is made by, before it is.
+    dtype: of keys and values that are remembered; everything is computed in float32. observer: told of every choice.
+    scored: told of the scores that it is made by, before it is.
 
     Raises:
         BadOption: the variant cannot be run with this configuration.
