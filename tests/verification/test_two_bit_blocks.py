@@ -19,10 +19,10 @@ from quantkit.exporters.gguf.container.file import read_gguf
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
-from quantkit.verification import proof
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.proof import verify
 from quantkit.verification.report import Report
+from quantkit.verification.steps import sequence
 from tests.support.runs import quantized, read_through
 from tests.support.wrong_models import signed
 
@@ -112,7 +112,7 @@ def test_an_engine_that_takes_the_codes_of_one_matrix_in_another_order_is_found(
 ) -> None:
     wrong = damaged(artifact, tmp_path, turn_the_bytes_round)
     misled = Misled(registry.runtime("llama-cpp"), wrong)
-    with patch.object(proof, "engine_of", lambda name, checkpoint: misled):
+    with patch.object(sequence, "engine_of", lambda name, checkpoint: misled):
         report = verify(artifact, golden=golden, engine="llama-cpp", prompts=PROMPTS)
     assert failed_at(report) == "engine"
     assert report.divergence is not None
