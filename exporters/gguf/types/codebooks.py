@@ -19,6 +19,7 @@ import numpy as np
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.types.parts import Layout, Parts, half_bytes, halves
 from quantkit.tensors import packing as bits
+from quantkit.tensors.level_tables import TABLES
 
 RUN = 32
 """Weights that share a scale."""
@@ -27,8 +28,7 @@ IQ4_NL = BlockType("IQ4_NL", 20, RUN, 18)
 IQ4_XS = BlockType("IQ4_XS", 23, 256, 136)
 MXFP4 = BlockType("MXFP4", 39, RUN, 17)
 
-IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-MXFP4_LEVELS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+IQ4_LEVELS, MXFP4_LEVELS = TABLES["iq4-nl"], TABLES["fp4"]
 
 
 def half_powers(exponents: np.ndarray) -> np.ndarray:
