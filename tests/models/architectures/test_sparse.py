@@ -70,11 +70,11 @@ def test_inspection_tells_what_is_seen_and_kept() -> None:
 
 
 def test_memory_of_the_8b_at_128k() -> None:
-    """2 heads of 128 channels in 32 layers: 32 KiB a token; 8191 fine means and 2047 coarse ones of half as much."""
+    """2 heads of 128 channels in 32 layers: 32 KiB a token; 8191 fine means and 2047 coarse ones in float32."""
     spec = parse_config(
         tiny_config(
             hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=2, sparse_config={}
         )
     )
-    assert attention_memory(spec, 1 << 17) == (32768 << 17, (8191 + 2047) * 16384)
+    assert attention_memory(spec, 1 << 17) == (32768 << 17, (8191 + 2047) * 32768)
     assert [SparseSpec().means(length) for length in (31, 32, 127, 128)] == [0, 1, 6, 8]
