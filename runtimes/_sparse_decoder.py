@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quantkit.errors import EngineFailed
+from quantkit.models.spec import COARSE
 from quantkit.runtimes._cached_decoder import IDS, LOGITS, checked_rows
 
 PAST_LENGTH, PROMPT_LENGTH = "past_length", "prompt_length"
 PARTS = ("key", "value", "fine", "coarse")
-COARSE = 4
-"""Coarse means are so many times as far apart as fine ones."""
 SMALLEST = 256
 """Tokens that there is room for from the start."""
 

@@ -54,7 +54,7 @@ def quantize(name: str, block: BlockType, values: np.ndarray) -> np.ndarray:
 def _quantize_q8_0(name: str, x: np.ndarray, scratch: np.ndarray, target: np.ndarray) -> None:
     """d = max|x| / 127, code = x / d rounded half away from zero. `x` is overwritten."""
     np.abs(x, out=scratch)
-    largest = _checked_largest(name, bits.block_maxima(scratch))
+    largest = finite(name, bits.block_maxima(scratch))
     d = largest / np.float32(127)
     np.multiply(x, _inverse(d), out=x)
     # Truncation after adding the float below one half is rounding half away from zero; 0.5 itself would take
@@ -73,7 +73,7 @@ def _quantize_symmetric(block: BlockType) -> Callable[[str, np.ndarray, np.ndarr
         np.abs(x, out=scratch)
         extreme = np.take_along_axis(x, scratch.argmax(axis=1, keepdims=True), axis=1)
         extreme += np.float32(0)  # a block of zeros of either sign has d = +0 / -offset in ggml
-        d = _checked_largest(name, extreme) / np.float32(-offset)
+        d = finite(name, extreme) / np.float32(-offset)
         inverse = _inverse(d)
         np.multiply(x, inverse, out=x)
         np.add(x, np.float32(offset + 0.5), out=x)
@@ -90,8 +90,8 @@ def _quantize_with_minimum(block: BlockType) -> Callable[[str, np.ndarray, np.nd
 
     def quantizer(name: str, x: np.ndarray, _scratch: np.ndarray, target: np.ndarray) -> None:
         # The first of equals, as in ggml: x.min() would pick the sign of zero by the processor's vector width.
-        minimum = _checked_largest(name, np.take_along_axis(x, x.argmin(axis=1, keepdims=True), axis=1))
-        maximum = _checked_largest(name, np.take_along_axis(x, x.argmax(axis=1, keepdims=True), axis=1))
+        minimum = finite(name, np.take_along_axis(x, x.argmin(axis=1, keepdims=True), axis=1))
+        maximum = finite(name, np.take_along_axis(x, x.argmax(axis=1, keepdims=True), axis=1))
         d = (maximum - minimum) / levels
         np.subtract(x, minimum, out=x)
         np.multiply(x, _inverse(d), out=x)
@@ -117,13 +117,14 @@ def _inverse(d: np.ndarray) -> np.ndarray:
     return inverse
 
 
-def _checked_largest(name: str, largest: np.ndarray) -> np.ndarray:
-    if not np.isfinite(largest).all():
+def finite(name: str, values: np.ndarray) -> np.ndarray:
+    """`values`; raises `NonFiniteValues` for NaN or infinity among them."""
+    if not np.isfinite(values).all():
         raise NonFiniteValues(
             f"tensor {name!r} has NaN or infinite values",
             hint="the source is damaged or was trained into overflow; use a sound one",
         )
-    return largest
+    return values
 
 
 def half_floats(name: str, block: BlockType, values: np.ndarray) -> np.ndarray:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Samples, Target, Threads
+from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Target, Threads
 from quantkit.cli.output import Output, human_size
 
 CALIBRATED = "calibrated"
@@ -75,7 +76,10 @@ def export(
             show_default="own text alone",
         ),
     ] = None,
-    samples: Samples = 128,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=1, help="calibrated: sequences to calibrate on.", show_default="128"),
+    ] = None,
     tensor_types: Annotated[
         list[str] | None,
         typer.Option(
@@ -105,6 +109,7 @@ def export(
         CalibrationFile,
         CalibrationOptions,
         Compute,
+        ExportOptions,
         QuantizeOptions,
         loads_in,
         open_checkpoint,
@@ -114,31 +119,37 @@ def export(
     from quantkit import export_calibrated as solve
     from quantkit.errors import BadOption
 
+    if (calibration or samples is not None) and algorithm != CALIBRATED:
+        option = "--calibration" if calibration else "--samples"
+        raise BadOption(f"{option} is for --algorithm calibrated", hint="add it; llama.cpp's own way takes no text")
     output = Output(as_json=as_json)
+    blocks = BlockOptions(
+        algorithm=algorithm,
+        tensor_types=tuple(tensor_types or ()),
+        output_type=output_type,
+        embedding_type=embedding_type,
+        pure=pure,
+    )
     name, options = parse_target(
         f"{format}:{type}" if type else format,
-        arch=arch,
-        target=target,
-        bits=bits,
-        ops=ops,
-        context=context,
-        attention=attention,
-        blocks=BlockOptions(
-            algorithm=algorithm,
-            tensor_types=tuple(tensor_types or ()),
-            output_type=output_type,
-            embedding_type=embedding_type,
-            pure=pure,
+        ExportOptions(
+            arch=arch,
+            target=target,
+            bits=bits,
+            ops=ops,
+            context=context,
+            attention=attention,
+            blocks=blocks,
+            threads=threads or os.cpu_count() or 1,
         ),
-        threads=threads or os.cpu_count() or 1,
     )
     checkpoint = open_checkpoint(source)
     output.notes(checkpoint.notes)
-    if calibration and algorithm != CALIBRATED:
-        raise BadOption("--calibration is for --algorithm calibrated", hint="add it; llama.cpp's own way takes no text")
     with output.progress(f"reading {source.name}") as progress:
         if algorithm == CALIBRATED:
-            text = CalibrationOptions(files=tuple(map(CalibrationFile.parse, calibration or ())), sequences=samples)
+            text = CalibrationOptions(files=tuple(map(CalibrationFile.parse, calibration or ())))
+            if samples is not None:
+                text = replace(text, sequences=samples)
             done = solve(
                 name,
                 checkpoint,

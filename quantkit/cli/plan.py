@@ -59,7 +59,7 @@ def plan(
 
     Reads headers only; for method ternary also the weights, because what is ternary already is taken over.
     """
-    from quantkit import CalibrationOptions, QuantizeOptions, every_target, parse_target
+    from quantkit import CalibrationOptions, ExportOptions, QuantizeOptions, every_target, parse_target
     from quantkit import plan as make_plan
     from quantkit.errors import BadOption
 
@@ -77,7 +77,7 @@ def plan(
             strict=strict,
         )
     wanted = every_target() if to == ALL else to.split(",")
-    targets = [parse_target(item, arch=arch, target=target) for item in wanted]
+    targets = [parse_target(item, ExportOptions(arch=arch, target=target)) for item in wanted]
     made = make_plan(source, targets, options)
     rows = table("format", "type", "size", "bits/weight", "", right=("size", "bits/weight"))
     for container in made.targets:

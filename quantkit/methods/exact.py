@@ -67,7 +67,7 @@ def _on_its_grid(layer: Layer) -> QuantizedTensor:
     if not isinstance(scheme, AffineGroups) or not scheme.symmetric or scheme.ternary:
         raise UnsupportedSpec(
             f"only symmetric codes are taken over as they lie, not {scheme}",
-            hint="leave out --asymmetric; ternary weights are taken over by --method ternary",
+            hint="leave out --asym; ternary weights are taken over by --method ternary",
         )
     fit = fitted(layer.weight, scheme)
     if not fit.on_grid.all():

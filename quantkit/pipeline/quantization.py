@@ -183,11 +183,11 @@ class Quantization:
 
     def _reader(self, view: QuantizedView, layer: int | None) -> Callable[[], QuantizedTensor]:
         """Once one weight is calibrated, all those of the blocks come from the stream: later ones see their errors."""
-        if self._calibrated and layer is not None:
-            return lambda: self.weight_errors.measured(view.name, self._at_block(view.name, layer).tensors[view.name])
-        if self._methods[view.name].needs_calibration:
+        if not self._calibrated:
+            return lambda: self.weight_errors.measured(view.name, self._alone(view))
+        if layer is None:
             return lambda: self.weight_errors.measured(view.name, self._outer(view.name))
-        return lambda: self.weight_errors.measured(view.name, self._alone(view))
+        return lambda: self.weight_errors.measured(view.name, self._at_block(view.name, layer).tensors[view.name])
 
     def _norm_fetch(self, view: TensorView, layer: int) -> Callable[[int, int], np.ndarray]:
         """A norm that smoothing may change when its block is quantized."""

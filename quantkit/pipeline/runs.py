@@ -10,6 +10,7 @@ from quantkit import registry
 from quantkit.artifacts.publishing import Published, clean_up, preflight, publish
 from quantkit.calibration.compute import Compute
 from quantkit.errors import BadOption
+from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture, with_source_dtypes
@@ -68,19 +69,7 @@ def quantize(
     check_dense(source, "quantize")
     run = Quantization(with_architecture(source, arch), options, compute=compute, progress=progress)
     planned = registry.exporter(INTERMEDIATE).prepare(with_source_dtypes(run.checkpoint, source), AS_IT_IS)
-    target = Path(out)
-    clean_up(planned, target)
-    preflight(planned, target, inputs=source.inputs, overwrite=overwrite, journal_size=run.journal_size())
-    with run.journal(planned, target):
-        run.calibrate()
-        return publish(
-            planned,
-            target,
-            inputs=source.inputs,
-            overwrite=overwrite,
-            progress=run.writing,
-            report=run.report,
-        )
+    return _written(run, planned, Path(out), source, overwrite=overwrite)
 
 
 def export(
@@ -148,6 +137,7 @@ def export_calibrated(
         BadOption: a container without such types. Others: what `quantize` and `export` raise.
     """
     source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    check_dense(source, "quantize")
     exporter = registry.exporter(format)
     if not isinstance(exporter, Mixture):
         raise BadOption(
@@ -157,11 +147,15 @@ def export_calibrated(
     schemes = exporter.schemes(dense, replace(options, arch="native"))
     run = Quantization(dense, replace(quantization, schemes=schemes), compute=compute, progress=progress)
     planned = exporter.prepare(with_source_dtypes(run.checkpoint, source), replace(options, arch="native"))
-    target = Path(out)
-    clean_up(planned, target)
-    preflight(planned, target, inputs=source.inputs, overwrite=overwrite, journal_size=run.journal_size())
-    with run.journal(planned, target):
+    return _written(run, planned, Path(out), source, overwrite=overwrite)
+
+
+def _written(
+    run: Quantization, planned: PlannedArtifact, out: Path, source: Checkpoint, *, overwrite: bool
+) -> Published:
+    """Quantize and write; what an earlier run of the same kind has finished is not done again."""
+    clean_up(planned, out)
+    preflight(planned, out, inputs=source.inputs, overwrite=overwrite, journal_size=run.journal_size())
+    with run.journal(planned, out):
         run.calibrate()
-        return publish(
-            planned, target, inputs=source.inputs, overwrite=overwrite, progress=run.writing, report=run.report
-        )
+        return publish(planned, out, inputs=source.inputs, overwrite=overwrite, progress=run.writing, report=run.report)

@@ -11,6 +11,7 @@ import numpy as np
 from quantkit.errors import UnsupportedSpec
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 TABLES: Mapping[str, tuple[int, ...]] = {
@@ -55,13 +56,12 @@ class LevelTable:
         found: np.ndarray = codes[np.searchsorted(_borders(levels), x, side="right")].astype(np.uint8)
         return found
 
-    def nearest_(self, x: Tensor) -> Tensor:
-        """See `quantkit.tensors.scheme.Levels`."""
+    def on(self, device: torch.device) -> TableLevels:
+        """What solvers round to."""
         import torch  # noqa: PLC0415 - planning and reading do without it
 
         levels = np.unique(self.levels)
-        borders = torch.from_numpy(_borders(levels)).to(x.device)
-        return x.copy_(torch.from_numpy(levels).to(x.device)[torch.bucketize(x.contiguous(), borders, right=True)])
+        return TableLevels(torch.from_numpy(levels).to(device), torch.from_numpy(_borders(levels)).to(device))
 
     def codes(self, levels: Tensor) -> Tensor:
         """The codes of levels: integral float32."""
@@ -70,6 +70,20 @@ class LevelTable:
         known, codes = np.unique(self.levels, return_index=True)
         places = torch.bucketize(levels.contiguous(), torch.from_numpy(known).to(levels.device))
         return torch.from_numpy(codes.astype(np.float32)).to(levels.device)[places]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableLevels:
+    """See `quantkit.tensors.scheme.Levels`. levels: rising, [n]. borders: half-way between them, [n - 1]."""
+
+    levels: Tensor
+    borders: Tensor
+
+    def nearest_(self, x: Tensor) -> Tensor:
+        """See `quantkit.tensors.scheme.Levels`; of two as near the higher one."""
+        import torch  # noqa: PLC0415 - planning and reading do without it
+
+        return x.copy_(self.levels[torch.bucketize(x.contiguous(), self.borders, right=True)])
 
 
 def _borders(levels: np.ndarray) -> np.ndarray:

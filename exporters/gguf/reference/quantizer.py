@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from quantkit.errors import NonFiniteValues, ValueOutOfRange
 from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.quantizers import finite, half_floats
 from quantkit.exporters.gguf.reference import codebooks, simple, super_blocks
 from quantkit.exporters.gguf.reference.super_blocks import Quantizer
 from quantkit.exporters.gguf.types.values import LAYOUTS
@@ -42,16 +42,12 @@ def reference_blocks(name: str, block: BlockType, values: np.ndarray, weights: n
         step = max(1, PIECE // block.elements)
         importance = None if weights is None else np.asarray(weights, np.float32).reshape(per_row, block.elements)
         for start in range(0, len(flat), step):
-            piece = flat[start : start + step].astype(np.float32)
-            _check(name, piece)
+            piece = finite(name, flat[start : start + step].astype(np.float32))
             own = None if importance is None else importance[np.arange(start, start + len(piece)) % per_row]
             parts = SEARCHED[block](piece, own)
             for scale in (parts.d, parts.dmin):
-                if scale is not None and scale.dtype == np.float16 and not np.isfinite(scale).all():
-                    raise ValueOutOfRange(
-                        f"tensor {name!r}: a {block.name} scale or minimum exceeds float16's 65504",
-                        hint="write bf16 or f32, which reach further",
-                    )
+                if scale is not None and scale.dtype == np.float16:
+                    half_floats(name, block, scale)
             packed[start : start + step] = LAYOUTS[block].pack(parts)
     return packed.reshape(rows, -1)
 
@@ -63,15 +59,6 @@ def _simple(name: str, block: BlockType, values: np.ndarray, weights: np.ndarray
     step = max(1, PIECE // cols)
     importance = None if weights is None else np.asarray(weights, np.float32)
     for start in range(0, rows, step):
-        piece = values[start : start + step].astype(np.float32)
-        _check(name, piece)
+        piece = finite(name, values[start : start + step].astype(np.float32))
         packed[start : start + step] = simple.reference_blocks(name, block, piece, importance)
     return packed
-
-
-def _check(name: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise NonFiniteValues(
-            f"tensor {name!r} has NaN or infinite values",
-            hint="the source is damaged or was trained into overflow; use a sound one",
-        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantkit.errors import MissingDependency
-from quantkit.exporters.onnx.elements import BOOL, INT64, Element
+from quantkit.exporters.onnx.elements import BOOL, FLOAT, INT64, Element
 from quantkit.exporters.onnx.places import DATA_NAME, Extent
 
 if TYPE_CHECKING:
@@ -74,6 +74,14 @@ class Graph:
         self._nodes.append(
             helper.make_node(kind, list(inputs), list(outputs), name, domain=domain or None, **attributes)
         )
+
+    def float32(self, x: str) -> str:
+        """`x`, of the graph's element, in float32."""
+        return x if self.element == FLOAT else self.node("Cast", (x,), to=FLOAT.code)
+
+    def narrowed(self, x: str) -> str:
+        """Float32 `x` in the graph's element."""
+        return x if self.element == FLOAT else self.node("Cast", (x,), to=self.element.code)
 
     def constant(self, values: np.ndarray) -> str:
         """A small tensor that lies in the graph itself; equal ones are there once."""

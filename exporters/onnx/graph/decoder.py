@@ -144,7 +144,7 @@ class _Body:
         """x / sqrt(mean(x ** 2) + eps) * weight, in float32, which onnxruntime makes one operator of."""
         graph, wide = self._graph, self._element == FLOAT
         weight = graph.external(name, self._plan.weights[name].extents[""])
-        x = x if wide else graph.node("Cast", (x,), to=FLOAT.code)
+        x = graph.float32(x)
         square = graph.node("Pow", (x, graph.number(2.0, np.dtype(np.float32))))
         mean = graph.node("ReduceMean", (square, graph.integers(-1)), keepdims=1)
         shifted = graph.node("Add", (mean, graph.number(self._spec.rms_norm_eps, np.dtype(np.float32))))

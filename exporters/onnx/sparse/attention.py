@@ -77,7 +77,7 @@ class SparseAttention:
     def _densely(self, q: str, kept: Kept) -> str:
         """Of any number of tokens to all that are not behind them."""
         graph, memory = self._graph, self._memory
-        keys, values = (self._wide(self._first(x, memory.total)) for x in (kept.keys, kept.values))
+        keys, values = (graph.float32(self._first(x, memory.total)) for x in (kept.keys, kept.values))
         stop = graph.node("Squeeze", (memory.total, graph.integers(0)))
         tokens = graph.node("Range", (graph.integer(0), stop, graph.integer(1)))
 
@@ -125,11 +125,7 @@ class SparseAttention:
         numbers = graph.node("Add", (chosen, graph.node("Mul", (groups, per_group))))
         blocks = graph.node("Reshape", (kept, graph.integers(-1, size * self._size)))
         rows = graph.node("Gather", (blocks, numbers), axis=0)
-        return self._wide(graph.node("Reshape", (rows, graph.integers(0, self._groups, -1, self._size))))
-
-    def _wide(self, x: str) -> str:
-        """In float32."""
-        return x if self._graph.element == FLOAT else self._graph.node("Cast", (x,), to=FLOAT.code)
+        return graph.float32(graph.node("Reshape", (rows, graph.integers(0, self._groups, -1, self._size))))
 
     def _rows(self, x: str, tile: str) -> str:
         return self._graph.node("Gather", (x, tile), axis=0)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.exporters.onnx.elements import FLOAT, INT64
+from quantkit.exporters.onnx.elements import INT64
 from quantkit.exporters.onnx.graph.builder import Graph
 from quantkit.exporters.onnx.graph.remembered import PAST, PRESENT, Remembered
 from quantkit.models.spec import COARSE, ModelSpec, SparseSpec
@@ -123,13 +123,11 @@ class Memory:
     def _mean(self, part: str, keys: str, unturned: Unturned | None) -> tuple[str, str]:
         """Where the new means are written, and what, [G, n, D]."""
         graph, (places, tokens) = self._graph, self._means[part]
-        taken = graph.node("Gather", (keys, tokens), axis=1)
-        if self._graph.element != FLOAT:
-            taken = graph.node("Cast", (taken,), to=FLOAT.code)
+        taken = graph.float32(graph.node("Gather", (keys, tokens), axis=1))
         if unturned is not None:
             taken = unturned(taken, tokens)
         mean = graph.node("ReduceMean", (taken, graph.integers(2)), keepdims=0)
-        return places, mean if graph.element == FLOAT else graph.node("Cast", (mean,), to=graph.element.code)
+        return places, graph.narrowed(mean)
 
     def _written(self, layer: int, part: str, places: str, rows: str) -> str:
         given, made = PAST % (layer, part), PRESENT % (layer, part)

@@ -5,7 +5,6 @@ It takes one sequence, of no padding.
 
 from __future__ import annotations
 
-from quantkit.exporters.onnx.elements import FLOAT
 from quantkit.exporters.onnx.graph.builder import Graph
 from quantkit.exporters.onnx.graph.standard_parts import StandardParts
 from quantkit.exporters.onnx.places import Places
@@ -45,23 +44,17 @@ class SparseOperators(StandardParts):
         kept = self._memory.extended(layer, self._turned(k, self._cos, self._sin), v, self._unturned)
         scaled = self._scaled(turned)
         mixed = self._attention.mixed(scaled, scaled if self._unturned is None else self._scaled(q), kept)
-        if graph.element != FLOAT:
-            mixed = graph.node("Cast", (mixed,), to=graph.element.code)
-        return graph.node("Unsqueeze", (mixed, graph.integers(0)))
+        return graph.node("Unsqueeze", (graph.narrowed(mixed), graph.integers(0)))
 
     def _scaled(self, q: str) -> str:
         """[T, H, D] times D^-0.5, float32 [T, G, R, D]."""
         graph, size = self._graph, self._spec.head_dim
-        scaled = graph.node("Mul", (self._wide(q), graph.number(size**-0.5, FLOAT32)))
+        scaled = graph.node("Mul", (graph.float32(q), graph.number(size**-0.5, FLOAT32)))
         return graph.node("Reshape", (scaled, graph.integers(-1, self._groups, self._heads // self._groups, size)))
 
     def _turned_back(self, keys: str, positions: str) -> str:
         """Keys as they were before rotation, which is undone; see `quantkit.exporters.onnx.sparse.memory.Unturned`."""
         graph, amplitude = self._graph, self._spec.rope.attention_factor
-        cos, sin = (self._wide(self._angles(kind, positions, self._memory.total)) for kind in ("cos", "sin"))
+        cos, sin = (graph.float32(self._angles(kind, positions, self._memory.total)) for kind in ("cos", "sin"))
         turned = self._turned(keys, cos, graph.node("Neg", (sin,)))
         return turned if amplitude == 1 else graph.node("Div", (turned, graph.number(amplitude**2, FLOAT32)))
-
-    def _wide(self, x: str) -> str:
-        """In float32."""
-        return x if self._graph.element == FLOAT else self._graph.node("Cast", (x,), to=FLOAT.code)

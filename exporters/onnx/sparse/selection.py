@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.exporters.onnx.elements import FLOAT
 from quantkit.exporters.onnx.graph.builder import Graph
 from quantkit.exporters.onnx.sparse.memory import Means, Memory
 from quantkit.models.spec import SparseSpec
@@ -73,10 +72,8 @@ class Selection:
     def _products(self, means: str, q: str, shape: str) -> str:
         """Means [G, n, D] times q [G, D, t * R], as [G, n, t, R]."""
         graph = self._graph
-        if graph.element != FLOAT:
-            means = graph.node("Cast", (means,), to=FLOAT.code)
         shape = graph.node("Concat", (graph.integers(0, 0), shape), axis=0)
-        return graph.node("Reshape", (graph.node("MatMul", (means, q)), shape))
+        return graph.node("Reshape", (graph.node("MatMul", (graph.float32(means), q)), shape))
 
     def _seen(self, kind: Means, length: str, means: str) -> tuple[str, str]:
         """Which means the last of `length` [t] tokens see, bool [n, t], and which of them see any, [t]."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantkit import registry
 from quantkit.errors import BadOption
 from quantkit.protocols import ExportOptions, Verdict
-from quantkit.tensors.block_options import BlockOptions
 
+AS_IT_IS = ExportOptions()
 ONLY_TYPE = "default"
 """Said of containers that have no types to choose from."""
 
@@ -43,22 +43,11 @@ class Target:
         return f"{self.format}:{kind}:{self.bits or ''}".rstrip(":")
 
 
-def parse_target(
-    text: str,
-    *,
-    arch: str = "native",
-    target: str | None = None,
-    bits: int | None = None,
-    ops: str | None = None,
-    context: int | None = None,
-    attention: str = "dense",
-    blocks: BlockOptions | None = None,
-    threads: int = 1,
-) -> tuple[str, ExportOptions]:
-    """Read FORMAT, FORMAT:TYPE or FORMAT:TYPE:BITS, such as `gguf:q4_0` or `gptq::4`; `bits` is for what says none.
+def parse_target(text: str, others: ExportOptions = AS_IT_IS) -> tuple[str, ExportOptions]:
+    """Read FORMAT, FORMAT:TYPE or FORMAT:TYPE:BITS, such as `gguf:q4_0` or `gptq::4`.
 
-    The others are those of `ExportOptions`; whether a format has `ops`, a `context`, `attention` and `blocks`, its
-    exporter says.
+    others: the options that the text says nothing of, `bits` among them where it has none; its type is not read.
+    Whether a format has `ops`, a `context`, `attention` and `blocks`, its exporter says.
 
     Raises:
         BadOption: an unknown format, or a type, target or width of codes that the format does not have.
@@ -67,22 +56,13 @@ def parse_target(
     exporter = registry.exporter(name)
     if kind and kind not in exporter.types:
         raise BadOption(f"{name} has no type {kind!r}", hint=f"types of {name}: {', '.join(exporter.types) or 'none'}")
-    if target is not None and target not in exporter.targets:
+    if others.target is not None and others.target not in exporter.targets:
         choices = f"targets of {name}: {', '.join(exporter.targets)}" if exporter.targets else "leave --target out"
-        raise BadOption(f"{name} has no target {target!r}", hint=choices)
+        raise BadOption(f"{name} has no target {others.target!r}", hint=choices)
+    bits = others.bits
     if width:
         bits = int(width) if width.isdecimal() and len(width) == 1 else 0
     if bits is not None and bits not in exporter.widths:
         choices = ", ".join(map(str, exporter.widths)) or "none; leave it out"
         raise BadOption(f"{name} has no choice of {width or bits} bits", hint=f"widths of {name}: {choices}")
-    return name, ExportOptions(
-        type=kind or None,
-        arch=arch,
-        target=target,
-        bits=bits,
-        ops=ops,
-        context=context,
-        attention=attention,
-        blocks=blocks,
-        threads=threads,
-    )
+    return name, replace(others, type=kind or None, bits=bits)

@@ -131,7 +131,7 @@ class Codebook(Scheme):
 
     def levels_of(self, fit: Fit) -> Levels:
         """See `Scheme`."""
-        return LevelTable(self.table)
+        return LevelTable(self.table).on(fit.scale.device)
 
     def rounded_scale(self, scale: Tensor, fit: Fit) -> Tensor:
         """See `Scheme`; the sign is kept, and a power of two is positive."""

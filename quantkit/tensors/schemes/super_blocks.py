@@ -219,7 +219,7 @@ class SuperBlocks(Scheme):
 
     def levels_of(self, fit: Fit) -> Levels:
         """See `Scheme`."""
-        return LevelTable(self.table) if self.table else UniformLevels(*self._ends)
+        return LevelTable(self.table).on(fit.scale.device) if self.table else UniformLevels(*self._ends)
 
     def rounded_scale(self, scale: Tensor, fit: Fit) -> Tensor:
         """See `Scheme`; as it is while groups stand alone."""

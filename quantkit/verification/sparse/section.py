@@ -8,12 +8,13 @@ other prompts: float32 logits [P, V], float32 scores [layers, groups, P, blocks]
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from quantkit.errors import MalformedFile
+from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.source_file import SourceFile
 from quantkit.models.spec import ModelSpec, SparseSpec
 from quantkit.verification.sparse.choices import Choices
@@ -22,20 +23,6 @@ from quantkit.verification.sparse.facts import SparseFacts, SparsePrompt
 KEY = "sparse"
 LOGITS, SCORES, CHOSEN = np.dtype("<f4"), np.dtype("<f4"), np.dtype("u1")
 MOST_TOKENS = 1 << 21
-
-
-@dataclass(frozen=True, slots=True)
-class Array:
-    """One of the arrays: what it is called, its type and shape."""
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
 def to_header(facts: SparseFacts) -> dict[str, Any]:
@@ -51,14 +38,14 @@ def to_header(facts: SparseFacts) -> dict[str, Any]:
     }
 
 
-def arrays(header: Mapping[str, Any], spec: ModelSpec) -> tuple[Array, ...]:
+def arrays(header: Mapping[str, Any], spec: ModelSpec) -> tuple[TensorEntry, ...]:
     """The arrays that such a part of a header promises."""
     positions = len(header["positions"])
     choices = (spec.num_hidden_layers, spec.num_key_value_heads, positions, header["blocks"])
     return (
-        Array("sparse logits", LOGITS, (positions, spec.vocab_size)),
-        Array("sparse scores", SCORES, choices),
-        Array("sparse choices", CHOSEN, choices),
+        TensorEntry("sparse logits", LOGITS, (positions, spec.vocab_size)),
+        TensorEntry("sparse scores", SCORES, choices),
+        TensorEntry("sparse choices", CHOSEN, choices),
     )
 
 

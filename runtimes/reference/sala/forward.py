@@ -20,8 +20,7 @@ from quantkit.runtimes.reference.formulas import rotate
 from quantkit.runtimes.reference.forward import Batch, Span, Work
 from quantkit.runtimes.reference.sala.lightning import Lightning
 from quantkit.runtimes.reference.sparse.attention import SparseAttention
-from quantkit.runtimes.reference.sparse.session import Observer, SparseForwardPass
-from quantkit.runtimes.reference.sparse.variants import Variant
+from quantkit.runtimes.reference.sparse.session import Attending, SparseForwardPass
 from quantkit.runtimes.reference.weights import Weights
 
 
@@ -43,23 +42,11 @@ class SalaForwardPass(SparseForwardPass):
         work: Work,
         *,
         keep: bool,
-        variant: Variant,
-        observer: Observer | None,
-        scored: Observer | None,
+        attending: Attending,
         layers: Layers | None,
     ) -> None:
         attention = None if layers is None else layers.attention
-        super().__init__(
-            spec,
-            weights,
-            work,
-            keep=keep,
-            variant=variant,
-            observer=observer,
-            scored=scored,
-            layers=attention,
-            last_only=False,
-        )
+        super().__init__(spec, weights, work, keep=keep, attending=attending, layers=attention, last_only=False)
         assert spec.lightning is not None
         self._kind: LightningSpec = spec.lightning
         self._states = None if layers is None else layers.lightning

@@ -55,8 +55,6 @@ class SalaSession(SparseSession):
             self._weights,
             work,
             keep=keep,
-            variant=self._variant,
-            observer=self._observer,
-            scored=self._scored,
+            attending=self._attending,
             layers=layers,
         )

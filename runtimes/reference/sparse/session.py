@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +25,15 @@ Observer = Callable[[int, int, int, np.ndarray], None]
 Or by which scores, see `quantkit.runtimes.reference.sparse.attention.Observer`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Attending:
+    """How sparse attention is computed, as which code, and who is told: of every choice, and of the scores before."""
+
+    variant: Variant
+    observer: Observer | None
+    scored: Observer | None
+
+
 class SparseForwardPass(ForwardPass):
     """`ForwardPass` whose layers attend sparsely.
 
@@ -38,17 +48,13 @@ class SparseForwardPass(ForwardPass):
         work: Work,
         *,
         keep: bool,
-        variant: Variant,
-        observer: Observer | None,
-        scored: Observer | None,
+        attending: Attending,
         layers: dict[int, SparseAttention] | None,
         last_only: bool,
     ) -> None:
         super().__init__(spec, weights, work, keep=keep)
         self._sparse = spec.sparse or SparseSpec()
-        self._variant = variant
-        self._observer = observer
-        self._scored = scored
+        self._attending = attending
         self._layers = layers
         self._last_only = last_only
 
@@ -72,7 +78,7 @@ class SparseForwardPass(ForwardPass):
         silent = k.shape[1] - q.shape[1]  # tokens before those that attend
         turned_q, turned_k = rotate(q, span.cos[silent:], span.sin[silent:]), rotate(k, span.cos, span.sin)
         remembering = self._of_layer(layer)
-        step = self._variant.chunk or k.shape[1]
+        step = self._attending.variant.chunk or k.shape[1]
         mixed = []
         for start in range(0, k.shape[1], step):
             new, asking = slice(start, start + step), slice(max(0, start - silent), max(0, start + step - silent))
@@ -86,11 +92,11 @@ class SparseForwardPass(ForwardPass):
             return self._layers[layer]
         made = SparseAttention(
             self._sparse,
-            self._variant,
+            self._attending.variant,
             self._spec.num_key_value_heads,
             self._spec.head_dim,
-            observer=_of(layer, self._observer),
-            scored=_of(layer, self._scored),
+            observer=_of(layer, self._attending.observer),
+            scored=_of(layer, self._attending.scored),
         )
         if self._layers is not None:
             self._layers[layer] = made
@@ -132,9 +138,7 @@ class SparseSession(ReferenceSession):
                 hint="add one to config.json, or run the model with dense attention",
             )
         variant.check(checkpoint.spec.sparse)
-        self._variant = variant
-        self._observer = observer
-        self._scored = scored
+        self._attending = Attending(variant, observer, scored)
         self._ids: list[int] = []
         self._layers: dict[int, SparseAttention] = {}
 
@@ -172,9 +176,7 @@ class SparseSession(ReferenceSession):
             self._weights,
             work,
             keep=keep,
-            variant=self._variant,
-            observer=self._observer,
-            scored=self._scored,
+            attending=self._attending,
             layers=layers,
             last_only=layers is not None,
         )

@@ -77,6 +77,8 @@ def test_text_without_calibration_is_refused(golden_model, tmp_path, capsys) -> 
     arguments = ["export", "gguf", str(golden_model), "--type", "q4_k_m", "--out", str(tmp_path / "x.gguf")]
     assert main([*arguments, "--calibration", "text.txt"]) == 2
     assert "--calibration is for --algorithm calibrated" in capsys.readouterr().err
+    assert main([*arguments, "--samples", "8"]) == 2
+    assert "--samples is for --algorithm calibrated" in capsys.readouterr().err
 
 
 def test_codes_recorded_for_another_type_are_refused(made, tmp_path) -> None:

@@ -19,6 +19,7 @@ from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planning.attention import attention_line
 from quantkit.pipeline.planning.plan import Plan, parse_target, plan
 from quantkit.pipeline.recipe import Recipe
+from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import TensorView
 from tests.support.memory import memory_checkpoint, tiny_config
@@ -88,10 +89,10 @@ def test_a_width_that_a_container_does_not_have_is_refused_with_those_that_it_ha
 
 
 def test_a_width_beside_the_text_is_for_a_text_without_one():
-    assert parse_target("gptq:v1", bits=4)[1].bits == 4
-    assert parse_target("gptq:v1:8", bits=4)[1].bits == 8
+    assert parse_target("gptq:v1", ExportOptions(bits=4))[1].bits == 4
+    assert parse_target("gptq:v1:8", ExportOptions(bits=4))[1].bits == 8
     with pytest.raises(BadOption, match="hf has no choice of 4 bits"):
-        parse_target("hf", bits=4)
+        parse_target("hf", ExportOptions(bits=4))
 
 
 def test_a_plan_tells_which_blocks_hold_ternary_codes(tiny_checkpoint: Path):
@@ -260,7 +261,7 @@ def test_cpm_cu_attends_sparsely_where_its_kernels_can(tmp_path: Path):
 
 def test_a_folded_model_has_no_sparse_attention(tmp_path: Path):
     folder = sparse_folder(tmp_path / "model")
-    for target in plan(folder, [parse_target("gguf", arch="llama"), "mlx"]).targets:
+    for target in plan(folder, [parse_target("gguf", ExportOptions(arch="llama")), "mlx"]).targets:
         assert target.attention is None
         assert "folded into a Llama, which has no sparse attention: sparse_config is left out" in target.notes
 

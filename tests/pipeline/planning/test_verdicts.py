@@ -97,7 +97,7 @@ def test_wider_codes_are_offered_where_they_make_an_engine_take_a_model():
         ("gptq::4", "native", {"vllm-cpu": None, "gptqmodel-torch": "--arch llama"}),
         ("awq", "native", {"vllm-cpu": None, "vllm-cuda-marlin": None}),
     ):
-        (made,) = plan(source, [parse_target(container, arch=arch)], options).targets
+        (made,) = plan(source, [parse_target(container, ExportOptions(arch=arch))], options).targets
         assert made.bits == (4 if "::" in container else None)
         said = {verdict.kernel: verdict.mend for verdict in made.kernels}
         assert {kernel: said[kernel] for kernel in mends} == mends, container
@@ -146,7 +146,7 @@ def test_what_a_plan_says_of_transformers_is_what_from_pretrained_does(case: str
     container, grid = CASES[case]
     source = registry.open_checkpoint(MODEL)
     options = QuantizeOptions(method="rtn", scheme=grid) if grid else None
-    made = plan(source, [parse_target(container, arch=arch)], options)
+    made = plan(source, [parse_target(container, ExportOptions(arch=arch))], options)
     (said,) = [v for v in made.targets[0].kernels if v.engine == "transformers"]
     model = quantized(with_architecture(source, arch), grid, "rtn").checkpoint if grid else source
     folder = tmp_path / "model"
