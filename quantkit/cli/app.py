@@ -1,4 +1,4 @@
-"""The command line: one file per verb; each parses, calls one function and prints.
+"""The command line: `main`, and one file per verb in `verbs/`; each parses, calls one function and prints.
 
 `main` is the only place that turns errors into exit codes: 0 done and verified, 1 verification failed, 2 could not run,
 130 interrupted.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.markup import escape as escape_markup
 
-from quantkit.cli import bench, demo, export, formats, golden, inspect, plan, quantize, run, verify
+from quantkit.cli.verbs import bench, demo, export, formats, golden, inspect, plan, quantize, run, verify
 from quantkit.errors import Interrupted, QuantkitError, one_line
 
 if TYPE_CHECKING:
