@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -14,6 +15,7 @@ class BlockOptions:
     tensor_types: PATTERN=TYPE, regular expressions searched in the container's names of tensors; the first one counts.
     output_type, embedding_type: of the head and of the embedding, in the container's words.
     pure: whether every other matrix gets the same type, and none more bits than others.
+    like: a file of the container whose types are taken, tensor by tensor, before all rules.
     """
 
     algorithm: str | None = None
@@ -21,6 +23,7 @@ class BlockOptions:
     output_type: str | None = None
     embedding_type: str | None = None
     pure: bool = False
+    like: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What was chosen, for a manifest."""
@@ -30,5 +33,6 @@ class BlockOptions:
             "output_type": self.output_type,
             "embedding_type": self.embedding_type,
             "pure": self.pure,
+            "like": None if self.like is None else self.like.name,
         }
         return {name: value for name, value in chosen.items() if value}

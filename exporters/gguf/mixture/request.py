@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.mixture.example import Example
 from quantkit.exporters.gguf.mixture.file_types import FILE_TYPES, MIXED, FileType
-from quantkit.exporters.gguf.mixture.rules import Traits, Wishes, tensor_types
+from quantkit.exporters.gguf.mixture.rules import Traits, Wishes, fitting, tensor_types
 from quantkit.exporters.gguf.types.codebooks import MXFP4
 from quantkit.exporters.gguf.types.values import LAYOUTS
 from quantkit.models.checkpoint import Checkpoint
@@ -31,11 +32,15 @@ TENSOR_TYPES: Mapping[str, BlockType] = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A file of dense weights that are quantized on the way. kind: its type. wishes: what stands above the rules."""
+    """A file of dense weights that are quantized on the way.
+
+    kind: its type. wishes: what stands above the rules. example: the file whose types stand in place of the rules.
+    """
 
     kind: FileType
     wishes: Wishes
     options: BlockOptions
+    example: Example | None = None
 
     @property
     def algorithm(self) -> str:
@@ -46,13 +51,16 @@ class Request:
         """The block type of every matrix, by GGUF's names.
 
         Raises:
-            BadOption: a pattern that matches no tensor.
-            UnsupportedSpec: a type that was asked for by name, and whose blocks the rows of the tensor do not fill.
+            BadOption: a pattern that matches no tensor, or an example of another model.
+            UnsupportedSpec: a type that was asked for by name, and whose blocks the rows of the tensor do not fill; a
+                type of the example that is not written.
         """
         for pattern, _ in self.wishes.patterns:
             if not any(map(pattern.search, matrices)):
                 hint = f"names are like {', '.join(list(matrices)[1:4])}"
                 raise BadOption(f"--tensor-type {pattern.pattern!r} matches no tensor", hint=hint)
+        if self.example is not None:
+            return self._as_in(self.example, matrices)
         gqa = spec.num_attention_heads // spec.num_key_value_heads
         traits = Traits(architecture=spec.architecture, layers=spec.num_hidden_layers, gqa=gqa)
         weighted = self.algorithm == CALIBRATED  # llama.cpp has other rules where it knows what inputs look like
@@ -65,6 +73,14 @@ class Request:
                     hint="choose another --output-type or --token-embedding-type",
                 )
         return chosen
+
+    def _as_in(self, example: Example, matrices: Mapping[str, tuple[int, ...]]) -> dict[str, BlockType]:
+        example.check(matrices)
+        found = {name: self.wishes.of(name) for name in matrices}
+        return {
+            name: example.type_of(name, TENSOR_TYPES) if block is None else fitting(block, matrices[name][-1])
+            for name, block in found.items()
+        }
 
     def notes(self, chosen: Mapping[str, tuple[BlockType, tuple[int, ...]]]) -> Iterator[str]:
         """What the user should know about the types of tensors, given with their shapes."""
@@ -96,6 +112,13 @@ def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
         raise BadOption(f"gguf has no algorithm {choices.algorithm!r}", hint=f"choose one of: {', '.join(ALGORITHMS)}")
     if options.type not in MIXED and choices == BlockOptions():
         return None
+    example = None if choices.like is None else Example.open(choices.like)
+    if example is not None and choices.pure:
+        raise BadOption("--pure and --like each choose all types", hint="leave one of them out")
+    if example is not None and choices.algorithm is None:
+        raise BadOption("--like takes types alone, not how they are quantized", hint=f"add --algorithm {CALIBRATED}")
+    if options.type is None and example is not None:
+        options = replace(options, type=example.kind.name)
     if options.type is None or options.type not in FILE_TYPES:
         raise BadOption(
             f"--algorithm and the types of single tensors say how weights are quantized; {options.type or 'no type'} "
@@ -109,7 +132,8 @@ def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
         )
     if choices.algorithm != CALIBRATED:
         _refuse_quantized(checkpoint, options.type, asked=choices.algorithm is not None)
-    return Request(FILE_TYPES[options.type], _wishes(choices, tied=checkpoint.spec.tie_word_embeddings), choices)
+    wishes = _wishes(choices, tied=checkpoint.spec.tie_word_embeddings)
+    return Request(FILE_TYPES[options.type], wishes, choices, example)
 
 
 def _refuse_quantized(checkpoint: Checkpoint, kind: str, *, asked: bool) -> None:

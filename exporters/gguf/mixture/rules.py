@@ -59,6 +59,14 @@ class Wishes:
     embedding: BlockType | None = None
     pure: bool = False
 
+    def of(self, name: str) -> BlockType | None:
+        """What was chosen for a tensor by itself, if anything."""
+        if name == EMBEDDING and self.embedding is not None:
+            return self.embedding
+        if name == HEAD and self.output is not None:
+            return self.output
+        return next((block for pattern, block in self.patterns if pattern.search(name)), None)
+
 
 NO_WISHES = Wishes()
 
@@ -102,14 +110,12 @@ class _Rules:
     downs: int = field(default=0, init=False)
 
     def chosen(self, name: str, cols: int) -> BlockType:
-        wishes = self.wishes
-        if name == EMBEDDING and wishes.embedding is not None:
-            return wishes.embedding
-        if name == HEAD and wishes.output is not None:
-            return wishes.output
-        wanted = next((block for pattern, block in wishes.patterns if pattern.search(name)), None)
+        outer = {EMBEDDING: self.wishes.embedding, HEAD: self.wishes.output}.get(name)
+        if outer is not None:
+            return outer
+        wanted = self.wishes.of(name)
         if wanted is None:
-            wanted = self.block if wishes.pure else self._by_rule(name, cols)
+            wanted = self.block if self.wishes.pure else self._by_rule(name, cols)
         return fitting(wanted, cols)
 
     def _by_rule(self, name: str, cols: int) -> BlockType:

@@ -99,6 +99,14 @@ def export(
     pure: Annotated[
         bool, typer.Option("--pure", help="gguf: every matrix gets the same type, none more bits than others.")
     ] = False,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like",
+            metavar="FILE",
+            help="gguf: every tensor gets the type that it has in this GGUF file of the same model, whoever made it.",
+        ),
+    ] = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -129,6 +137,7 @@ def export(
         output_type=output_type,
         embedding_type=embedding_type,
         pure=pure,
+        like=like,
     )
     name, options = parse_target(
         f"{format}:{type}" if type else format,
