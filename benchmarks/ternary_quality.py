@@ -13,6 +13,8 @@ first kind also perplexity and the share of positions whose most likely token is
     four levels    the same with `--levels 4`, which is GGUF's Q2_0
     affine         `quantkit quantize --bits 2 --asym`
 
+Groups are of 128 and 64; of 64 alone where 128 does not divide the columns of every layer.
+
 Exits with 1 when a target is missed.
 """
 
@@ -49,13 +51,14 @@ from quantkit.verification.metrics import compared, perplexity
 FULL = "full precision"
 Q2_0_ID, Q2_0_GROUP, Q2_0_BYTES = 42, 64, 18
 FOUR_LEVELS = AffineGroups(bits=2, group_size=Q2_0_GROUP)
-AFFINE = AffineGroups(bits=2, group_size=128, symmetric=False)
+WIDTHS = (128, 64)
+"""Groups that are measured where they divide the columns of every layer."""
 TARGETS = (
-    *((f"ternary {group}", f"absmean {group}", 0.09) for group in ("row", "128", "64")),
-    ("ternary row", "textbook 128", 1.0),
+    *((f"ternary {group}", f"absmean {group}", 0.09) for group in ("row", *map(str, WIDTHS))),
+    *(("ternary row", f"textbook {group}", 1.0) for group in WIDTHS),
     ("four levels 64", "ternary 64", 1.0),
     ("four levels 64", "Q2_0 of ggml", 0.25),
-    ("affine 128", "textbook 128", 0.30),
+    *((f"affine {group}", f"textbook {group}", 0.30) for group in WIDTHS),
 )
 """Row, what it is held against, and the largest ratio of their KL on each kind of text."""
 
@@ -129,19 +132,22 @@ def rows_of(setting: Setting) -> Iterator[tuple[str, Row]]:
     def ours(method: str, scheme: Scheme) -> Row:
         return Row(lambda: by_scheme(setting, method, scheme, joined).model, bits_of(checkpoint, scheme))
 
-    ternary = {"row": TERNARY, "128": replace(TERNARY, group_size=128), "64": replace(TERNARY, group_size=64)}
+    columns = {slot.shape[1] for slot in checkpoint.spec.slots() if slot.role in LINEAR_ROLES}
+    widths = [width for width in WIDTHS if all(count % width == 0 for count in columns)]
+    ternary = {"row": TERNARY} | {str(width): replace(TERNARY, group_size=width) for width in widths}
     yield FULL, Row(partial(load_model, checkpoint), None)
     for name, scheme in ternary.items():
         naive = partial(absmean, checkpoint, scheme.group_size)
         yield f"absmean {name}", Row(naive, bits_of(checkpoint, scheme))
-    paper = partial(textbook, checkpoint, 2, setting.samples, 128)
-    yield "textbook 128", Row(paper, bits_of(checkpoint, AffineGroups(bits=2, group_size=128)))
+    paper = partial(textbook, checkpoint, 2, setting.samples, widths[0])
+    yield f"textbook {widths[0]}", Row(paper, bits_of(checkpoint, AffineGroups(bits=2, group_size=widths[0])))
     if importlib.util.find_spec("xllamacpp") is not None:
         yield "Q2_0 of ggml", Row(partial(ggml_q2_0, checkpoint), bits_of(checkpoint, FOUR_LEVELS))
     for name, scheme in ternary.items():
         yield f"ternary {name}", ours("ternary", scheme)
     yield "four levels 64", ours("ternary", FOUR_LEVELS)
-    yield "affine 128", ours("gptq", AFFINE)
+    affine = AffineGroups(bits=2, group_size=widths[0], symmetric=False)
+    yield f"affine {widths[0]}", ours("gptq", affine)
 
 
 def bits_of(checkpoint: Checkpoint, scheme: Scheme) -> float:
@@ -207,8 +213,9 @@ def main() -> int:
             found = measured(original, model, setting.rows)
             figures[name] = replace(found, bits=16.0 if row.bits is None else row.bits, seconds=seconds)
             print(f"{name:16}" + "".join(f"  {kind} {kl:.4f}" for kind, kl in found.kl.items()), flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps({name: asdict(one) for name, one in figures.items()}, indent=1) + "\n")
+            if options.json is not None:
+                kept = json.dumps({name: asdict(one) for name, one in figures.items()}, indent=1)
+                options.json.write_text(kept + "\n", encoding="utf-8")
     print("\n" + "\n".join(table(figures)) + "\n")
     found_verdicts = list(verdicts(figures))
     print("\n".join(f"{'pass' if good else 'FAIL'}  {line}" for line, good in found_verdicts))
