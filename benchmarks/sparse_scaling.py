@@ -2,9 +2,9 @@
 
     python -m benchmarks.sparse_scaling [--runtime numpy onnxruntime] [--lengths 4096 ... 131072] [--json F] [--plot F]
 
-Two subjects: in each runtime attention of one layer at the shape of MiniCPM4-8B (32 heads, 2 of keys and values, 128
-channels, the published `sparse_config` but in numpy sparse at any length), and in numpy a whole small model (4 layers,
-16 heads of 64), whose dense side is the reference's own.
+Two subjects in each runtime: attention of one layer at the shape of MiniCPM4-8B (32 heads, 2 of keys and values, 128
+channels, the published `sparse_config` but in numpy sparse at any length), and a whole small model (4 layers, 16 heads
+of 64), whose dense side is the reference's own, and the exported graph on shared buffers.
 Seconds of processor, one thread, by decoded token (the fastest of 40) and by token of a prompt; dense and sparse take
 turns in one process. Peak memory is of a process that does one of the two. Prompts of the model are at most
 --longest-prompt tokens, as dense attention to more takes hours; `benchmarks/sparse/child.py` says how a long prompt is
