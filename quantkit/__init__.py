@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quantkit.errors import QuantkitError as QuantkitError
     from quantkit.models.checkpoint import Checkpoint as Checkpoint
     from quantkit.models.inspection import inspection as inspection
+    from quantkit.pipeline.importance import measure_importance as measure_importance
     from quantkit.pipeline.options import QuantizeOptions as QuantizeOptions
     from quantkit.pipeline.planning.plan import Plan as Plan
     from quantkit.pipeline.planning.plan import plan as plan
@@ -96,6 +97,7 @@ _HOMES = {
     "loads_in": "pipeline.planning.verdicts",
     "loss_picture": "training.curve",
     "open_checkpoint": "registry",
+    "measure_importance": "pipeline.importance",
     "parse_target": "pipeline.planning.target",
     "plan": "pipeline.planning.plan",
     "quantize": "pipeline.runs",
@@ -141,6 +143,7 @@ __all__ = [
     "leftovers",
     "loads_in",
     "loss_picture",
+    "measure_importance",
     "open_checkpoint",
     "parse_target",
     "plan",

@@ -60,6 +60,7 @@ from quantkit.exporters.gguf.container.file import MAGIC, GGUFFile
 from quantkit.exporters.gguf.container.header import header_bytes
 from quantkit.exporters.gguf.container.split import read_model
 from quantkit.exporters.gguf.container.types import padding, tensor_bytes
+from quantkit.exporters.gguf.imatrix.writing import planned_importance
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
 from quantkit.exporters.gguf.mixture.file_types import MIXED, file_type_number
 from quantkit.exporters.gguf.mixture.request import CALIBRATED, Request, requested
@@ -73,10 +74,10 @@ from quantkit.exporters.gguf.tensors import (
     Place,
     blocks_view,
     dense_view,
-    encoded,
     places,
     quantized_view,
     solved_view,
+    unit,
 )
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND
 from quantkit.exporters.gguf.types.values import LAYOUTS
@@ -88,7 +89,7 @@ from quantkit.exporters.gguf.vocabulary import (
     unfollowed_keys,
     vocabulary_entries,
 )
-from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, Unit
+from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
@@ -117,6 +118,7 @@ class GGUF:
     targets = ()
     widths = ()
     engines = ("llama-cpp", "reference")
+    planned_importance = staticmethod(planned_importance)
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a file that is called .gguf or starts like one."""
@@ -180,10 +182,16 @@ class GGUF:
         tokenizer = vocabulary_entries(vocabulary, model.spec.eos_token_ids)
         kind = request.kind.id if request else file_type_number(main)
         entries = [*model_entries(model, kind), *sampling_entries(model), *tokenizer, *quantization_entries(schemes)]
+        if request is not None and request.importance is not None:
+            entries += request.importance.entries()
         header = header_bytes(entries, infos)
         moved: dict[str, float] = {}
         threads = options.threads if request else None
-        units = [_unit(place, block, model.weights[place.slot.name], moved, threads) for place, block in chosen.items()]
+        columns = {place: request.columns(place.name, place.slot.shape) for place in chosen} if request else {}
+        units = [
+            unit(model.weights[place.slot.name], place, block, moved, threads=threads, importance=columns.get(place))
+            for place, block in chosen.items()
+        ]
         units[1:1] = [_constant(name, values) for name, values in factors.items()]
         return PlannedArtifact(
             format=self.name,
@@ -245,18 +253,7 @@ def _recorded(main: BlockType, options: ExportOptions, request: Request | None) 
     """What the manifest says was asked for."""
     if request is None:
         return {"type": main.name.lower(), "arch": options.arch}
-    chosen = {**request.options.to_json(), "algorithm": request.algorithm}
-    return {"type": request.kind.name, "arch": options.arch, **chosen}
-
-
-def _unit(place: Place, block: BlockType, weight: Weight, moved: dict[str, float], threads: int | None) -> Unit:
-    size = tensor_bytes(block, place.slot.shape)
-
-    def produce() -> Iterator[Buffer]:
-        yield from encoded(weight, place, block, moved, threads=threads)
-        yield bytes(padding(size))
-
-    return Unit(place.name, size + padding(size), produce)
+    return {**request.to_json(), "arch": options.arch}
 
 
 def _constant(name: str, values: np.ndarray) -> Unit:

@@ -11,11 +11,13 @@ from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.carrying import carried, recovered
 from quantkit.exporters.gguf.container.file import GGUFFile
+from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.quantizers import quantize
 from quantkit.exporters.gguf.reference.quantizer import reference_blocks
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND, ternary_blocks
 from quantkit.exporters.gguf.types.schemes import packed, unpacked
 from quantkit.exporters.gguf.types.values import LAYOUTS, dequantized
+from quantkit.files.planned_files import Buffer, Unit
 from quantkit.models.spec import ModelSpec, Role, TensorSlot
 from quantkit.tensors.cast import FLOATS, converted
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -88,21 +90,49 @@ def places(spec: ModelSpec) -> tuple[Place, ...]:
     )
 
 
+def unit(
+    weight: Weight,
+    place: Place,
+    block: BlockType,
+    moved: dict[str, float],
+    *,
+    threads: int | None = None,
+    importance: np.ndarray | None = None,
+) -> Unit:
+    """A tensor of the file with its padding; see `encoded`."""
+    size = tensor_bytes(block, place.slot.shape)
+
+    def produce() -> Iterator[Buffer]:
+        yield from encoded(weight, place, block, moved, threads=threads, importance=importance)
+        yield bytes(padding(size))
+
+    return Unit(place.name, size + padding(size), produce)
+
+
 def encoded(
-    weight: Weight, place: Place, block: BlockType, moved: dict[str, float], *, threads: int | None = None
+    weight: Weight,
+    place: Place,
+    block: BlockType,
+    moved: dict[str, float],
+    *,
+    threads: int | None = None,
+    importance: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """The bytes of `weight` as `block`, in runs of whole rows.
 
     Dense values are converted, quantized, or taken as they stand; a quantized view is dequantized for plain types, else
     carried over. By how many steps that moved a weight at most is noted in `moved`, by the weight's name, unless by
-    none. With `threads`, dense values become what ggml's own quantizers make of them, on so many.
+    none. With `threads`, dense values become what ggml's own quantizers make of them, on so many; by the `importance`
+    of columns, float32 [cols], where there is any.
     """
     if isinstance(weight, TensorView):
-        return map(place.to_file, _packed_dense(weight, place, block, threads))
+        return map(place.to_file, _packed_dense(weight, place, block, threads, importance))
     return map(place.to_file, _packed(weight, place, block, moved))
 
 
-def _packed_dense(view: TensorView, place: Place, block: BlockType, threads: int | None) -> Iterator[np.ndarray]:
+def _packed_dense(
+    view: TensorView, place: Place, block: BlockType, threads: int | None, importance: np.ndarray | None
+) -> Iterator[np.ndarray]:
     cols = view.size // view.shape[0]
     step = _run_length(cols, place.head)
 
@@ -111,7 +141,7 @@ def _packed_dense(view: TensorView, place: Place, block: BlockType, threads: int
         if block in PLAIN:
             return converted(view.name, values, PLAIN[block], offset=start * cols)
         if threads is not None:
-            return reference_blocks(view.name, block, values)
+            return reference_blocks(view.name, block, values, importance)
         if block in AS_THEY_STAND:
             return ternary_blocks(view, block, values)
         return quantize(view.name, block, values)

@@ -125,6 +125,15 @@ class HiddenStates:
             counted = [x[self.skip_positions :] * math.sqrt(a) for x, a in zip(inputs, self.counts, strict=True)]
             yield Inputs(group.roles, tuple(self._split(counted)))
 
+    def squares(self, block: Block) -> Iterator[tuple[tuple[Role, ...], Tensor]]:
+        """Move through one block; of each group of linear layers the sum of x² over all tokens, float64 [cols]."""
+        for group, (inputs, _) in self._steps(block, block):
+            yield group.roles, _squared(inputs)
+
+    def each_squared(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """The sum of x² over all tokens, float64 [cols], of what `function` makes of the states as they are now."""
+        return _squared(self._each(function, self.states))
+
     def advance(self, block: Block, original: Block) -> None:
         """Move through one block whose weights are all in place."""
         for _ in self._steps(block, original):
@@ -224,6 +233,14 @@ class HiddenStates:
                 return function(*values).float()
 
         return torch_map(computed, zip(*columns, strict=True), self.threads)
+
+
+def _squared(rows: Sequence[Tensor]) -> Tensor:
+    """Σ x² of float32 rows [tokens, cols] of every sequence: float64 [cols], one sequence after the other."""
+    total = torch.zeros(rows[0].shape[1], dtype=torch.float64, device=rows[0].device)
+    for x in rows:
+        total += x.square().sum(0, dtype=torch.float64)
+    return total
 
 
 def _folds(samples: Samples, skip_positions: int) -> dict[str, list[int]]:

@@ -34,12 +34,17 @@ def load_block(checkpoint: Checkpoint, layer: int) -> Block:
     return block.eval().requires_grad_(False)
 
 
+def load_final_norm(checkpoint: Checkpoint) -> RMSNorm:
+    """The norm behind the last block."""
+    norm = RMSNorm(checkpoint.spec.hidden_size, checkpoint.spec.rms_norm_eps).requires_grad_(False)
+    norm.weight.copy_(torch.from_numpy(read_float32(checkpoint.weights[FINAL_NORM])))
+    return norm
+
+
 def load_head(checkpoint: Checkpoint) -> tuple[RMSNorm, torch.Tensor]:
     """The last norm, and the head's weight, float32 [vocab, hidden]: what turns hidden states into logits."""
-    spec, weights = checkpoint.spec, checkpoint.weights
-    norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps).requires_grad_(False)
-    norm.weight.copy_(torch.from_numpy(read_float32(weights[FINAL_NORM])))
-    return norm, torch.from_numpy(read_float32(weights[spec.head_name]))
+    head = checkpoint.weights[checkpoint.spec.head_name]
+    return load_final_norm(checkpoint), torch.from_numpy(read_float32(head))
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> MiniCPM:

@@ -101,6 +101,8 @@ def export(
     checkpoint = registry.open_checkpoint(source) if isinstance(source, (str, Path)) else source
     check_dense(checkpoint, "export")
     planned = registry.exporter(format).prepare(checkpoint, options)
+    if options.blocks is not None and options.blocks.imatrix is not None:
+        preflight(planned, Path(out), inputs=(options.blocks.imatrix,), overwrite=overwrite)
     return publish(
         planned,
         Path(out),

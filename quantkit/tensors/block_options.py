@@ -16,6 +16,7 @@ class BlockOptions:
     output_type, embedding_type: of the head and of the embedding, in the container's words.
     pure: whether every other matrix gets the same type, and none more bits than others.
     like: a file of the container whose types are taken, tensor by tensor, before all rules.
+    imatrix: a file that tells how much every column of a matrix counts.
     """
 
     algorithm: str | None = None
@@ -24,9 +25,10 @@ class BlockOptions:
     embedding_type: str | None = None
     pure: bool = False
     like: Path | None = None
+    imatrix: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What was chosen, for a manifest."""
+        """What was chosen, for a manifest; of a file its name."""
         chosen = {
             "algorithm": self.algorithm,
             "tensor_types": list(self.tensor_types),
@@ -34,5 +36,6 @@ class BlockOptions:
             "embedding_type": self.embedding_type,
             "pure": self.pure,
             "like": None if self.like is None else self.like.name,
+            "imatrix": self.imatrix.name if self.imatrix is not None else None,
         }
         return {name: value for name, value in chosen.items() if value}

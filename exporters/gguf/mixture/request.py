@@ -6,10 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.imatrix.matrix import ImportanceMatrix
+from quantkit.exporters.gguf.imatrix.reading import read_importance
 from quantkit.exporters.gguf.mixture.example import Example
 from quantkit.exporters.gguf.mixture.file_types import FILE_TYPES, MIXED, FileType
 from quantkit.exporters.gguf.mixture.rules import Traits, Wishes, fitting, tensor_types
@@ -35,17 +41,28 @@ class Request:
     """A file of dense weights that are quantized on the way.
 
     kind: its type. wishes: what stands above the rules. example: the file whose types stand in place of the rules.
+    importance: how much columns count, where a file says it.
     """
 
     kind: FileType
     wishes: Wishes
     options: BlockOptions
     example: Example | None = None
+    importance: ImportanceMatrix | None = None
 
     @property
     def algorithm(self) -> str:
         """What quantizes."""
         return self.options.algorithm or ALGORITHMS[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """What was asked for, for a manifest."""
+        read = {"imatrix": self.importance.to_json()} if self.importance is not None else {}
+        return {"type": self.kind.name, **self.options.to_json(), "algorithm": self.algorithm, **read}
+
+    def columns(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        """How much the columns of a tensor count, float32 [cols]; None = all alike."""
+        return self.importance.of(name, shape[-1]) if self.importance is not None and len(shape) > 1 else None
 
     def types(self, spec: ModelSpec, matrices: Mapping[str, tuple[int, ...]]) -> dict[str, BlockType]:
         """The block type of every matrix, by GGUF's names.
@@ -54,16 +71,22 @@ class Request:
             BadOption: a pattern that matches no tensor, or an example of another model.
             UnsupportedSpec: a type that was asked for by name, and whose blocks the rows of the tensor do not fill; a
                 type of the example that is not written.
+            Others: from `ImportanceMatrix.check`.
         """
         for pattern, _ in self.wishes.patterns:
             if not any(map(pattern.search, matrices)):
                 hint = f"names are like {', '.join(list(matrices)[1:4])}"
                 raise BadOption(f"--tensor-type {pattern.pattern!r} matches no tensor", hint=hint)
-        if self.example is not None:
-            return self._as_in(self.example, matrices)
+        chosen = self._by_rules(spec, matrices) if self.example is None else self._as_in(self.example, matrices)
+        if self.importance is not None:
+            self.importance.check(matrices, chosen, self.kind)
+        return chosen
+
+    def _by_rules(self, spec: ModelSpec, matrices: Mapping[str, tuple[int, ...]]) -> dict[str, BlockType]:
         gqa = spec.num_attention_heads // spec.num_key_value_heads
         traits = Traits(architecture=spec.architecture, layers=spec.num_hidden_layers, gqa=gqa)
-        weighted = self.algorithm == CALIBRATED  # llama.cpp has other rules where it knows what inputs look like
+        # llama.cpp has other rules where it knows what inputs look like.
+        weighted = self.algorithm == CALIBRATED or self.importance is not None
         chosen = tensor_types(matrices, traits, self.kind, self.wishes, weighted=weighted)
         for name, block in chosen.items():
             if matrices[name][-1] % block.elements:
@@ -94,7 +117,9 @@ class Request:
                 f"{len(odd)} matrices ({odd[0]} ...) become {kinds}: their rows are no whole blocks of 256, as "
                 f"{self.kind.block.name.lower()} needs them"
             )
-        if self.kind.name == "q2_k_s" and self.algorithm == REFERENCE:
+        if self.importance is not None:
+            yield from self.importance.notes({name: shape for name, (_, shape) in matrices.items()})
+        elif self.kind.name == "q2_k_s" and self.algorithm == REFERENCE:
             yield "llama-quantize writes q2_k_s with importance weights only, because it is much worse without"
         if self.kind.block is MXFP4 and MXFP4.name.lower() not in counts:
             yield "mxfp4_moe has mxfp4 for experts alone, which this model has not: --pure gives it to every matrix"
@@ -106,6 +131,7 @@ def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
     Raises:
         BadOption: an unknown algorithm or type, or options that mean nothing for this type or source.
         UnsupportedSpec: weights that are quantized already; names one.
+        Others: from `read_importance`.
     """
     choices = options.blocks or BlockOptions()
     if choices.algorithm is not None and choices.algorithm not in ALGORITHMS:
@@ -121,19 +147,29 @@ def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
         options = replace(options, type=example.kind.name)
     if options.type is None or options.type not in FILE_TYPES:
         raise BadOption(
-            f"--algorithm and the types of single tensors say how weights are quantized; {options.type or 'no type'} "
-            "quantizes none",
+            "--algorithm, --imatrix and the types of single tensors say how weights are quantized; "
+            f"{options.type or 'no type'} quantizes none",
             hint="add --type q4_k_m, or leave them out",
         )
     if options.type not in MIXED and choices.algorithm is None:
         raise BadOption(
-            f"types of single tensors are llama.cpp's way of writing {options.type}",
+            f"types of single tensors and --imatrix are llama.cpp's way of writing {options.type}",
             hint=f"add --algorithm {REFERENCE}",
         )
     if choices.algorithm != CALIBRATED:
         _refuse_quantized(checkpoint, options.type, asked=choices.algorithm is not None)
+    importance = None if choices.imatrix is None else _importance(choices.imatrix, choices.algorithm)
     wishes = _wishes(choices, tied=checkpoint.spec.tie_word_embeddings)
-    return Request(FILE_TYPES[options.type], wishes, choices, example)
+    return Request(FILE_TYPES[options.type], wishes, choices, example, importance)
+
+
+def _importance(path: Path, algorithm: str | None) -> ImportanceMatrix:
+    if algorithm == CALIBRATED:
+        raise BadOption(
+            "--imatrix is for --algorithm reference; the calibrated one measures inputs itself",
+            hint="leave --imatrix out, and give the text with --calibration",
+        )
+    return read_importance(path)
 
 
 def _refuse_quantized(checkpoint: Checkpoint, kind: str, *, asked: bool) -> None:

@@ -10,9 +10,12 @@ from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.quantizers import finite, half_floats
 from quantkit.exporters.gguf.reference import codebooks, simple, super_blocks
 from quantkit.exporters.gguf.reference.super_blocks import Quantizer
+from quantkit.exporters.gguf.types.codebooks import MXFP4
 from quantkit.exporters.gguf.types.values import LAYOUTS
 
 SEARCHED: Mapping[BlockType, Quantizer] = {**super_blocks.QUANTIZERS, **codebooks.QUANTIZERS}
+WEIGHED = frozenset({*simple.WEIGHED, *SEARCHED} - {MXFP4})
+"""Types that read importance weights; the others are the same with and without."""
 PIECE = 1 << 16
 """Weights that are quantized at a time: the arrays of a search stay in a core's second-level cache."""
 
@@ -24,7 +27,7 @@ def reference_blocks(name: str, block: BlockType, values: np.ndarray, weights: n
         name: the tensor's name, for errors.
         block: any quantized type that has values in `blocks` or `types`.
         values: (rows, cols) of any float dtype, taken to float32; cols is a multiple of block.elements.
-        weights: importance of every column, float32 (cols), or None. Q8_0, MXFP4 and ternary types do without.
+        weights: importance of every column, float32 (cols), or None; read by `WEIGHED` types alone.
 
     Returns:
         uint8 (rows, block.row_bytes(cols)).
