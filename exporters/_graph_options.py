@@ -27,5 +27,5 @@ def refuse_block_options(options: ExportOptions, *, container: str) -> None:
     if options.blocks is not None and options.blocks.to_json():
         raise BadOption(
             f"{container} does not quantize on the way",
-            hint="leave --algorithm and types of tensors out; they are for gguf",
+            hint="leave --algorithm, --imatrix and types of tensors out; they are for gguf",
         )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.markup import escape as escape_markup
 
-from quantkit.cli.verbs import bench, demo, export, formats, golden, inspect, plan, quantize, run, verify
+from quantkit.cli.verbs import bench, demo, export, formats, golden, imatrix, inspect, plan, quantize, run, verify
 from quantkit.errors import Interrupted, QuantkitError, one_line
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ app = typer.Typer(
 VERBS: Mapping[str, Callable[..., None]] = {
     "inspect": inspect.inspect,
     "plan": plan.plan,
+    "imatrix": imatrix.imatrix,
     "quantize": quantize.quantize,
     "export": export.export,
     "golden": golden.golden,

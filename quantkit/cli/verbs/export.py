@@ -107,6 +107,15 @@ def export(
             help="gguf: every tensor gets the type that it has in this GGUF file of the same model, whoever made it.",
         ),
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--imatrix",
+            metavar="FILE",
+            help="gguf, reference: quantize by an importance matrix, ours or llama.cpp's (GGUF or .dat).",
+            show_default=False,
+        ),
+    ] = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -138,6 +147,7 @@ def export(
         embedding_type=embedding_type,
         pure=pure,
         like=like,
+        imatrix=imatrix,
     )
     name, options = parse_target(
         f"{format}:{type}" if type else format,
