@@ -2,11 +2,18 @@
 
     python -m benchmarks.gguf_files --llama-quantize PATH [--model golden/model golden/untuned] [--only q4_k_m,q6_k]
 
-For every file type, and for options that choose types of single tensors, both make a file of the same model: ours in
-one step from the checkpoint, llama-quantize from the f32 GGUF of it. Printed are the tensors, those of another type,
-and those of other bytes. llama-quantize is built by the source package of llama-cpp-python (`vendor/llama.cpp`, target
-`llama-quantize`), for plain x86-64: newer instructions would fuse products and sums. It refuses q2_k_s without
-importance weights.
+For every file type, without and with an importance matrix in either format, and for options that choose types of single
+tensors, both make a file of the same model: ours in one step from the checkpoint, llama-quantize from the f32 GGUF of
+it. Besides the golden models there is a random one of eight layers, for rules that tell the first eighth from the
+others. Printed are the tensors, those of another type, and those of other bytes.
+
+llama-quantize is built by the source package of llama-cpp-python, for plain x86-64: newer instructions would fuse
+products and sums. Without importance weights it refuses q2_k_s. Of file types none of whose tensors reads weights ours
+refuses `--imatrix`; llama-quantize ignores it, and its file is compared with ours without.
+
+    pip download --no-deps --no-binary :all: llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
+    cmake -B build -DGGML_NATIVE=OFF -DGGML_{SSE42,AVX,AVX2,FMA,F16C,BMI2}=OFF -DBUILD_SHARED_LIBS=OFF \\
+        llama_cpp_python-*/vendor/llama.cpp && cmake --build build --target llama-quantize llama-imatrix
 
 Exits with 1 when a tensor differs.
 """
@@ -17,7 +24,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +32,12 @@ import numpy as np
 import quantkit
 from quantkit.exporters.gguf.container.file import GGUFFile, read_gguf
 from quantkit.exporters.gguf.mixture.file_types import FILE_TYPES
+from tests.support.imatrix_files import gguf_matrix, legacy_matrix, random_sums
+from tests.support.tiny import write_tiny_checkpoint
 
 WEIGHTED_ONLY = "q2_k_s"
+UNREAD = ("q8_0", "tq1_0", "tq2_0", "q2_0", "mxfp4_moe")
+"""File types none of whose tensors, embedding and head aside, reads importance weights."""
 CHOICES: Sequence[tuple[str, quantkit.BlockOptions, tuple[str, ...]]] = (
     ("q4_k_m", quantkit.BlockOptions(algorithm="reference", pure=True), ("--pure",)),
     ("mxfp4_moe", quantkit.BlockOptions(algorithm="reference", pure=True), ("--pure",)),
@@ -47,6 +58,32 @@ CHOICES: Sequence[tuple[str, quantkit.BlockOptions, tuple[str, ...]]] = (
     ),
 )
 """File type, our options, and llama-quantize's."""
+ALL, BLOCKS = "all.gguf", "blocks.dat"
+"""Importance matrices."""
+Case = tuple[str, quantkit.BlockOptions, tuple[str, ...]]
+
+
+def cases(kinds: Sequence[str], matrices: Sequence[Path]) -> Iterator[Case]:
+    """Every file type, without and by every importance matrix that says something of it; and `CHOICES`."""
+    plain = quantkit.BlockOptions(algorithm="reference")
+    for kind in kinds:
+        if kind != WEIGHTED_ONLY:
+            yield kind, plain, ()
+        for path in matrices:
+            weighed = plain if kind in UNREAD else quantkit.BlockOptions(algorithm="reference", imatrix=path)
+            if kind not in UNREAD or path.name == BLOCKS:
+                yield kind, weighed, ("--imatrix", str(path))
+    yield from CHOICES
+
+
+def importance_matrices(plain: Path, folder: Path) -> list[Path]:
+    """Skewed weights, a file in each format: GGUF for all matrices, .dat without embedding and head."""
+    shapes = {name: info.shape for name, info in read_gguf(plain).tensors.items() if len(info.shape) > 1}
+    sums = random_sums(shapes)
+    blocks = {name: values for name, values in sums.items() if name.startswith("blk.")}
+    (folder / ALL).write_bytes(gguf_matrix(sums, 4096))
+    (folder / BLOCKS).write_bytes(legacy_matrix(blocks, calls=8))
+    return [folder / ALL, folder / BLOCKS]
 
 
 def differing(ours: GGUFFile, theirs: GGUFFile) -> tuple[list[str], list[str]]:
@@ -61,10 +98,9 @@ def differing(ours: GGUFFile, theirs: GGUFFile) -> tuple[list[str], list[str]]:
     return types, contents
 
 
-def compared(
-    model: Path, plain: Path, tool: str, kind: str, blocks: quantkit.BlockOptions, words: tuple[str, ...]
-) -> bool:
+def compared(model: Path, plain: Path, tool: str, case: Case) -> bool:
     """Write both files, and print a line; whether all tensors are the same."""
+    kind, blocks, words = case
     with tempfile.TemporaryDirectory(prefix="quantkit-files-") as name:
         ours, theirs = Path(name) / "ours.gguf", Path(name) / "theirs.gguf"
         quantkit.export("gguf", model, ours, quantkit.ExportOptions(type=kind, blocks=blocks))
@@ -73,7 +109,8 @@ def compared(
         types, contents = differing(one, other)
         same = one.metadata["general.file_type"] == other.metadata["general.file_type"]
     said = f"{len(one.tensors)} tensors, {len(types)} of another type, {len(contents)} of other bytes"
-    print(f"{model.name:10}{kind:10} {' '.join(words):60} {said}{'' if same else ', another file type'}", flush=True)
+    options = " ".join(Path(word).name for word in words)
+    print(f"{model.name:10}{kind:10} {options:60} {said}{'' if same else ', another file type'}", flush=True)
     for name in [*types, *contents][:4]:
         print(f"    {name}: {one.tensors[name].type.name}, theirs {other.tensors[name].type.name}")
     return same and not types and not contents
@@ -86,18 +123,17 @@ def main() -> int:
     parser.add_argument("--model", type=Path, nargs="+", default=[Path("golden/model"), Path("golden/untuned")])
     parser.add_argument("--only", default=",".join(FILE_TYPES), help="file types, with commas")
     arguments = parser.parse_args()
-    alike = True
-    for model in arguments.model:
-        with tempfile.TemporaryDirectory(prefix="quantkit-plain-") as name:
-            plain = Path(name) / "plain.gguf"
+    alike, total = True, 0
+    with tempfile.TemporaryDirectory(prefix="quantkit-plain-") as name:
+        folder = Path(name)
+        layers = write_tiny_checkpoint(folder / "8 layers", layers=8, tie=False, heads=4, kv_heads=1)
+        for number, model in enumerate([*arguments.model, layers]):
+            plain = folder / f"{number}.gguf"
             quantkit.export("gguf", model, plain, quantkit.ExportOptions(type="f32"))
-            reference = quantkit.BlockOptions(algorithm="reference")
-            for kind in arguments.only.split(","):
-                if kind != WEIGHTED_ONLY:
-                    alike &= compared(model, plain, arguments.llama_quantize, kind, reference, ())
-            for kind, blocks, words in CHOICES:
-                alike &= compared(model, plain, arguments.llama_quantize, kind, blocks, words)
-    print("all tensors are the same" if alike else "TENSORS DIFFER")
+            for case in cases(arguments.only.split(","), importance_matrices(plain, folder)):
+                alike &= compared(model, plain, arguments.llama_quantize, case)
+                total += 1
+    print(f"all tensors of {total} files are the same" if alike else "TENSORS DIFFER")
     return 0 if alike else 1
 
 

@@ -49,6 +49,7 @@ def test_the_examples_of_the_readme_run_in_order(tmp_path, monkeypatch, golden_m
     pytest.importorskip("torch", reason="the examples calibrate, which needs the extra quantkit[torch]")
     pytest.importorskip("xllamacpp", reason="the examples verify in llama.cpp, which needs quantkit[llama-cpp]")
     (tmp_path / "golden").symlink_to(golden_model.parent)
+    (tmp_path / "prose.txt").write_text(README)
     monkeypatch.chdir(tmp_path)
     for command in readme_commands():
         code = main(shlex.split(command)[1:])

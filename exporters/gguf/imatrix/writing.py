@@ -23,7 +23,7 @@ def planned_importance(checkpoint: Checkpoint, importance: Importance) -> Planne
     The names of all matrices of `importance` are those of `checkpoint`'s weights.
     """
     found = {place.name: place.slot for place in places(checkpoint.spec) if place.slot.name in importance.weights}
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name in sorted(found):
         shapes |= {name + SUMS: found[name].shape[-1:], name + COUNTS: (1,)}
     entries = [
