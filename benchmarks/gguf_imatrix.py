@@ -5,7 +5,7 @@
 Both measure every model on the same text, of at most 64K characters, so that both split it at once. llama-imatrix reads
 the f32 GGUF; once with keys and values in float32 and no flash attention, and once as it does by default, with both in
 float16. Ours computes in float32, and in bfloat16. Printed are, of every pair, the largest and the mean relative
-difference of a column's mean square, and seconds of each. `gguf_files.py` tells how the tool is built.
+difference of a column's mean square, and seconds of each, on one thread. `gguf_files.py` tells how the tool is built.
 
 Exits with 1 when names, counts or texts differ, or in float32 a column by more than 1e-3.
 """
@@ -32,14 +32,14 @@ EXACT = ("-ctk", "f32", "-ctv", "f32", "-fa", "off")
 def ours(model: Path, text: Path, out: Path, *, head: bool, bfloat16: bool) -> float:
     """Measure; seconds of wall."""
     start = time.perf_counter()
-    compute = quantkit.Compute(threads=2, bfloat16=bfloat16)
+    compute = quantkit.Compute(threads=1, bfloat16=bfloat16)
     quantkit.measure_importance(model, text, out, process_output=head, compute=compute)
     return time.perf_counter() - start
 
 
 def theirs(tool: str, plain: Path, text: Path, out: Path, words: tuple[str, ...]) -> float:
     """Measure; seconds of wall."""
-    command = [tool, "-m", plain, "-f", text, "-o", out, "-t", "2", "--no-ppl", "--process-output", *words]
+    command = [tool, "-m", plain, "-f", text, "-o", out, "-t", "1", "--no-ppl", "--process-output", *words]
     return measured(command)[0].wall
 
 

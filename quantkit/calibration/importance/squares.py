@@ -1,12 +1,13 @@
 """Sums of squares of what every matrix reads, block by block, for some thousand tokens at a time.
 
-What is read is what the family's own forward pass has there: a head reads the last norm's output divided by
-`logit_divisor`. Folding (`quantkit.models.folding`) changes none but that one, by a factor.
+A head reads the last norm's output as it is: llama.cpp's graph divides logits by `logit_divisor`, and not what they are
+made of (`src/models/granite.cpp`, which is `minicpm.cpp`'s graph, too). Folding (`quantkit.models.folding`) changes
+nothing of what blocks read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def input_squares(
                     _add(sums, {checkpoint.spec.weight_name(layer, role): squares for role in roles})
                 done += sum(map(len, wave))
             if head:
-                _add(sums, {checkpoint.spec.head_name: hidden.each_squared(_read_by_head(checkpoint, device))})
+                _add(sums, {checkpoint.spec.head_name: hidden.each_squared(load_final_norm(checkpoint).to(device))})
     return {name: _rounded(name, total) for name, total in sums.items()}
 
 
@@ -73,11 +74,6 @@ def _waves(chunks: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
     step = max(1, WAVE_TOKENS // len(chunks[0]))
     for start in range(0, len(chunks), step):
         yield chunks[start : start + step]
-
-
-def _read_by_head(checkpoint: Checkpoint, device: torch.device) -> Callable[[Tensor], Tensor]:
-    norm = load_final_norm(checkpoint).to(device)
-    return lambda x: norm(x) / checkpoint.spec.logit_divisor
 
 
 def _add(sums: dict[str, Tensor], squares: Mapping[str, Tensor]) -> None:
