@@ -5,7 +5,7 @@
 Both measure every model on the same text, of at most 64K characters, so that both split it at once. llama-imatrix reads
 the f32 GGUF; once with keys and values in float32 and no flash attention, and once as it does by default, with both in
 float16. Ours computes in float32, and in bfloat16. Printed are, of every pair, the largest and the mean relative
-difference of a column's mean square, and seconds of each, on one thread. `gguf_files.py` tells how the tool is built.
+difference of a column's mean square. `gguf_files.py` tells how the tool is built.
 
 Exits with 1 when names, counts or texts differ, or in float32 a column by more than 1e-3.
 """
@@ -13,34 +13,20 @@ Exits with 1 when names, counts or texts differ, or in float32 a column by more 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
 import quantkit
-from benchmarks.child import measured
 from quantkit.exporters.gguf.container.file import read_gguf
 from quantkit.exporters.gguf.imatrix.reading import read_importance
 
 LIMIT = 1e-3
+COMMON = ("-t", "1", "--no-ppl", "--process-output")
 EXACT = ("-ctk", "f32", "-ctv", "f32", "-fa", "off")
-
-
-def ours(model: Path, text: Path, out: Path, *, head: bool, bfloat16: bool) -> float:
-    """Measure; seconds of wall."""
-    start = time.perf_counter()
-    compute = quantkit.Compute(threads=1, bfloat16=bfloat16)
-    quantkit.measure_importance(model, text, out, process_output=head, compute=compute)
-    return time.perf_counter() - start
-
-
-def theirs(tool: str, plain: Path, text: Path, out: Path, words: tuple[str, ...]) -> float:
-    """Measure; seconds of wall."""
-    command = [tool, "-m", plain, "-f", text, "-o", out, "-t", "1", "--no-ppl", "--process-output", *words]
-    return measured(command)[0].wall
 
 
 def difference(one: Path, other: Path) -> tuple[float, float]:
@@ -61,25 +47,22 @@ def main() -> int:
     parser.add_argument("--model", type=Path, nargs="+", default=[Path("golden/model"), Path("golden/untuned")])
     arguments = parser.parse_args()
     alike = True
-    print(f"{'model':10}{'ours':10}{'llama-imatrix':16}{'largest':>10}{'mean':>10}   seconds of both")
+    print(f"{'model':10}{'ours':10}{'llama-imatrix':16}{'largest':>10}{'mean':>10}")
     for model in arguments.model:
         with tempfile.TemporaryDirectory(prefix="quantkit-imatrix-") as name:
             folder = Path(name)
             quantkit.export("gguf", model, folder / "plain.gguf", quantkit.ExportOptions(type="f32"))
             head = "output.weight" in read_gguf(folder / "plain.gguf").tensors
-            own = {
-                kind: ours(model, arguments.text, folder / kind, head=head, bfloat16=kind == "bfloat16")
-                for kind in ("float32", "bfloat16")
-            }
-            tool = {
-                kind: theirs(arguments.llama_imatrix, folder / "plain.gguf", arguments.text, folder / kind, words)
-                for kind, words in (("exact.gguf", EXACT), ("default.gguf", ()))
-            }
+            for kind in ("float32", "bfloat16"):
+                compute = quantkit.Compute(bfloat16=kind == "bfloat16")
+                quantkit.measure_importance(model, arguments.text, folder / kind, process_output=head, compute=compute)
+            for kind, words in (("exact.gguf", EXACT), ("default.gguf", ())):
+                said = [arguments.llama_imatrix, "-m", folder / "plain.gguf", "-f", arguments.text, *COMMON]
+                subprocess.run([*said, *words, "-o", folder / kind], check=True, capture_output=True)
             for one, other in (("float32", "exact.gguf"), ("float32", "default.gguf"), ("bfloat16", "exact.gguf")):
                 largest, mean = difference(folder / one, folder / other)
                 alike &= largest < (LIMIT if (one, other) == ("float32", "exact.gguf") else 1)
-                times = f"{own[one]:.1f} {tool[other]:.1f}"
-                print(f"{model.name:10}{one:10}{other:16}{largest:10.1e}{mean:10.1e}   {times}", flush=True)
+                print(f"{model.name:10}{one:10}{other:16}{largest:10.1e}{mean:10.1e}", flush=True)
     print("both measure the same" if alike else "THEY DIFFER")
     return 0 if alike else 1
 
