@@ -14,6 +14,7 @@ import pytest
 import quantkit
 from quantkit.cli.app import main
 from quantkit.errors import BadOption, OutputExists, QuantkitError
+from quantkit.exporters.gguf.container.file import read_gguf
 from quantkit.exporters.gguf.imatrix.reading import read_importance
 from tests.support.tiny import write_tiny_checkpoint
 
@@ -107,6 +108,12 @@ def test_llama_imatrix_measures_the_same(untuned_model: Path, text: Path, tmp_pa
     command = [str(IMATRIX), "-m", plain, "-f", text, "-o", theirs, "-c", "128", "-t", "1", "--no-ppl"]
     exact = ["--process-output", "-ctk", "f32", "-ctv", "f32", "-fa", "off"]
     subprocess.run([*command, *exact], check=True, capture_output=True)
+    layouts = []
+    for path in (ours, theirs):
+        file = read_gguf(path)
+        tensors = [(name, info.shape, info.type) for name, info in file.tensors.items()]
+        layouts.append(([*file.kinds.items()], file.metadata["general.type"], tensors))
+    assert layouts[0] == layouts[1]
     one, other = read_importance(ours), read_importance(theirs)
     assert one.chunks == other.chunks
     assert one.weights.keys() == other.weights.keys()
