@@ -158,9 +158,7 @@ def _measured(
     return surprises, beside
 
 
-def _compare(
-    window: Sequence[int], counted: slice, original: np.ndarray, beside: Sequence[Beside]
-) -> np.ndarray:
+def _compare(window: Sequence[int], counted: slice, original: np.ndarray, beside: Sequence[Beside]) -> np.ndarray:
     """Add a window to what was found, and return how surprising it is to the source; lets all logits go."""
     surprises = surprise(original, window)[counted]
     for one in beside:

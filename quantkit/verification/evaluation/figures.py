@@ -8,18 +8,24 @@ and nothing of other kinds of text. With a single window there is none.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quantkit.artifacts.manifest import plain
+from quantkit.artifacts.output_paths import size_text
 from quantkit.verification.metrics import kl_by_position, same_favourites
 
 FAVOURITES = 5
 LARGEST_LOGARITHM = 700.0
 """Whose exponential a float64 still holds."""
+MODELS = ("model", "engine", "size", "bits/weight", "perplexity", "× source")
+DISTANCES = ("mean", "median", "99 %", "top 1", "top 5")
+"""Heads of tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,19 @@ class Mean:
         """e to its power: of a mean of logarithms, with the error to first order."""
         value = math.exp(min(self.value, LARGEST_LOGARITHM))
         return Mean(value, None if self.error is None else value * self.error)
+
+    def in_words(self) -> str:
+        """With its standard error, if it has one, to the second digit of that."""
+        if self.error is None:
+            return f"{self.value:.4g}"
+        digits = 1 - math.floor(math.log10(self.error)) if 0 < self.error < math.inf else 4
+        places = min(max(digits, 0), 6)
+        return f"{self.value:.{places}f} ± {self.error:.{places}f}"
+
+    def by_share(self) -> str:
+        """With its standard error as a share of it: for what may be of any magnitude."""
+        error = f" ± {100 * self.error / self.value:.2g}%" if self.error is not None and self.value > 0 else ""
+        return f"{self.value:#.3g}{error}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +106,11 @@ class Distance:
         kl, top1, top5 = means
         return cls(kl, float(median), float(q99), top1, top5)
 
+    def cells(self) -> tuple[str, ...]:
+        """As text, for a row of `DISTANCES`."""
+        shares = (f"{share.value:.2%}" for share in (self.top1, self.top5))
+        return self.kl.by_share(), f"{self.kl_median:#.3g}", f"{self.kl_q99:#.3g}", *shares
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFigures:
@@ -102,6 +126,10 @@ class ModelFigures:
     size: int
     bits_per_weight: float
     perplexity: Mean
+
+    def cells(self) -> tuple[str, ...]:
+        """As text, for a row of `MODELS`."""
+        return size_text(self.size), f"{self.bits_per_weight:.2f}", self.perplexity.in_words()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +168,32 @@ class Evaluation:
     source: ModelFigures
     artifacts: tuple[ArtifactFigures, ...]
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def names(self) -> list[str]:
+        """What to call each artifact: its last name, or all of its path where two have the same."""
+        short = [Path(one.path).name for one in self.artifacts]
+        counts = Counter(short)
+        return [name if counts[name] == 1 else one.path for name, one in zip(short, self.artifacts, strict=True)]
+
+    def counted(self) -> str:
+        """What all figures are means of, in one line."""
+        skipped = f", the first {self.skip_positions} of each left out" if self.skip_positions else ""
+        spread = "one standard error" if self.windows > 1 else "unknown from one window"
+        return f"{self.text}: {self.positions:,} predictions in {self.windows} windows{skipped}; KL in nats, ± {spread}"
+
+    def tables(self) -> list[list[tuple[str, ...]]]:
+        """The figures as tables of text, heads first: models; distances from the source; engines' noise floors."""
+        source = self.source
+        models = [MODELS, (f"{Path(source.path).name} (source)", "reference", *source.cells(), "")]
+        distances, floors = [("KL from the source", *DISTANCES)], [("noise floor of the engine", *DISTANCES)]
+        for name, one in zip(self.names, self.artifacts, strict=True):
+            models.append((name, one.engine, *one.cells(), one.perplexity_ratio.in_words()))
+            distances.append((name, *one.from_source.cells()))
+            if one.weights_alone is not None and one.floor is not None:
+                distances.append((f"{name} in the reference", *one.weights_alone.cells()))
+                floors.append((name, *one.floor.cells()))
+        return [models, distances, *([floors] if floors[1:] else [])]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: every field; NaN becomes null."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -60,7 +59,7 @@ def picture(evaluation: Evaluation) -> bytes:
 
     figure = Figure(figsize=(7.5, 5), dpi=110, layout="constrained")
     axes = figure.subplots()
-    artifacts = sorted(evaluation.artifacts, key=lambda artifact: artifact.size)
+    artifacts = evaluation.artifacts
     sizes = [artifact.size / 1e6 for artifact in artifacts]
     axes.set_yscale("log")
     _draw_floors(axes, artifacts)
@@ -73,9 +72,9 @@ def picture(evaluation: Evaluation) -> bytes:
         capsize=3,
         label="artifact from source, ± 2 standard errors",
     )
-    for name, size, artifact in zip(short_names([one.path for one in artifacts]), sizes, artifacts, strict=True):
+    for name, size, artifact in zip(evaluation.names, sizes, artifacts, strict=True):
         place = (size, max(artifact.from_source.kl.value, LEAST_KL))
-        axes.annotate(name, place, xytext=(7, 5), textcoords="offset points", fontsize=8)
+        axes.annotate(name, place, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
     axes.margins(x=0.15, y=0.15)
     axes.set_xlabel("MB of weights")
     axes.set_ylabel("mean KL(source || artifact), nats per token")
@@ -101,9 +100,3 @@ def _draw_floors(axes: Axes, artifacts: Sequence[ArtifactFigures]) -> None:
             color=FAINT,
             label="noise floor: the engine from the reference",
         )
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """What to call each: its last name, or all of the path where two have the same."""
-    counts = Counter(Path(path).name for path in paths)
-    return [Path(path).name if counts[Path(path).name] == 1 else path for path in paths]
