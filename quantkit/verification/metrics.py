@@ -135,7 +135,8 @@ def same_favourites(p_logits: np.ndarray, q_logits: np.ndarray, count: int) -> n
 def _favourites(logits: np.ndarray, count: int) -> np.ndarray:
     """Ids of the most likely tokens, in any order, [T, count]; all there are where they are fewer."""
     if count == 1:
-        return logits.argmax(axis=-1)[:, None]  # of equally likely ones the first
+        best: np.ndarray = logits.argmax(axis=-1)[:, None]  # of equally likely ones the first
+        return best
     first = max(logits.shape[-1] - count, 0)
     return np.argpartition(logits, first, axis=-1)[:, first:]
 

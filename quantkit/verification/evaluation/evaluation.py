@@ -93,7 +93,7 @@ def evaluate(
     source = open_source(Path(against))
     subjects = [open_subject(Path(path), engine, source) for path in artifacts]
     windows = read_windows(source, Path(text), options)
-    notes = [windows.reading_problem(subject.checkpoint) for subject in subjects]
+    notes = [windows.shortage(sequences), *(windows.reading_problem(subject.checkpoint) for subject in subjects)]
     check_windows([source, *(subject.checkpoint for subject in subjects)], windows.longest)
     found = _evaluated(source, subjects, windows, noise_floor=noise_floor, progress=progress, notes=notes)
     if picture is not None:

@@ -23,6 +23,8 @@ from quantkit.verification.metrics import kl_by_position, same_favourites
 FAVOURITES = 5
 LARGEST_LOGARITHM = 700.0
 """Whose exponential a float64 still holds."""
+Table = list[tuple[str, ...]]
+"""Rows of text, the heads first."""
 MODELS = ("model", "engine", "size", "bits/weight", "perplexity", "× source")
 DISTANCES = ("mean", "median", "99 %", "top 1", "top 5")
 """Heads of tables."""
@@ -182,11 +184,12 @@ class Evaluation:
         spread = "one standard error" if self.windows > 1 else "unknown from one window"
         return f"{self.text}: {self.positions:,} predictions in {self.windows} windows{skipped}; KL in nats, ± {spread}"
 
-    def tables(self) -> list[list[tuple[str, ...]]]:
-        """The figures as tables of text, heads first: models; distances from the source; engines' noise floors."""
+    def tables(self) -> list[Table]:
+        """The figures as text: models, their distances from the source, and the noise floors of their engines."""
         source = self.source
-        models = [MODELS, (f"{Path(source.path).name} (source)", "reference", *source.cells(), "")]
-        distances, floors = [("KL from the source", *DISTANCES)], [("noise floor of the engine", *DISTANCES)]
+        models: Table = [MODELS, (f"{Path(source.path).name} (source)", "reference", *source.cells(), "")]
+        distances: Table = [("KL from the source", *DISTANCES)]
+        floors: Table = [("noise floor of the engine", *DISTANCES)]
         for name, one in zip(self.names, self.artifacts, strict=True):
             models.append((name, one.engine, *one.cells(), one.perplexity_ratio.in_words()))
             distances.append((name, *one.from_source.cells()))

@@ -71,6 +71,11 @@ class Windows:
         """Tokens of the longest window."""
         return max(map(len, self.token_ids))
 
+    def shortage(self, wanted: int) -> str | None:
+        """One line where the text had fewer windows than were asked for."""
+        found = len(self.token_ids)
+        return f"{self.name} fills {found} of {wanted} windows that were asked for" if found < wanted else None
+
     def reading_problem(self, artifact: Checkpoint) -> str | None:
         """One line where the tokenizer of `artifact` cannot be asked; None where it reads the text as the source does.
 
