@@ -53,17 +53,19 @@ class Mean:
         return Mean(value, None if self.error is None else value * self.error)
 
     def in_words(self) -> str:
-        """With its standard error, if it has one, to the second digit of that."""
+        """With its standard error, if it has one, to the second digit of that, four places at most."""
         if self.error is None:
             return f"{self.value:.4g}"
         digits = 1 - math.floor(math.log10(self.error)) if 0 < self.error < math.inf else 4
-        places = min(max(digits, 0), 6)
+        places = min(max(digits, 0), 4)
         return f"{self.value:.{places}f} ± {self.error:.{places}f}"
 
     def by_share(self) -> str:
         """With its standard error as a share of it: for what may be of any magnitude."""
-        error = f" ± {100 * self.error / self.value:.2g}%" if self.error is not None and self.value > 0 else ""
-        return f"{self.value:#.3g}{error}"
+        if self.error is None or not self.value > 0:
+            return f"{self.value:#.3g}"
+        share = 100 * self.error / self.value
+        return f"{self.value:#.3g} ± {share:.{1 if share < 9.95 else 0}f}%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +191,12 @@ class Evaluation:
         source = self.source
         models: Table = [MODELS, (f"{Path(source.path).name} (source)", "reference", *source.cells(), "")]
         distances: Table = [("KL from the source", *DISTANCES)]
-        floors: Table = [("noise floor of the engine", *DISTANCES)]
+        floors: Table = [("noise floor", *DISTANCES)]
         for name, one in zip(self.names, self.artifacts, strict=True):
             models.append((name, one.engine, *one.cells(), one.perplexity_ratio.in_words()))
             distances.append((name, *one.from_source.cells()))
             if one.weights_alone is not None and one.floor is not None:
-                distances.append((f"{name} in the reference", *one.weights_alone.cells()))
+                distances.append(("  in the reference", *one.weights_alone.cells()))
                 floors.append((name, *one.floor.cells()))
         return [models, distances, *([floors] if floors[1:] else [])]
 

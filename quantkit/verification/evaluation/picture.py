@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from io import BytesIO
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from quantkit.artifacts.stage_writer import refusals
 from quantkit.errors import BadOption, MissingDependency, OutputExists, WriteFailed
-from quantkit.verification.evaluation.figures import ArtifactFigures, Evaluation
+from quantkit.verification.evaluation.figures import ArtifactFigures, Evaluation, Mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,7 @@ SUFFIX = ".png"
 LEAST_KL = 1e-12
 """What is smaller is drawn there: a logarithmic axis has no zero."""
 INK, FAINT = "#0072b2", "0.55"
+ROOM = 3.0
 TWICE = 2
 """Standard errors of a bar to each side."""
 
@@ -72,10 +74,9 @@ def picture(evaluation: Evaluation) -> bytes:
         capsize=3,
         label="artifact from source, ± 2 standard errors",
     )
-    for name, size, artifact in zip(evaluation.names, sizes, artifacts, strict=True):
-        place = (size, max(artifact.from_source.kl.value, LEAST_KL))
-        axes.annotate(name, place, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
-    axes.margins(x=0.15, y=0.15)
+    _name_points(axes, evaluation)
+    axes.margins(x=0.15)
+    _show_from_to(axes, [mean.value for one in artifacts for mean in _means(one)])
     axes.set_xlabel("MB of weights")
     axes.set_ylabel("mean KL(source || artifact), nats per token")
     engines = ", ".join(sorted({artifact.engine for artifact in artifacts}))
@@ -87,6 +88,40 @@ def picture(evaluation: Evaluation) -> bytes:
     FigureCanvasAgg(figure)
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def _name_points(axes: Axes, evaluation: Evaluation) -> None:
+    """What is larger loses less: there is room below to the left of the best points, and above to the right of all.
+
+    Of the best, the names go to either side in turn; of others, that are larger than one that loses no more, above.
+    """
+    named = sorted(zip(evaluation.names, evaluation.artifacts, strict=True), key=lambda pair: pair[1].size)
+    least, below = math.inf, False
+    for name, artifact in named:
+        kl = artifact.from_source.kl.value
+        if kl < least:
+            least, below = kl, not below
+        under = below and kl == least
+        axes.annotate(
+            name,
+            (artifact.size / 1e6, max(kl, LEAST_KL)),
+            xytext=(-6, -5) if under else (6, 5),
+            textcoords="offset points",
+            ha="right" if under else "left",
+            va="top" if under else "bottom",
+            fontsize=8,
+        )
+
+
+def _means(artifact: ArtifactFigures) -> list[Mean]:
+    """All that is drawn of an artifact."""
+    return [artifact.from_source.kl, *([artifact.floor.kl] if artifact.floor is not None else [])]
+
+
+def _show_from_to(axes: Axes, values: Sequence[float]) -> None:
+    """Leave room above and below what is drawn, and for the names of points."""
+    drawn = [max(value, LEAST_KL) for value in values if math.isfinite(value)] or [1.0]
+    axes.set_ylim(min(drawn) / ROOM, max(drawn) * ROOM)
 
 
 def _draw_floors(axes: Axes, artifacts: Sequence[ArtifactFigures]) -> None:

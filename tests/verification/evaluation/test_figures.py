@@ -65,6 +65,7 @@ def test_an_error_is_told_to_its_second_digit(mean: Mean, words: str):
 
 def test_an_error_of_what_may_be_of_any_magnitude_is_told_as_a_share():
     assert Mean(9.68e-5, 2.5e-6).by_share() == "9.68e-05 ± 2.6%"
+    assert Mean(0.0054, 0.00054).by_share() == "0.00540 ± 10%"
     assert Mean(0.0, 0.0).by_share() == "0.00"
 
 
