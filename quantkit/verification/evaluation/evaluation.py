@@ -44,7 +44,7 @@ SOURCE = "source"
 
 
 def evaluate(
-    artifacts: Sequence[str | Path],
+    artifacts: str | Path | Sequence[str | Path],
     *,
     against: str | Path,
     text: str | Path,
@@ -63,7 +63,7 @@ def evaluate(
     last one predicts what is not in the window.
 
     Args:
-        artifacts: model folders, quantized folders, or single-file artifacts.
+        artifacts: model folders, quantized folders, or single-file artifacts; one or several.
         against: the model that all of them were made from; it is computed by the reference runtime.
         text: a file of text, .txt, .jsonl or .parquet.
         engine: a runtime's name; "auto" = for each artifact the first installed engine that runs it.
@@ -85,13 +85,14 @@ def evaluate(
         What `open_checkpoint` and reading the text raise.
     """
     options = WindowOptions(sequences=sequences, length=length, skip_positions=skip_positions)
-    if not artifacts:
+    paths = [artifacts] if isinstance(artifacts, (str, Path)) else artifacts
+    if not paths:
         raise BadOption("no artifact to evaluate")
     picture = Path(plot) if plot is not None else None
     if picture is not None:
         check_picture(picture, overwrite=overwrite)
     source = open_source(Path(against))
-    subjects = [open_subject(Path(path), engine, source) for path in artifacts]
+    subjects = [open_subject(Path(path), engine, source) for path in paths]
     windows = read_windows(source, Path(text), options)
     notes = [windows.shortage(sequences), *(windows.reading_problem(subject.checkpoint) for subject in subjects)]
     check_windows([source, *(subject.checkpoint for subject in subjects)], windows.longest)

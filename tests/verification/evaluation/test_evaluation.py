@@ -84,7 +84,7 @@ def test_figures_are_those_of_the_torch_model_by_their_definitions(model: Path, 
 
 
 def test_the_source_has_lost_nothing_to_itself(model: Path) -> None:
-    found = evaluate([model], against=model, text=TEXT, **WINDOWS)
+    found = evaluate(str(model), against=model, text=TEXT, **WINDOWS)
     (artifact,) = found.artifacts
     assert artifact.perplexity == found.source.perplexity
     assert artifact.perplexity_ratio.value == 1.0
