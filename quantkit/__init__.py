@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from quantkit.verification.continuation import Continuation as Continuation
     from quantkit.verification.continuation import Sampling as Sampling
     from quantkit.verification.continuation import generate as generate
+    from quantkit.verification.evaluation.evaluation import evaluate as evaluate
+    from quantkit.verification.evaluation.figures import Evaluation as Evaluation
     from quantkit.verification.golden import Golden as Golden
     from quantkit.verification.golden import read_golden as read_golden
     from quantkit.verification.proof import verify as verify
@@ -70,6 +72,7 @@ _HOMES = {
     "Checkpoint": "models.checkpoint",
     "Compute": "calibration.compute",
     "Continuation": "verification.continuation",
+    "Evaluation": "verification.evaluation.figures",
     "ExportOptions": "protocols",
     "Golden": "verification.golden",
     "OffsetGroups": "tensors.schemes.offset_groups",
@@ -88,6 +91,7 @@ _HOMES = {
     "containers": "registry",
     "default_scheme": "registry",
     "engines": "registry",
+    "evaluate": "verification.evaluation.evaluation",
     "every_target": "pipeline.planning.recommendation",
     "export": "pipeline.runs",
     "export_calibrated": "pipeline.runs",
@@ -117,6 +121,7 @@ __all__ = [
     "Checkpoint",
     "Compute",
     "Continuation",
+    "Evaluation",
     "ExportOptions",
     "Golden",
     "OffsetGroups",
@@ -135,6 +140,7 @@ __all__ = [
     "containers",
     "default_scheme",
     "engines",
+    "evaluate",
     "every_target",
     "export",
     "export_calibrated",

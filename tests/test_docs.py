@@ -48,6 +48,7 @@ def test_every_verb_explains_itself(verb, capsys):
 def test_the_examples_of_the_readme_run_in_order(tmp_path, monkeypatch, golden_model, capsys):
     pytest.importorskip("torch", reason="the examples calibrate, which needs the extra quantkit[torch]")
     pytest.importorskip("xllamacpp", reason="the examples verify in llama.cpp, which needs quantkit[llama-cpp]")
+    pytest.importorskip("matplotlib", reason="the examples draw a picture, which needs the extra quantkit[plot]")
     (tmp_path / "golden").symlink_to(golden_model.parent)
     (tmp_path / "prose.txt").write_text(README)
     monkeypatch.chdir(tmp_path)

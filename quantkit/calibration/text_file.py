@@ -81,16 +81,24 @@ def file_sequences(
         ReadFailed and others: see `SourceFile`.
     """
     found = read_text_file(file.path)
-    records = _spread(found.records, max(MIN_RECORDS, 4 * sequences))
-    beginnings = [record[:PORTION_CHARS] if isinstance(record, str) else record for record in records]
-    rows = [row for text in found.texts(tokenizer, beginnings) for row in _rows(text, tokenizer, length)]
+    rows = file_rows(found, tokenizer, sequences=sequences, length=length)
     if not rows:
         raise BadOption(
             f"{file.path}: no text to calibrate on", hint="leave out --calibration to let the model write its own"
         )
-    return Source(name=file.path.name, kind=found.kind, digest=found.digest, weight=file.weight), _spread(
-        rows, sequences
-    )
+    return Source(name=file.path.name, kind=found.kind, digest=found.digest, weight=file.weight), rows
+
+
+def file_rows(file: TextFile, tokenizer: Tokenizer, *, sequences: int, length: int) -> list[np.ndarray]:
+    """At most `sequences` rows of at most `length` tokens, int64, evenly spread over a file; none without any text.
+
+    Raises:
+        What `TextFile.texts` raises.
+    """
+    records = _spread(file.records, max(MIN_RECORDS, 4 * sequences))
+    beginnings = [record[:PORTION_CHARS] if isinstance(record, str) else record for record in records]
+    rows = [row for text in file.texts(tokenizer, beginnings) for row in _rows(text, tokenizer, length)]
+    return _spread(rows, sequences)
 
 
 def _spread(items: Sequence[Item], count: int) -> list[Item]:

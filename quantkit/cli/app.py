@@ -20,6 +20,7 @@ import typer
 from rich.markup import escape as escape_markup
 
 from quantkit.cli.verbs import bench, demo, export, formats, golden, imatrix, inspect, plan, quantize, run, verify
+from quantkit.cli.verbs.eval import evaluate
 from quantkit.errors import Interrupted, QuantkitError, one_line
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "export": export.export,
     "golden": golden.golden,
     "verify": verify.verify,
+    "eval": evaluate,
     "run": run.run,
     "bench": bench.bench,
     "demo": demo.demo,

@@ -118,8 +118,38 @@ def top1_agreement(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
     return compared(p_logits, q_logits)[0].top1
 
 
+def same_favourites(p_logits: np.ndarray, q_logits: np.ndarray, count: int) -> np.ndarray:
+    """What share of P's `count` most likely tokens are among Q's at each position, float64 [T].
+
+    With a count of 1 its mean is `Agreement.top1`; where P or Q is no distribution nothing is shared.
+    """
+    shares = np.empty(len(p_logits))
+    for part in row_chunks(p_logits):
+        p, q = p_logits[part], q_logits[part]
+        defined = np.isfinite(p.max(axis=-1)) & np.isfinite(q.max(axis=-1))  # a maximum does not lose a NaN
+        shared = (_favourites(p, count)[:, :, None] == _favourites(q, count)[:, None, :]).any(axis=-1)
+        shares[part] = np.where(defined, shared.mean(axis=-1), 0.0)
+    return shares
+
+
+def _favourites(logits: np.ndarray, count: int) -> np.ndarray:
+    """Ids of the most likely tokens, in any order, [T, count]; all there are where they are fewer."""
+    if count == 1:
+        best: np.ndarray = logits.argmax(axis=-1)[:, None]  # of equally likely ones the first
+        return best
+    first = max(logits.shape[-1] - count, 0)
+    return np.argpartition(logits, first, axis=-1)[:, first:]
+
+
+def surprise(logits: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
+    """-q of the tokens that came, in nats, float64 [T - 1]: row t is asked for token t + 1."""
+    following, asked = np.asarray(token_ids[1:]), logits[:-1]
+    came = np.empty(len(following))
+    for part in row_chunks(asked):
+        came[part] = log_softmax(asked[part])[np.arange(len(following[part])), following[part]]
+    return -came
+
+
 def perplexity(logits: np.ndarray, token_ids: Sequence[int]) -> float:
-    """exp of the mean of -q over the tokens that came: row t is asked for token t + 1; needs two tokens or more."""
-    following = np.asarray(token_ids[1:])
-    came = log_softmax(logits[:-1])[np.arange(len(following)), following]
-    return float(np.exp(-came.mean()))
+    """exp of the mean of `surprise`; needs two tokens or more."""
+    return float(np.exp(surprise(logits, token_ids).mean()))

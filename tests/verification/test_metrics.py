@@ -15,6 +15,8 @@ from quantkit.verification.metrics import (
     log_softmax,
     max_abs_log_prob_difference,
     perplexity,
+    same_favourites,
+    surprise,
     top1_agreement,
 )
 
@@ -146,3 +148,33 @@ def test_several_models_compared_at_once_have_the_figures_of_the_definitions():
 
 def test_a_model_compared_with_nothing_says_nothing():
     assert compared(np.zeros((1, 2), np.float32)) == ()
+
+
+def test_the_share_of_favourites_is_that_of_the_sets():
+    rng = np.random.default_rng(5)
+    p = rng.standard_normal((30, 400)).astype(np.float32)
+    q = p + rng.standard_normal(p.shape).astype(np.float32)
+    for count in (1, 5, 20):
+        best = [set(row) for row in np.argsort(p, axis=1)[:, -count:]]
+        theirs = [set(row) for row in np.argsort(q, axis=1)[:, -count:]]
+        expected = [len(a & b) / count for a, b in zip(best, theirs, strict=True)]
+        assert same_favourites(p, q, count).tolist() == pytest.approx(expected)
+    assert same_favourites(p, q, 1).mean() == top1_agreement(p, q)
+    assert same_favourites(p[:, :3], q[:, :3], 5).tolist() == [1.0] * 30, "all of a vocabulary of three"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_position_that_is_no_distribution_shares_no_favourites(value):
+    logits = np.zeros((2, 8), np.float32)
+    broken = logits.copy()
+    broken[1, 3] = value
+    for pair in ((logits, broken), (broken, logits), (broken, broken)):
+        assert same_favourites(*pair, 5).tolist() == [1.0, 0.0]
+
+
+def test_surprise_is_told_for_every_token_that_came_across_chunks():
+    logits = np.random.default_rng(6).standard_normal((3 * (CHUNK_ELEMENTS // 64) + 5, 64)).astype(np.float32)
+    ids = np.random.default_rng(7).integers(0, 64, len(logits)).tolist()
+    expected = [-log_softmax(logits[t])[ids[t + 1]] for t in range(len(ids) - 1)]
+    assert surprise(logits, ids) == pytest.approx(expected, abs=1e-12)
+    assert perplexity(logits, ids) == pytest.approx(math.exp(np.mean(expected)), rel=1e-12)

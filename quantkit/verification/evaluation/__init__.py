@@ -1,0 +1,1 @@
+"""How much an artifact lost on a text: perplexity, divergence and agreement beside the model that it was made from."""
