@@ -24,7 +24,7 @@ class ReferenceRuntime:
     name = "reference"
     summary = "numpy float32, slow and readable: the oracle"
     formats = registry.names("exporters")
-    architectures = ("minicpm", "llama", "sala")
+    architectures = ("minicpm", "llama", "sala", "minicpm3")
 
     def __init__(self, *, attention: Literal["dense", "sparse"] = "dense", variant: str = DEFAULT.name) -> None:
         self._sparsely = attention == "sparse"
