@@ -38,6 +38,16 @@ def checked_ids(spec: ModelSpec, token_ids: Sequence[int], *, known: int = 0, to
     return ids
 
 
+def check_plain_heads(checkpoint: Checkpoint, container: str) -> None:
+    """Raise `UnsupportedModel` where attention is latent, and the container's layout has no place for that."""
+    if checkpoint.spec.latent is not None:
+        raise UnsupportedModel(
+            f"{checkpoint.path}: {container} cannot hold latent attention (MLA), which {checkpoint.spec.architecture} "
+            "has",
+            hint="export gguf, compressed-tensors or hf, which hold it",
+        )
+
+
 def check_dense(checkpoint: Checkpoint, verb: str) -> None:
     """Raise `UnsupportedModel` where layers are not those of a dense decoder; `verb`: what cannot be done with it."""
     lightning = checkpoint.spec.lightning

@@ -12,6 +12,7 @@ from quantkit.runtimes._kernels._rules import TILE, KernelRules, Matrix
 from quantkit.tensors.scheme import PER_ROW
 
 CONTAINERS = ("awq", "compressed-tensors", "gptq", "hf")
+ARCHITECTURES = ("minicpm", "llama", "minicpm3")
 GROUPS = (32, 64, 128, PER_ROW)
 STEP = 32
 """Rows and columns of the kernel for the CPU are multiples of it."""
@@ -80,6 +81,7 @@ CPU = KernelRules(
     name="vllm-cpu",
     engine="vllm",
     containers=CONTAINERS,
+    architectures=ARCHITECTURES,
     check=_cpu,
     check_model=_model,
     setting=_config_class,
@@ -89,6 +91,7 @@ CUDA_MARLIN = KernelRules(
     name="vllm-cuda-marlin",
     engine="vllm",
     containers=CONTAINERS,
+    architectures=ARCHITECTURES,
     check=_marlin,
     check_model=_model,
     setting=_config_class,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.errors import BadConfig, UnsupportedModel
 from quantkit.models.architectures._config_keys import Shape, check_keys
 from quantkit.models.architectures._dense_decoder import MAX_DIMENSION, MAX_HEAD_DIM, DenseDecoder
-from quantkit.models.architectures._latent import LatentSpec
+from quantkit.models.architectures._latent import NORM_EPS, LatentSpec
 from quantkit.models.architectures._layer_group import LayerGroup
 from quantkit.models.architectures._rope import MINICPM_TYPES, OLD_NAME
 from quantkit.models.architectures.minicpm import scalars
@@ -142,6 +142,14 @@ def with_shared_eps(spec: ModelSpec) -> ModelSpec:
     if spec.latent is None:
         return spec
     return replace(spec, latent=replace(spec.latent, norm_eps=spec.rms_norm_eps))
+
+
+def with_norms_of(spec: ModelSpec, other: ModelSpec) -> ModelSpec:
+    """`spec` with what norms of latents add in `other`, where that is one of the two that engines take for each other:
+    `NORM_EPS`, or `rms_norm_eps`."""
+    if spec.latent is None or other.latent is None or other.latent.norm_eps not in (NORM_EPS, other.rms_norm_eps):
+        return spec
+    return replace(spec, latent=replace(spec.latent, norm_eps=other.latent.norm_eps))
 
 
 def _latent_of(spec: ModelSpec) -> LatentSpec:
