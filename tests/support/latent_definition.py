@@ -73,9 +73,13 @@ TINY: Mapping[str, Any] = {
 
 
 def latent_arrays(config: Mapping[str, Any], *, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
-    """Random weights by name, and the shapes that the formulas need."""
+    """Random weights by name, in the shapes that the formulas need.
+
+    Small embeddings and a large last norm: what the blocks compute decides the predictions, not the token itself.
+    """
     hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    nope, rope, ranks = config["qk_nope_head_dim"], config["qk_rope_head_dim"], (config["q_lora_rank"], config["kv_lora_rank"])
+    nope, rope = config["qk_nope_head_dim"], config["qk_rope_head_dim"]
+    ranks = (config["q_lora_rank"], config["kv_lora_rank"])
     values = config.get("v_head_dim") or hidden // heads
     block = {
         "input_layernorm": (hidden,),
@@ -101,8 +105,9 @@ def latent_arrays(config: Mapping[str, Any], *, seed: int = 0, dtype: Any = np.f
     arrays = {}
     for name, shape in shapes.items():
         drawn = random.standard_normal(shape)
-        scale = 0.1 if "embed_tokens" in name else shape[-1] ** -0.5
-        arrays[name] = (1 + 0.1 * drawn if len(shape) == 1 else drawn * scale).astype(dtype)
+        scale = 0.01 if "embed_tokens" in name else 20.0 if name == "model.norm.weight" else 1.0
+        values = 1 + 0.1 * drawn if len(shape) == 1 else drawn if scale < 1 else drawn * shape[-1] ** -0.5
+        arrays[name] = (values * scale).astype(dtype)
     return arrays
 
 
