@@ -34,6 +34,7 @@ def model_entries(checkpoint: Checkpoint, file_type: int) -> list[bytes]:
 
     Raises:
         UnsupportedModel: an architecture that llama.cpp does not have under that name.
+        UnsupportedSpec: see `latent_keys`.
     """
     spec = checkpoint.spec
     arch = spec.architecture

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantkit.errors import BadOption, UnsupportedModel
+from quantkit.errors import BadOption, UnsupportedModel, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec
 
@@ -39,9 +39,9 @@ def checked_ids(spec: ModelSpec, token_ids: Sequence[int], *, known: int = 0, to
 
 
 def check_plain_heads(checkpoint: Checkpoint, container: str) -> None:
-    """Raise `UnsupportedModel` where attention is latent, and the container's layout has no place for that."""
+    """Raise `UnsupportedSpec` where attention is latent, and the container's layout has no place for that."""
     if checkpoint.spec.latent is not None:
-        raise UnsupportedModel(
+        raise UnsupportedSpec(
             f"{checkpoint.path}: {container} cannot hold latent attention (MLA), which {checkpoint.spec.architecture} "
             "has",
             hint="export gguf, compressed-tensors or hf, which hold it",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from quantkit.errors import BadConfig, UnsupportedModel
+from quantkit.errors import BadConfig, UnsupportedSpec
 from quantkit.exporters.gguf.keys import Keys
 from quantkit.models.architectures._latent import NORM_EPS
 from quantkit.models.spec import ModelSpec
@@ -28,7 +28,7 @@ def latent_keys(spec: ModelSpec) -> dict[str, int]:
     """The keys, without the architecture's name.
 
     Raises:
-        UnsupportedModel: scalars that are not those of the graph.
+        UnsupportedSpec: scalars that are not those of the graph.
     """
     latent = spec.latent
     assert latent is not None
@@ -49,7 +49,7 @@ def _check_scalars(spec: ModelSpec) -> None:
     }
     for key, (found, wanted) in fixed.items():
         if not math.isclose(found, wanted, rel_tol=1e-6):
-            raise UnsupportedModel(
+            raise UnsupportedSpec(
                 f"gguf: {key} is {found:g}, and llama.cpp's minicpm3 computes with {wanted:g} whatever a file says",
                 hint="write hf or compressed-tensors, whose engines read it",
             )
