@@ -52,6 +52,10 @@ class ReferenceRuntime:
         checkpoint = registry.open_checkpoint(path)
         if self._sparsely:
             return self.watched(checkpoint)
+        return self.dense(checkpoint)
+
+    def dense(self, checkpoint: Checkpoint) -> ReferenceSession:
+        """An open checkpoint that attends densely."""
         if checkpoint.spec.lightning is not None:
             return SalaSession(checkpoint, self._variant, sparsely=False)
         return ReferenceSession(checkpoint)
