@@ -39,12 +39,12 @@ def checked_ids(spec: ModelSpec, token_ids: Sequence[int], *, known: int = 0, to
 
 
 def check_plain_heads(checkpoint: Checkpoint, container: str) -> None:
-    """Raise `UnsupportedSpec` where attention is latent, and the container's layout has no place for that."""
+    """Raise `UnsupportedSpec` where attention is latent, and no engine is known that loads the container with it."""
     if checkpoint.spec.latent is not None:
         raise UnsupportedSpec(
-            f"{checkpoint.path}: {container} cannot hold latent attention (MLA), which {checkpoint.spec.architecture} "
-            "has",
-            hint="export gguf, compressed-tensors or hf, which hold it",
+            f"{checkpoint.path}: {container} is not written for latent attention (MLA), which "
+            f"{checkpoint.spec.architecture} has",
+            hint="export gguf, compressed-tensors, awq or hf",
         )
 
 

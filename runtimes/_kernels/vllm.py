@@ -36,6 +36,14 @@ def _config_class(model: Checkpoint) -> str | None:
     return "--trust-remote-code" if model.spec.architecture == "minicpm" else None
 
 
+def _norms(model: Checkpoint) -> str | None:
+    """Its MiniCPM3 makes the norms of latents with the epsilon of all others."""
+    latent, eps = model.spec.latent, model.spec.rms_norm_eps
+    if latent is None or latent.norm_eps == eps:
+        return None
+    return f"it adds {eps:g} in the norms of latent attention, where the model's own code adds {latent.norm_eps:g}"
+
+
 def _any(matrix: Matrix) -> str | None:
     """What both kernels refuse."""
     if Role.EMBED in matrix.roles:
@@ -85,6 +93,7 @@ CPU = KernelRules(
     check=_cpu,
     check_model=_model,
     setting=_config_class,
+    remark=_norms,
     fuses=True,
 )
 CUDA_MARLIN = KernelRules(
@@ -95,6 +104,7 @@ CUDA_MARLIN = KernelRules(
     check=_marlin,
     check_model=_model,
     setting=_config_class,
+    remark=_norms,
     fuses=True,
     pads=True,
 )

@@ -19,7 +19,7 @@ from tests.support.latent_definition import TINY, latent_arrays, write_latent
 from tests.support.memory import memory_checkpoint
 from tests.support.runs import quantized
 
-HOLD = ("hf", "compressed-tensors", "gptq", "awq", "gguf")
+HOLD = ("hf", "compressed-tensors", "awq", "gguf")
 REFUSE = tuple(name for name in registry.names("exporters") if name not in HOLD)
 WIDE: dict[str, Any] = {**TINY, "num_hidden_layers": 1}
 
@@ -33,9 +33,9 @@ def int4(*, symmetric: bool = True) -> Checkpoint:
 @pytest.mark.parametrize("source", ["dense", "int4"])
 def test_others_refuse_it_by_name_with_the_way_out(name: str, source: str) -> None:
     model = int4() if source == "int4" else memory_checkpoint(WIDE, latent_arrays(WIDE))
-    with pytest.raises(UnsupportedSpec, match=rf"{name} cannot hold latent attention \(MLA\)") as refusal:
+    with pytest.raises(UnsupportedSpec, match=rf"{name} is not written for latent attention \(MLA\)") as refusal:
         registry.exporter(name).prepare(model, ExportOptions())
-    assert "gguf, compressed-tensors or hf" in (refusal.value.hint or "")
+    assert "gguf, compressed-tensors, awq or hf" in (refusal.value.hint or "")
 
 
 @pytest.mark.parametrize("name", ["mlx", "onnx", "openvino"])
@@ -45,7 +45,7 @@ def test_plan_says_so_too(name: str, tmp_path: Path) -> None:
     assert "latent attention" in (planned.targets[0].refusal or "")
 
 
-@pytest.mark.parametrize("name", ["compressed-tensors", "gptq", "awq", "gguf"])
+@pytest.mark.parametrize("name", ["compressed-tensors", "awq", "gguf"])
 def test_codes_come_back_as_they_were(name: str, tmp_path: Path) -> None:
     model = int4(symmetric=name != "awq")
     out = tmp_path / ("m.gguf" if name == "gguf" else "out")

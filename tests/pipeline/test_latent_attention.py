@@ -20,7 +20,7 @@ from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
 from tests.support.latent_definition import TINY, latent_arrays, write_latent
 from tests.support.memory import memory_checkpoint
-from tests.support.runs import quantized
+from tests.support.runs import quantized, read_through
 from tests.support.wrong_models import with_weights
 
 SMALL: dict[str, Any] = {
@@ -74,10 +74,11 @@ def test_calibration_beats_rounding_on_every_group_of_layers(model: Checkpoint) 
     pytest.importorskip("torch")
     samples = make_samples([np.resize(row[:6], 48) for row in rows(24)], source="random", digest="")
     run = quantized(model, INT4, "gptq", calibration=samples)
+    read_through(run)
     for role in (Role.Q_A, Role.KV_A, Role.Q_B, Role.KV_B, Role.O, Role.GATE, Role.DOWN):
-        reports = [run.reports[model.spec.weight_name(layer, role)] for layer in range(2)]
-        assert all(report.fallback is None for report in reports), role
-        assert sum(report.error for report in reports) < 0.9 * sum(r.error_of_rounding or 0 for r in reports), role
+        told = [run.report()["tensors"][model.spec.weight_name(layer, role)] for layer in range(2)]
+        assert all(report["fallback"] is None for report in told), role
+        assert sum(report["error"] for report in told) < 0.9 * sum(report["error_of_rounding"] for report in told), role
 
 
 def test_norms_of_latents_are_smoothed_for_what_reads_them(model: Checkpoint) -> None:

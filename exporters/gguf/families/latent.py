@@ -51,7 +51,7 @@ def _check_scalars(spec: ModelSpec) -> None:
         if not math.isclose(found, wanted, rel_tol=1e-6):
             raise UnsupportedSpec(
                 f"gguf: {key} is {found:g}, and llama.cpp's minicpm3 computes with {wanted:g} whatever a file says",
-                hint="write hf or compressed-tensors, whose engines read it",
+                hint="write hf, compressed-tensors or awq, whose engines read it",
             )
 
 

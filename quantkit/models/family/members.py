@@ -132,7 +132,7 @@ MEMBERS = (
         shape=Shape(2560, 6400, 62, 40, 40, 96),
         vocabulary=73448,
         contexts=(32768,),
-        limited="hf, compressed-tensors, gptq, awq, gguf: its attention is latent (MLA)",
+        limited="hf, compressed-tensors, awq and gguf: its attention is latent (MLA)",
     ),
     Member(
         name="MiniCPM-SALA",
