@@ -43,8 +43,8 @@ CHOICES: Sequence[tuple[str, quantkit.BlockOptions, tuple[str, ...]]] = (
     ("mxfp4_moe", quantkit.BlockOptions(algorithm="reference", pure=True), ("--pure",)),
     (
         "q4_k_s",
-        quantkit.BlockOptions(algorithm="reference", tensor_types=("blk.0.attn_v=q8_0", "ffn_down=q3_k")),
-        ("--tensor-type", "blk.0.attn_v=q8_0", "--tensor-type", "ffn_down=q3_k"),
+        quantkit.BlockOptions(algorithm="reference", tensor_types=("blk.0.attn_(v|kv_b)=q8_0", "ffn_down=q3_k")),
+        ("--tensor-type", "blk.0.attn_(v|kv_b)=q8_0", "--tensor-type", "ffn_down=q3_k"),
     ),
     (
         "q3_k_m",

@@ -38,6 +38,7 @@ from quantkit.exporters._hf_folder import (
 from quantkit.exporters._widths import checked_bits, recorded_options
 from quantkit.files.planned_files import Buffer, PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_plain_heads
 from quantkit.models.folder import open_folder, read_folder_config
 from quantkit.models.layouts.small_files import CONFIG_NAME
 from quantkit.models.recognition import parse_config
@@ -85,6 +86,7 @@ class BitNet:
             BadOption: an unknown type or architecture, or a width.
             UnsupportedSpec: a weight that does not fit; names it.
         """
+        check_plain_heads(checkpoint, METHOD)
         checked_type(options.type, self.types, container=METHOD)
         refuse_block_options(options, container=METHOD)
         refuse_graph_options(options, container=METHOD)

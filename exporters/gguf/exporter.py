@@ -5,7 +5,7 @@
 
 The numbers of `--arch native` are those of llama.cpp's architecture `minicpm`: embedding_scale = scale_emb,
 residual_scale = scale_depth / sqrt(layers), logit_scale = hidden / dim_model_base (the graph divides by it).
-`--arch llama` folds them away. Rows of q and k are stored in pairs (see `Place`). Norms are F32.
+`--arch llama` folds them away. Rows of q and k lie in pairs (see `Place`). Norms are F32. MLA: `families/latent.py`.
 
 A quantized weight is carried: its codes and scales become blocks as they are, each scale repeated per block.
 
@@ -16,8 +16,8 @@ A quantized weight is carried: its codes and scales become blocks as they are, e
     q4_1 q5_1      32     4 5     code in 0..15, 0..31, and an offset; of a zero point, scale * zero rounded to float16
     f32 f16 bf16                  scale * (code - zero), rounded once
 
-Dense matrices beside quantized ones become q8_0, as llama.cpp's quantizer makes embeddings and heads at least. A dense
-model becomes tq1_0, tq2_0 or q2_0 only where it is ternary as it stands (`ternary.py`), its embedding and head q8_0.
+Dense matrices beside quantized ones become q8_0, as llama.cpp makes embeddings and heads at least. A dense model is
+tq1_0, tq2_0 or q2_0 only where it is ternary as it stands (`ternary.py`), its embedding and head q8_0.
 
 q2_k to q6_k, iq4_nl, iq4_xs and mxfp4_moe are llama.cpp's mixtures of types (`mixture/`), for dense models alone. Their
 blocks, and with `--algorithm reference` those of all other types, are what ggml's own quantizers make (`reference/`);
@@ -60,6 +60,7 @@ from quantkit.exporters.gguf.container.file import MAGIC, GGUFFile
 from quantkit.exporters.gguf.container.header import header_bytes
 from quantkit.exporters.gguf.container.split import read_model
 from quantkit.exporters.gguf.container.types import padding, tensor_bytes
+from quantkit.exporters.gguf.families.latent import eps_notes
 from quantkit.exporters.gguf.imatrix.writing import planned_importance
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
 from quantkit.exporters.gguf.mixture.file_types import MIXED, file_type_number
@@ -206,7 +207,7 @@ class GGUF:
         )
 
     def read(self, path: Path) -> Checkpoint:
-        """Open a GGUF file of architecture minicpm or llama, ours or another's; of several parts, whichever is given.
+        """Open a GGUF file of architecture minicpm, minicpm3 or llama, ours or another's; of several parts, any one.
 
         Blocks become codes and scales, in groups of one block unless larger ones are recorded. Blocks with a minimum
         are read as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from. K-quants, IQ4 and
@@ -234,6 +235,7 @@ class GGUF:
             inputs=tuple(file.path for file in gguf.files),
             notes=(
                 *config_notes(config, where=str(path)),
+                *eps_notes(spec),
                 *((tokenizer,) if isinstance(tokenizer, str) else unfollowed_keys(gguf)),
             ),
         )
@@ -294,6 +296,7 @@ def _notes(
             "llama.cpp chooses LongRoPE's long factors by the context that it allocates, not by the text's length: "
             f"above {rope.original_max_position_embeddings} tokens"
         )
+    yield from eps_notes(model.spec)
     yield from tokenizer_notes(model, vocabulary)
     yield from sampling_notes(model)
     legal = sorted(name for name in model.files if is_legal(name))

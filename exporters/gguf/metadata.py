@@ -15,13 +15,14 @@ from quantkit.errors import UnsupportedModel
 from quantkit.exporters._hf_config import native_config
 from quantkit.exporters.gguf.container.header import entry
 from quantkit.exporters.gguf.container.types import ValueType
+from quantkit.exporters.gguf.families.latent import latent_keys
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.tensors.scheme import Scheme
 
 QUANTIZATION_VERSION = 2
 CONFIG_KEY, QUANTIZATION_KEY = "quantkit.config", "quantkit.quantization"
 
-ARCHITECTURES = {"minicpm": "MiniCPMForCausalLM", "llama": "LlamaForCausalLM"}
+ARCHITECTURES = {"minicpm": "MiniCPMForCausalLM", "llama": "LlamaForCausalLM", "minicpm3": "MiniCPM3ForCausalLM"}
 """Values of general.architecture, and the classes that configs name."""
 
 SCALE_KEYS = ("embedding_scale", "residual_scale", "logit_scale")
@@ -33,6 +34,7 @@ def model_entries(checkpoint: Checkpoint, file_type: int) -> list[bytes]:
 
     Raises:
         UnsupportedModel: an architecture that llama.cpp does not have under that name.
+        UnsupportedSpec: see `latent_keys`.
     """
     spec = checkpoint.spec
     arch = spec.architecture
@@ -41,7 +43,7 @@ def model_entries(checkpoint: Checkpoint, file_type: int) -> list[bytes]:
             f"{checkpoint.path}: gguf has no architecture {arch!r}", hint="fold it into a Llama: --arch llama"
         )
     weights = sum(math.prod(slot.shape) for slot in spec.slots())
-    name = f"{'MiniCPM' if arch == 'minicpm' else 'Llama'} {weights / 1e6:.0f}M"
+    name = f"{ARCHITECTURES[arch].removesuffix('ForCausalLM')} {weights / 1e6:.0f}M"
     integers = {
         "block_count": spec.num_hidden_layers,
         "context_length": spec.max_position_embeddings,
@@ -49,10 +51,12 @@ def model_entries(checkpoint: Checkpoint, file_type: int) -> list[bytes]:
         "feed_forward_length": spec.intermediate_size,
         "attention.head_count": spec.num_attention_heads,
         "attention.head_count_kv": spec.num_key_value_heads,
-        "rope.dimension_count": spec.head_dim,
+        "rope.dimension_count": spec.rotary_dim,
         "vocab_size": spec.vocab_size,
     }
-    if spec.head_dim * spec.num_attention_heads != spec.hidden_size:
+    if spec.latent is not None:
+        integers |= latent_keys(spec)
+    elif spec.head_dim * spec.num_attention_heads != spec.hidden_size:
         integers |= {"attention.key_length": spec.head_dim, "attention.value_length": spec.head_dim}
     floats = {"attention.layer_norm_rms_epsilon": spec.rms_norm_eps, "rope.freq_base": spec.rope.theta}
     if arch == "minicpm":

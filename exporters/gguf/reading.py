@@ -15,11 +15,13 @@ import numpy as np
 from quantkit.errors import BadConfig, InconsistentCheckpoint, MalformedFile, UnsupportedModel, UnsupportedSpec
 from quantkit.exporters.gguf.blocks import F32
 from quantkit.exporters.gguf.container.file import GGUFFile
+from quantkit.exporters.gguf.families.latent import FIXED_SCALARS, LATENT_KEYS, read_latent
 from quantkit.exporters.gguf.keys import Keys
 from quantkit.exporters.gguf.metadata import ARCHITECTURES, CONFIG_KEY, QUANTIZATION_KEY, SCALE_KEYS
 from quantkit.exporters.gguf.tensors import LONG_FACTORS, SHORT_FACTORS
 from quantkit.exporters.gguf.vocabulary import END_KEYS, END_TEXTS
 from quantkit.files.json_file import parse_json
+from quantkit.models.architectures.minicpm3 import with_shared_eps
 from quantkit.models.config import token_ids_value
 from quantkit.models.recognition import parse_config
 from quantkit.models.spec import ModelSpec, longrope_attention_factor
@@ -60,6 +62,8 @@ _OTHER_KINDS = {
 def read_config(gguf: GGUFFile) -> tuple[Mapping[str, Any], ModelSpec]:
     """config.json and the model that it describes: the source's own config where the file has it.
 
+    llama.cpp takes `rms_norm_eps` in the norms of latents, too, and so does the model that is described.
+
     Raises:
         UnsupportedModel: another architecture, or a key that may change what the model computes.
         MalformedFile, BadConfig: keys that are missing or wrong.
@@ -67,7 +71,7 @@ def read_config(gguf: GGUFFile) -> tuple[Mapping[str, Any], ModelSpec]:
     """
     where = str(gguf.path)
     rebuilt = _standard_config(gguf)
-    spec = parse_config(rebuilt, where=where)
+    spec = with_shared_eps(parse_config(rebuilt, where=where))
     _check_attention_factor(gguf, spec)
     text = gguf.metadata.get(CONFIG_KEY)
     if text is None:
@@ -75,7 +79,7 @@ def read_config(gguf: GGUFFile) -> tuple[Mapping[str, Any], ModelSpec]:
     if not isinstance(text, str):
         raise MalformedFile(f"{where}: {CONFIG_KEY} must be a string")
     config = parse_json(text.encode("utf-8"), f"{where}: {CONFIG_KEY}")
-    own = parse_config(config, where=f"{where}: {CONFIG_KEY}")
+    own = with_shared_eps(parse_config(config, where=f"{where}: {CONFIG_KEY}"))
     _check_same(own, spec, where)
     return config, own
 
@@ -90,7 +94,8 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
     arch = general.text("architecture")
     if arch not in ARCHITECTURES:
         raise UnsupportedModel(
-            f"{gguf.path}: architecture {arch[:80]!r} is not of this family", hint="supported: minicpm and llama"
+            f"{gguf.path}: architecture {arch[:80]!r} is not of this family",
+            hint=f"supported: {', '.join(ARCHITECTURES)}",
         )
     keys = Keys(gguf, f"{arch}.")
     _refuse_unknown(gguf, arch)
@@ -98,10 +103,8 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
     heads = keys.integer("attention.head_count")
     if not 0 < layers < 1 << 31 or not 0 < heads <= hidden:
         raise BadConfig(f"{gguf.path}: {layers} layers with {heads} heads in {hidden} channels")
-    head_dim = keys.integer("attention.key_length", hidden // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if keys.integer(key, head_dim) != head_dim:
-            raise UnsupportedModel(f"{gguf.path}: {arch}.{key} {keys.integer(key)} differs from head size {head_dim}")
+    latent = read_latent(keys, hidden // heads) if arch == "minicpm3" else {}
+    head_dim = latent.get("qk_rope_head_dim") or _head_dim(keys, hidden // heads)
     embedding = gguf.tensors.get("token_embd.weight")
     tokenizer = Keys(gguf, "tokenizer.ggml.")
     eos = [index for key in END_KEYS if (index := tokenizer.optional_id(key)) is not None]
@@ -116,7 +119,7 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
-        "head_dim": head_dim,
+        **({} if latent else {"head_dim": head_dim}),
         "hidden_act": "silu",
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": keys.integer("context_length"),
@@ -129,11 +132,25 @@ def _standard_config(gguf: GGUFFile) -> dict[str, Any]:
     }
     if tokenizer.text("model", "none") == "llama":  # the config's defaults are llama.cpp's for such a tokenizer
         config = {k: v for k, v in config.items() if k not in ("bos_token_id", "eos_token_id") or v is not None}
-    return config if arch == "llama" else {**config, **_scales(gguf, keys, layers, hidden)}
+    if arch == "llama":
+        return config
+    return {**config, **latent, **(FIXED_SCALARS if latent else _scales(gguf, keys, layers, hidden))}
+
+
+def _head_dim(keys: Keys, usual: int) -> int:
+    """Channels of a head, which are those of its values, and all of which are rotated."""
+    head_dim = keys.integer("attention.key_length", usual)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if keys.integer(key, head_dim) != head_dim:
+            raise UnsupportedModel(
+                f"{keys.gguf.path}: {keys.prefix}{key} {keys.integer(key)} differs from head size {head_dim}"
+            )
+    return head_dim
 
 
 def _refuse_unknown(gguf: GGUFFile, arch: str) -> None:
-    known = {f"{arch}.{key}" for key in _KNOWN_KEYS | (set(SCALE_KEYS) if arch == "minicpm" else set())}
+    own = {"minicpm": SCALE_KEYS, "minicpm3": LATENT_KEYS}.get(arch, ())
+    known = {f"{arch}.{key}" for key in _KNOWN_KEYS | set(own)}
     for key in gguf.metadata:
         if key.startswith(f"{arch}.") and key not in known:
             raise UnsupportedModel(f"{gguf.path}: key {key!r} is not understood and may change the model")

@@ -49,6 +49,7 @@ from quantkit.exporters.gptq.order import LatestRead
 from quantkit.exporters.gptq.reading import QWEIGHT, WORD, part_shapes, taken_weight
 from quantkit.files.planned_files import Buffer, PlannedArtifact, blob
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_plain_heads
 from quantkit.models.folder import open_folder
 from quantkit.models.layouts.small_files import CONFIG_NAME
 from quantkit.models.recognition import parse_config
@@ -92,6 +93,7 @@ class GPTQ:
             UnsupportedSpec: a weight that does not fit; names it. Also while writing: a bfloat16 scale that float16
                 does not hold.
         """
+        check_plain_heads(checkpoint, METHOD)  # vLLM takes its q_a_proj for dense
         wanted = checked_type(options.type, self.types, container=METHOD)
         refuse_block_options(options, container=METHOD)
         refuse_graph_options(options, container=METHOD)

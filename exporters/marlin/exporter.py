@@ -68,6 +68,7 @@ from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, P
 from quantkit.files.safetensors_header import TensorEntry
 from quantkit.files.safetensors_writer import TensorUnit, plan_safetensors
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_plain_heads
 from quantkit.models.folder import open_folder, read_folder_config
 from quantkit.models.layouts.small_files import CONFIG_NAME
 from quantkit.models.recognition import parse_config
@@ -108,6 +109,7 @@ class Marlin:
             UnsupportedSpec: a weight or a rotary embedding that does not fit. Also while writing: a bfloat16 scale
                 that float16 does not hold.
         """
+        check_plain_heads(checkpoint, NAME)
         if options.type is not None:
             raise BadOption(f"{NAME} has no type {options.type!r}", hint="leave it out")
         target = chosen(options.target)

@@ -46,6 +46,7 @@ from quantkit.exporters.mlx.settings import AFFINE, BITS, FLOAT_MODES, Stored, r
 from quantkit.exporters.mlx.text import chat_notes
 from quantkit.files.planned_files import Buffer, PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_plain_heads
 from quantkit.models.folder import open_folder
 from quantkit.models.folding import folded
 from quantkit.models.layouts.quantizers import refuse_quantized
@@ -87,6 +88,7 @@ class MLX:
             BadOption: an unknown type, width or architecture.
             UnsupportedSpec: a weight that does not fit, by name; no weight with codes, for the types that want them.
         """
+        check_plain_heads(checkpoint, NAME)
         refuse_block_options(options, container=NAME)
         refuse_graph_options(options, container=NAME)
         kind = checked_type(options.type, self.types, container=NAME)

@@ -41,6 +41,7 @@ from quantkit.exporters.onnx.settings import CONTAINER, Settings, context_notes,
 from quantkit.files.member import read_member_json
 from quantkit.files.planned_files import PlannedArtifact, PlannedTensor, blob
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.context import check_plain_heads
 from quantkit.models.folder import read_folder_config
 from quantkit.models.folding import with_architecture
 from quantkit.models.layouts.small_files import (
@@ -88,6 +89,7 @@ class ONNX:
             MissingDependency: the package `onnx` is not installed.
             Others: see `with_architecture`.
         """
+        check_plain_heads(checkpoint, self.name)
         refuse_block_options(options, container=self.name)
         checked_bits(options.bits, self.widths, container=self.name)
         source = with_architecture(checkpoint, options.arch)

@@ -35,6 +35,7 @@ from quantkit.exporters.openvino.weights import WIDTHS, Stored, buffers, element
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, Unit, blob
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.config import token_ids_value
+from quantkit.models.context import check_plain_heads
 from quantkit.models.folding import with_architecture
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.cast import FLOATS, converted
@@ -76,6 +77,7 @@ class OpenVINO:
             BadOption: an unknown type, architecture or width.
             UnsupportedSpec: codes without integer zero points; names the weight.
         """
+        check_plain_heads(checkpoint, NAME)
         refuse_block_options(options, container=NAME)
         refuse_graph_options(options, container=NAME)
         type_name = checked_type(options.type, self.types, container=NAME) or DEFAULT_TYPE

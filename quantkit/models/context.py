@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantkit.errors import BadOption, UnsupportedModel
+from quantkit.errors import BadOption, UnsupportedModel, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec
 
@@ -36,6 +36,16 @@ def checked_ids(spec: ModelSpec, token_ids: Sequence[int], *, known: int = 0, to
         raise BadOption(f"token ids must be one or more numbers below {spec.vocab_size}")
     check_length(spec, known + len(ids), to_come=to_come)
     return ids
+
+
+def check_plain_heads(checkpoint: Checkpoint, container: str) -> None:
+    """Raise `UnsupportedSpec` where attention is latent, and no engine is known that loads the container with it."""
+    if checkpoint.spec.latent is not None:
+        raise UnsupportedSpec(
+            f"{checkpoint.path}: {container} is not written for latent attention (MLA), which "
+            f"{checkpoint.spec.architecture} has",
+            hint="export gguf, compressed-tensors, awq or hf",
+        )
 
 
 def check_dense(checkpoint: Checkpoint, verb: str) -> None:

@@ -110,6 +110,7 @@ def inspection(checkpoint: Checkpoint, *, progress: Progress | None = None) -> I
         "residual scale": round(spec.residual_scale, 7),
         "logit divisor": spec.logit_divisor,
         "eos token ids": list(spec.eos_token_ids),
+        **_latent(spec),
         **_lightning(spec),
         **sparse_facts(spec),
     }
@@ -129,6 +130,15 @@ def _rope(rope: RopeSpec) -> str:
         beyond = rope.original_max_position_embeddings
         return f"theta {rope.theta:g}, dynamic NTK by {rope.factor:g} beyond {beyond} tokens"
     return f"theta {rope.theta:g}"
+
+
+def _latent(spec: ModelSpec) -> dict[str, str]:
+    """Of what queries, keys and values are made; nothing where they are made of the hidden state itself."""
+    latent = spec.latent
+    if latent is None:
+        return {}
+    heads = f"heads {latent.qk_nope_head_dim} + {latent.qk_rope_head_dim} (rotated), values {latent.v_head_dim} wide"
+    return {"latent attention": f"queries of {latent.q_lora_rank}, keys and values of {latent.kv_lora_rank}; {heads}"}
 
 
 def _lightning(spec: ModelSpec) -> dict[str, str]:

@@ -16,10 +16,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from quantkit import discovery
+from quantkit.models.architectures._latent import LatentSpec
 from quantkit.models.architectures._lightning import LightningSpec
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from quantkit.models.architectures._layer_group import LayerGroup
 
 ROOM = "quantkit.models.architectures"
 
@@ -51,10 +54,14 @@ class Role(str, Enum):
     O_NORM = "o_norm"
     O_GATE = "o_gate"
     Z = "z"
+    Q_A, Q_A_NORM, Q_B = "q_a", "q_a_norm", "q_b"
+    KV_A, KV_A_NORM, KV_B = "kv_a", "kv_a_norm", "kv_b"
 
 
-LINEAR_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.GATE, Role.UP, Role.DOWN)
-NORM_ROLES = (Role.ATTN_NORM, Role.MLP_NORM, Role.FINAL_NORM, Role.Q_NORM, Role.K_NORM, Role.O_NORM)
+LATENT_ROLES = (Role.Q_A, Role.KV_A, Role.Q_B, Role.KV_B)
+"""Layers of latent attention in the place of q, k and v."""
+LINEAR_ROLES = (Role.Q, Role.K, Role.V, *LATENT_ROLES, Role.O, Role.GATE, Role.UP, Role.DOWN)
+NORM_ROLES = tuple(role for role in Role if role.value.endswith("_norm"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,29 +72,6 @@ class TensorSlot:
     role: Role
     layer: int | None
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerGroup:
-    """Linear layers of a block that read the same input.
-
-    roles: the layers.
-    fed_by: whose outputs they read, where these can be divided and the layers' columns multiplied without changing the
-        function (`quantkit.solver.smoothing`); None where they cannot.
-    writer: the layer that carries this half of the block into the residual stream, one of `roles` or of a later group.
-    weighed: whether errors of their outputs are weighed by what they do to the predictions
-        (`quantkit.calibration.fisher` says why not all are).
-    """
-
-    roles: tuple[Role, ...]
-    fed_by: Role | None
-    writer: Role
-    weighed: bool = True
-
-    @property
-    def writes(self) -> bool:
-        """Whether the outputs go into the residual stream."""
-        return self.roles == (self.writer,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +160,10 @@ class SparseSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder, completely specified; a dense one where `lightning` is None.
+    """A decoder, completely specified; a dense one where `lightning` and `latent` are None.
+
+    head_dim: channels of a head's queries and keys; of its values, and of the part that is rotated, as well, but for
+    latent attention.
 
     The forward pass (`x` residual stream, `s` = `residual_scale`):
         x = embed[ids] * scale_emb
@@ -205,6 +192,12 @@ class ModelSpec:
     sparse: SparseSpec | None = field(default=None, compare=False)
     """How the same weights may attend as well. Two specs that differ in it alone are one model, computed dense."""
     lightning: LightningSpec | None = None
+    latent: LatentSpec | None = None
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head that RoPE turns: the last ones, where they are not all."""
+        return self.head_dim if self.latent is None else self.latent.qk_rope_head_dim
 
     @property
     def explicit_attention_factor(self) -> float | None:
@@ -242,6 +235,11 @@ class ModelSpec:
     def groups(self) -> tuple[LayerGroup, ...]:
         """The linear layers of a block by what they read, in computing order."""
         return architecture(self.architecture).groups
+
+    @property
+    def linear_roles(self) -> tuple[Role, ...]:
+        """The linear layers of a block in computing order."""
+        return tuple(role for group in self.groups for role in group.roles)
 
     @property
     def readers(self) -> Mapping[Role, tuple[Role, ...]]:

@@ -9,6 +9,7 @@ embedding in float32, LongRoPE frequencies as (position * 1/factor) * inv_freq i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,14 +22,14 @@ from quantkit.models.spec import ModelSpec, Role, architecture
 
 @dataclass(slots=True)
 class KeysAndValues:
-    """What a block's attention has seen: keys and values [batch, kv_heads, room, head_dim], filled up to `length`."""
+    """What a block's attention has seen: keys and values [batch, kv_heads, room, channels], filled up to `length`."""
 
     keys: Tensor
     values: Tensor
     length: int = 0
 
     def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep those of further positions [batch, kv_heads, time, head_dim], in place; views of all so far."""
+        """Keep those of further positions [batch, kv_heads, time, channels], in place; views of all so far."""
         start, self.length = self.length, self.length + keys.shape[2]
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
@@ -63,9 +64,9 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(spec: ModelSpec, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin [stop - start, head_dim] in float32 for positions start..stop-1 of a context of `stop` tokens."""
-    half = torch.arange(0, spec.head_dim, 2, dtype=torch.float32, device=device)
-    inv_freq = 1.0 / spec.rope.base(stop, spec.head_dim) ** (half / spec.head_dim)
+    """cos and sin [stop - start, rotary_dim] in float32 for positions start..stop-1 of a context of `stop` tokens."""
+    half = torch.arange(0, spec.rotary_dim, 2, dtype=torch.float32, device=device)
+    inv_freq = 1.0 / spec.rope.base(stop, spec.rotary_dim) ** (half / spec.rotary_dim)
     position = torch.arange(start, stop, dtype=torch.float32, device=device)[:, None]
     factors = spec.rope.factors(stop)
     if factors:
@@ -99,7 +100,7 @@ class Attention(nn.Module):
 
         Args:
             x: normalized residual states.
-            cos: float32 [time, head_dim] of these positions; `sin` likewise.
+            cos: float32 [time, rotary_dim] of these positions; `sin` likewise.
             sin: see `cos`.
             past: keys and values of earlier positions, to which those of x are added; None = there are none.
         """
@@ -107,13 +108,9 @@ class Attention(nn.Module):
         return mixed
 
     def mix(self, x: Tensor, cos: Tensor, sin: Tensor, past: KeysAndValues | None) -> Tensor:
-        """As `forward`, but with the input of o_proj [batch, time, heads * head_dim] in place of its output."""
+        """As `forward`, but with the input of o_proj [batch, time, heads * channels] in place of its output."""
         batch, time, _ = x.shape
-        q, k, v = (
-            proj(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = self.heads(x, cos, sin)
         if past is not None:
             k, v = past.extended(k, v)
         if time == 1:  # heads that share keys are rows of one product
@@ -127,6 +124,15 @@ class Attention(nn.Module):
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
         )
         return mixed.transpose(1, 2).reshape(batch, time, -1)
+
+    def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x [batch, heads, time, channels], the first two turned."""
+        batch, time, _ = x.shape
+        q, k, v = (
+            proj(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
 class MLP(nn.Module):
@@ -152,14 +158,14 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One block of a dense decoder: x + s * attention(norm(x)), then x + s * mlp(norm(x)), s = `residual_scale`.
 
-    Blocks of other architectures have the same methods, for their own groups of layers.
+    Blocks of other architectures have the same methods, for their own groups of layers and kind of `attention`.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, attention: Callable[[ModelSpec], Attention] = Attention) -> None:
         super().__init__()
         self.spec = spec
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.self_attn = Attention(spec)
+        self.self_attn = attention(spec)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.mlp = MLP(spec)
         self.residual_scale = spec.residual_scale
@@ -234,9 +240,10 @@ class MiniCPM(nn.Module):
 
     def cache(self, batch: int, room: int) -> Cache:
         """An empty cache for `room` positions of `batch` sequences, in the dtype and on the device of the weights."""
-        like = self.model.embed_tokens.weight
-        shape = (batch, self.spec.num_key_value_heads, room, self.spec.head_dim)
-        return Cache([KeysAndValues(like.new_empty(shape), like.new_empty(shape)) for _ in self.model.layers])
+        like, spec = self.model.embed_tokens.weight, self.spec
+        keys = (batch, spec.num_key_value_heads, room, spec.head_dim)
+        values = keys if spec.latent is None else (*keys[:3], spec.latent.v_head_dim)
+        return Cache([KeysAndValues(like.new_empty(keys), like.new_empty(values)) for _ in self.model.layers])
 
     def head(self, x: Tensor) -> Tensor:
         """Float32 logits of residual states x [..., hidden]."""

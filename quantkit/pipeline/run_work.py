@@ -14,7 +14,7 @@ from dataclasses import replace
 from quantkit.calibration.own_text.generation_work import generation_work
 from quantkit.calibration.samples import CalibrationOptions, Samples, weighed_tokens
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LINEAR_ROLES, ModelSpec, Role
+from quantkit.models.spec import ModelSpec, Role
 from quantkit.progress import Progress, StagedWork
 from quantkit.protocols import Method
 
@@ -54,7 +54,7 @@ class RunWork:
         if calibration is not None:
             weighed = fisher and any(method.weighs_outputs for method in methods.values())
             tokens = _tokens(calibration)
-            self._layer_work = {role: _layer_work(model.spec, role, tokens) for role in LINEAR_ROLES}
+            self._layer_work = {role: _layer_work(model.spec, role, tokens) for role in model.spec.linear_roles}
             weights[CALIBRATION_TEXT] = _generation(model.spec, calibration, bfloat16=bfloat16)
             weights[FISHER] = _fisher(model.spec, weighed_tokens(tokens)) if weighed else 0.0
             weights |= dict.fromkeys(map(_block, range(self._layers)), sum(self._layer_work.values()))
@@ -75,13 +75,14 @@ class RunWork:
 
     def begin_block(self, layer: int, what: str | None = None) -> None:
         """Tell of block `layer`, with `what` comes first in it: its first layers, unless told otherwise."""
-        self._tell_block(layer, what or self._group_name(LINEAR_ROLES[0]), 0.0)
+        self._tell_block(layer, what or self._group_name(self._spec.linear_roles[0]), 0.0)
 
     def end_layers(self, layer: int, roles: Sequence[Role]) -> None:
         """Tell of block `layer` when its layers `roles` are done, with those that come next."""
-        position = LINEAR_ROLES.index(roles[-1]) + 1
-        done = sum(self._layer_work[each] for each in LINEAR_ROLES[:position])
-        self._tell_block(layer, self._group_name(LINEAR_ROLES[min(position, len(LINEAR_ROLES) - 1)]), done)
+        linear = self._spec.linear_roles
+        position = linear.index(roles[-1]) + 1
+        done = sum(self._layer_work[each] for each in linear[:position])
+        self._tell_block(layer, self._group_name(linear[min(position, len(linear) - 1)]), done)
 
     def _group_name(self, role: Role) -> str:
         """The layers that read what `role` reads: "q,k,v"."""
@@ -103,7 +104,7 @@ def _tokens(calibration: CalibrationOptions | Samples) -> int:
 
 
 def _block_weights(spec: ModelSpec) -> int:
-    return sum(math.prod(spec.layer_shape(role)) for role in LINEAR_ROLES)
+    return sum(math.prod(spec.layer_shape(role)) for role in spec.linear_roles)
 
 
 def _head_weights(spec: ModelSpec) -> int:

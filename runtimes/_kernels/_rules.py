@@ -16,7 +16,7 @@ TILE = 64
 MARLIN_GROUPS = (128, PER_ROW)
 RENAMED = "the folder's tensors lie under a prefix, where it does not look; `quantkit export hf` writes them without"
 """Said of `Checkpoint.renamed` by engines that read folders by themselves."""
-FAMILIES = {"minicpm": "a native MiniCPM", "llama": "a plain Llama"}
+FAMILIES = {"minicpm": "a native MiniCPM", "llama": "a plain Llama", "minicpm3": "a MiniCPM3"}
 """Values of `ModelSpec.architecture` in words."""
 
 

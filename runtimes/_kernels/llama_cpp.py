@@ -40,6 +40,7 @@ GGML = KernelRules(
     name="llama.cpp",
     engine="llama-cpp",
     containers=("gguf",),
+    architectures=("minicpm", "llama", "minicpm3"),
     check=_check,
     remark=_slower,
     affine=False,

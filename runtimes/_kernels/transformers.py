@@ -1,7 +1,7 @@
 """transformers: its own classes, and the package compressed-tensors, which gives it dense weights to compute with.
 
-transformers 5 has no class for a MiniCPM: the config class that travels with a native folder lets other engines parse
-config.json, and no more. (`trust_remote_code=True` changes nothing, as the folder holds no model code.)
+transformers 5 has a class for MiniCPM3, and none for a MiniCPM: the config class that travels with a native folder lets
+other engines parse config.json, and no more (`trust_remote_code=True` changes nothing: it holds no model code).
 
 Of compressed-tensors its usual path wants zero points in another shape than they are stored in, and leaves a quantized
 embedding alone; dequantizing while loading takes both, but knows a single grid only. Layers of BitNet are compiled by
@@ -50,7 +50,7 @@ DENSE = KernelRules(
     name="transformers",
     engine="transformers",
     containers=("hf", "compressed-tensors", "bitnet"),
-    architectures=("llama",),
+    architectures=("llama", "minicpm3"),
     check_model=_single_grid,
     setting=_dequantizing,
     remark=_rounding,

@@ -12,6 +12,7 @@ from quantkit.runtimes._kernels._rules import TILE, KernelRules, Matrix
 from quantkit.tensors.scheme import PER_ROW
 
 CONTAINERS = ("awq", "compressed-tensors", "gptq", "hf")
+ARCHITECTURES = ("minicpm", "llama", "minicpm3")
 GROUPS = (32, 64, 128, PER_ROW)
 STEP = 32
 """Rows and columns of the kernel for the CPU are multiples of it."""
@@ -33,6 +34,14 @@ def _model(model: Checkpoint) -> str | None:
 def _config_class(model: Checkpoint) -> str | None:
     """transformers, which vLLM has config.json parsed by, knows no MiniCPM: it is told by a file in the folder."""
     return "--trust-remote-code" if model.spec.architecture == "minicpm" else None
+
+
+def _norms(model: Checkpoint) -> str | None:
+    """Its MiniCPM3 makes the norms of latents with the epsilon of all others."""
+    latent, eps = model.spec.latent, model.spec.rms_norm_eps
+    if latent is None or latent.norm_eps == eps:
+        return None
+    return f"it adds {eps:g} in the norms of latent attention, where the model's own code adds {latent.norm_eps:g}"
 
 
 def _any(matrix: Matrix) -> str | None:
@@ -80,18 +89,22 @@ CPU = KernelRules(
     name="vllm-cpu",
     engine="vllm",
     containers=CONTAINERS,
+    architectures=ARCHITECTURES,
     check=_cpu,
     check_model=_model,
     setting=_config_class,
+    remark=_norms,
     fuses=True,
 )
 CUDA_MARLIN = KernelRules(
     name="vllm-cuda-marlin",
     engine="vllm",
     containers=CONTAINERS,
+    architectures=ARCHITECTURES,
     check=_marlin,
     check_model=_model,
     setting=_config_class,
+    remark=_norms,
     fuses=True,
     pads=True,
 )

@@ -56,21 +56,21 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Causal grouped-query attention: q (H, T, D) are the last T of the S positions of k and v (G, S, D).
+    """Causal grouped-query attention: q (H, T, D) are the last T of the S positions of k (G, S, D) and v (G, S, U).
 
-    softmax(q k^T / sqrt(D)) v per head; query head h reads key/value head h // (H / G). Returns (T, H * D).
+    softmax(q k^T / sqrt(D)) v per head; query head h reads key/value head h // (H / G). Returns (T, H * U).
     The H / G query heads of a group are taken together, so that their scores (H / G, T, S) are held at a time.
     """
     heads, new, head_dim = q.shape
     groups, total, _ = k.shape
     future = np.arange(total)[None, :] > np.arange(total - new, total)[:, None]  # (T, S)
-    mixed = np.empty((groups, heads // groups * new, head_dim), np.float32)
-    for group, queries in enumerate(q.reshape(mixed.shape)):  # (H / G * T, D)
+    mixed = np.empty((groups, heads // groups * new, v.shape[-1]), np.float32)
+    for group, queries in enumerate(q.reshape(groups, -1, head_dim)):  # (H / G * T, D)
         scores = queries @ k[group].T / np.float32(np.sqrt(head_dim))  # (H / G * T, S)
         causal = np.where(future, np.float32(-np.inf), scores.reshape(-1, new, total))  # (H / G, T, S)
         mixed[group] = softmax(causal).reshape(scores.shape) @ v[group]
-    by_position: np.ndarray = mixed.reshape(heads, new, head_dim).swapaxes(0, 1)  # (T, H, D)
-    return by_position.reshape(new, heads * head_dim)
+    by_position: np.ndarray = mixed.reshape(heads, new, -1).swapaxes(0, 1)  # (T, H, U)
+    return by_position.reshape(new, -1)
 
 
 def round_to_int8(x: np.ndarray, run: int) -> np.ndarray:

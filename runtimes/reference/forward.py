@@ -137,7 +137,7 @@ class ForwardPass:
         """The last tokens of a prompt of `context_length`, as many as there are `rows`."""
         spec = self._spec
         positions = np.arange(context_length - (rows.stop - rows.start), context_length)
-        angles = rope_angles(positions, spec.rope, spec.head_dim, context_length)
+        angles = rope_angles(positions, spec.rope, spec.rotary_dim, context_length)
         amplitude = np.float32(spec.rope.attention_factor)
         return Span(rows, np.cos(angles) * amplitude, np.sin(angles) * amplitude, past)
 
@@ -179,7 +179,10 @@ class ForwardPass:
     def _attention(self, span: Span, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Attention of one prompt: q (T, H * D) on its own k and v (T, G * D) and those of its past, (T, H * D)."""
         q, k, v = (x.reshape(len(x), -1, self._spec.head_dim).swapaxes(0, 1) for x in (q, k, v))  # (heads, T, D)
-        q, k = rotate(q, span.cos, span.sin), rotate(k, span.cos, span.sin)
+        return self._attend(span, layer, rotate(q, span.cos, span.sin), rotate(k, span.cos, span.sin), v)
+
+    def _attend(self, span: Span, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """The same for queries (H, T, D) and keys (G, T, D) that are turned, and values (G, T, U): (T, H * U)."""
         if span.past is not None:
             k, v = span.past.extend(layer, k, v)  # (G, S, D)
         (heads, new, _), (groups, total, _) = q.shape, k.shape

@@ -24,7 +24,7 @@ class ReferenceRuntime:
     name = "reference"
     summary = "numpy float32, slow and readable: the oracle"
     formats = registry.names("exporters")
-    architectures = ("minicpm", "llama", "sala")
+    architectures = ("minicpm", "llama", "sala", "minicpm3")
 
     def __init__(self, *, attention: Literal["dense", "sparse"] = "dense", variant: str = DEFAULT.name) -> None:
         self._sparsely = attention == "sparse"
@@ -52,6 +52,10 @@ class ReferenceRuntime:
         checkpoint = registry.open_checkpoint(path)
         if self._sparsely:
             return self.watched(checkpoint)
+        return self.dense(checkpoint)
+
+    def dense(self, checkpoint: Checkpoint) -> ReferenceSession:
+        """An open checkpoint that attends densely."""
         if checkpoint.spec.lightning is not None:
             return SalaSession(checkpoint, self._variant, sparsely=False)
         return ReferenceSession(checkpoint)

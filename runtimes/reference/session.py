@@ -20,6 +20,7 @@ from quantkit.models.context import check_length
 from quantkit.models.spec import ModelSpec
 from quantkit.protocols import Predictions
 from quantkit.runtimes.reference.forward import Batch, ForwardPass, Past, Progress, Work
+from quantkit.runtimes.reference.latent.forward import LatentForwardPass
 from quantkit.runtimes.reference.weights import Weights
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ class ReferenceSession:
 
     def _forward(self, work: Work, *, keep: bool) -> ForwardPass:
         """The model's formulas; `keep` as in `ForwardPass`."""
-        return ForwardPass(self.spec, self._weights, work, keep=keep)
+        kind = ForwardPass if self.spec.latent is None else LatentForwardPass
+        return kind(self.spec, self._weights, work, keep=keep)
 
     def _predicted(
         self,

@@ -227,7 +227,7 @@ def test_rope_parameters_of_transformers_5_say_the_same_as_the_old_keys() -> Non
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"architectures": ["MiniCPM3ForCausalLM"]}, "MiniCPM3ForCausalLM' is not supported"),
+        ({"architectures": ["MiniCPMOForCausalLM"]}, "MiniCPMOForCausalLM' is not supported"),
         ({"architectures": ["MiniCPMSALAForCausalLM"], "model_type": "minicpm_sala"}, "not supported; only default"),
         ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "not supported"),
         ({"architectures": None, "model_type": None}, "not supported"),

@@ -19,6 +19,8 @@ from quantkit.exporters.gguf.types.codebooks import IQ4_NL, IQ4_XS
 from quantkit.exporters.gguf.types.super_blocks import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+VALUES = ("attn_v.weight", "attn_kv_b.weight")
+"""What makes values; of latent attention it makes the unrotated part of keys as well."""
 WIDE_GQA = 4
 """Query heads for each key-value head from which on the few weights of values get more bits."""
 LAYERS_OF_70B = 80
@@ -125,7 +127,7 @@ class _Rules:
             return blocks.Q8_0  # experts alone get MXFP4
         if name == EMBEDDING and self.block in (blocks.TQ1_0, blocks.TQ2_0, blocks.Q2_0):
             return Q4_K
-        if name.endswith("attn_v.weight"):
+        if name.endswith(VALUES):
             return self._value()
         if name.endswith("ffn_down.weight"):
             return self._down()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 
 from quantkit.calibration.samples import CalibrationOptions
-from quantkit.models.spec import LINEAR_ROLES, ModelSpec
+from quantkit.models.spec import ModelSpec
 
 LARGEST_BATCH, SMALLEST_BATCH = 64, 16
 """Sequences per forward pass: enough that weights are not read for each of them."""
@@ -57,7 +57,7 @@ def step_work(spec: ModelSpec, batch: int, position: float, *, bfloat16: bool = 
     weight = 2.2e-7 + 2.6e-9 * batch if bfloat16 else 6e-7 + 1.25e-8 * batch
     block = (
         0.5
-        + weight * sum(math.prod(spec.layer_shape(role)) for role in LINEAR_ROLES)
+        + weight * sum(math.prod(spec.layer_shape(role)) for role in spec.linear_roles)
         + batch * (1.5e-6 * (spec.intermediate_size + 4 * spec.hidden_size))
         + batch * 6e-7 * position * spec.num_key_value_heads * spec.head_dim
     )

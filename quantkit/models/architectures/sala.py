@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from quantkit.errors import BadConfig, UnsupportedModel
 from quantkit.models.architectures._dense_decoder import LAYER_NAMES, DenseDecoder
+from quantkit.models.architectures._layer_group import LayerGroup
 from quantkit.models.architectures._lightning import LightningSpec
 from quantkit.models.architectures.minicpm import scalars
 from quantkit.models.config_reader import ConfigReader, shown
@@ -27,7 +28,6 @@ from quantkit.models.spec import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
-    LayerGroup,
     ModelSpec,
     Role,
     TensorSlot,

@@ -128,11 +128,11 @@ MEMBERS = (
     ),
     Member(
         name="MiniCPM3-4B",
-        architecture="MiniCPM3ForCausalLM",
-        shape=Shape(2560, 6400, 62, 40, 40, 64),
+        architecture="minicpm3",
+        shape=Shape(2560, 6400, 62, 40, 40, 96),
         vocabulary=73448,
         contexts=(32768,),
-        refused="its attention is latent (MLA)",
+        limited="hf, compressed-tensors, awq and gguf: its attention is latent (MLA)",
     ),
     Member(
         name="MiniCPM-SALA",

@@ -19,16 +19,13 @@ _SHAPE_KEYS = (
     "head_dim",
 )
 _CLASSES = {"MiniCPMForCausalLM": "minicpm", "MiniCPM4ForCausalLM": "minicpm", "LlamaForCausalLM": "llama"}
-_MODEL_TYPES = {"minicpm3": "MiniCPM3ForCausalLM"}
 
 
 def refused_member(config: Mapping[str, Any]) -> Member | None:
     """The member that a config.json describes, if it is one that is not taken."""
     classes = config.get("architectures")
     names = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
-    named = config.get("model_type")
-    kind = _MODEL_TYPES.get(named, "") if isinstance(named, str) else ""
-    architectures = {_CLASSES.get(name, name) for name in names} or {kind}
+    architectures = {_CLASSES.get(name, name) for name in names}
     for member in MEMBERS:
         by_class = member.architecture in architectures
         marked = all(config.get(key) == value for key, value in member.marks.items())

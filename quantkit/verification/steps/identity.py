@@ -16,7 +16,9 @@ import numpy as np
 
 from quantkit.errors import GoldenMismatch, MalformedFile, MissingDependency, QuantkitError, UnsupportedModel
 from quantkit.files.json_file import parse_json
+from quantkit.models.architectures._latent import LatentSpec
 from quantkit.models.architectures._lightning import LightningSpec
+from quantkit.models.architectures.minicpm3 import with_norms_of
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.layouts.small_files import is_legal
 from quantkit.models.spec import ModelSpec, RopeSpec, SparseSpec
@@ -146,13 +148,14 @@ def spec_from_json(data: object, where: str) -> ModelSpec:
         if not isinstance(data, Mapping):
             raise TypeError("not an object")
         given = {key: _untyped(value) for key, value in data.items()}
-        sparse, lightning = given.get("sparse"), given.get("lightning")
+        sparse, lightning, latent = (given.get(name) for name in ("sparse", "lightning", "latent"))
         spec = ModelSpec(
             **{
                 **given,
                 "rope": RopeSpec(**given["rope"]),
                 "sparse": None if sparse is None else SparseSpec(**sparse),
                 "lightning": None if lightning is None else LightningSpec(**lightning),
+                "latent": None if latent is None else LatentSpec(**latent),
             }
         )
         sizes = (spec.vocab_size, spec.hidden_size, spec.num_hidden_layers)
@@ -176,9 +179,12 @@ def _untyped(value: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 def expected_spec(original: ModelSpec, artifact: ModelSpec) -> ModelSpec:
-    """The original as the artifact must describe it: folded where the artifact is of another family, if that can be."""
+    """The original as the artifact must describe it: folded where the artifact is of another family, if that can be.
+
+    What norms of latents add is its engines', as far as `with_norms_of` says.
+    """
     if artifact.architecture == original.architecture:
-        return original
+        return with_norms_of(original, artifact)
     try:
         return original.folded()
     except UnsupportedModel:
@@ -190,7 +196,7 @@ def spec_differences(expected: object, found: object, prefix: str = "") -> Itera
     assert is_dataclass(expected)
     for field in (field for field in fields(expected) if field.compare):
         one, other = getattr(expected, field.name), getattr(found, field.name)
-        if is_dataclass(one):
+        if is_dataclass(one) and is_dataclass(other):
             yield from spec_differences(one, other, f"{prefix}{field.name}.")
         elif not _same(one, other) and not (field.name == PAD and other is None):
             yield f"{prefix}{field.name} is {_shown(other)}, the original's is {_shown(one)}"

@@ -7,15 +7,17 @@ and let go.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 
 from quantkit import registry
 from quantkit.errors import EngineFailed
+from quantkit.models.architectures.minicpm3 import with_norms_of
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import ModelSpec
 from quantkit.progress import Progress
 from quantkit.protocols import OracleSession, Predictions, Runtime, Session
 from quantkit.verification.engines import ORACLE
@@ -75,12 +77,35 @@ def predicted(
         yield from oracle.predictions(ids, int8_run=int8_run, progress=progress)
 
 
+class DenseOracle(Protocol):
+    """What the reference runtime can do beyond `Runtime`: run a checkpoint that lies nowhere as it is."""
+
+    def dense(self, checkpoint: Checkpoint) -> OracleSession:
+        """A session."""
+        ...
+
+
+def with_original_norms(checkpoint: Checkpoint, prompts: Sequence[Prompt], original: ModelSpec) -> Iterator[np.ndarray]:
+    """What the artifact would predict with what the original's norms of latents add; nothing where it adds the same.
+
+    Containers whose engines take another number for that (`LatentSpec.norm_eps`) are no less the original for it.
+    """
+    spec = with_norms_of(checkpoint.spec, original)
+    if spec == checkpoint.spec:
+        return
+    with cast(DenseOracle, registry.runtime(ORACLE)).dense(replace(checkpoint, spec=spec)) as session:
+        for answer in session.predictions([prompt.token_ids for prompt in prompts], int8_run=None):
+            yield answer.exact
+
+
 @dataclass(slots=True, eq=False)
 class Answers:
     """What the reference said: logits where an engine is to be held to them, and KL of int8 inputs by position."""
 
     exact: list[np.ndarray] = field(default_factory=list)
     rounded: list[np.ndarray] = field(default_factory=list)
+    limits: list[float] = field(default_factory=list)
+    """The largest KL from the original on each prompt, with room for what other norms of latents cost."""
     comparisons: list[Comparison] = field(default_factory=list)
     divergence: tuple[int, int] | None = None
     """Prompt and position at which it first leaves the original."""
@@ -93,10 +118,11 @@ def ask_reference(
     *,
     arithmetic: str | None,
     progress: Progress | None,
+    otherwise: Iterator[np.ndarray] | None = None,
 ) -> Answers:
     """Run the artifact in the reference and compare it with the original, if there is one.
 
-    arithmetic: of the engine that will be held to it, None where none will.
+    arithmetic: of the engine that will be held to it, None where none will. otherwise: `with_original_norms`.
     """
     answers = Answers()
     run = INT8_RUNS.get(arithmetic, INT8_RUN) if arithmetic is not None else None
@@ -106,11 +132,20 @@ def ask_reference(
             answers.rounded.append(kl_by_position(answer.exact, answer.rounded))
         if trusted is not None:
             wanted, limit = trusted.logits[index], trusted.limits[index]
+            as_original = next(otherwise, None) if otherwise is not None else None
+            if as_original is not None:
+                limit = both_limits(limit, float(kl_by_position(as_original, answer.exact).mean()))
+            answers.limits.append(limit)
             found = Comparison.of(prompts[index].name, wanted, answer.exact, limit)
             answers.comparisons.append(found)
             if not found.passed and answers.divergence is None:
                 answers.divergence = index, first_position(wanted, answer.exact, limit)
     return answers
+
+
+def both_limits(one: float, other: float) -> float:
+    """The KL that two causes may have together: its root is a distance."""
+    return float((one**0.5 + other**0.5) ** 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +198,7 @@ def ask_engine(
                 done += len(prompt.token_ids)
                 near.append(Comparison.of(prompt.name, answers.exact[index], logits, limits[index]))
                 if trusted is not None:
-                    both = (limits[index] ** 0.5 + trusted.limits[index] ** 0.5) ** 2
+                    both = both_limits(limits[index], answers.limits[index])
                     far.append(Comparison.of(prompt.name, trusted.logits[index], logits, both))
                 if not near[-1].passed and divergence is None:
                     place = first_position(answers.exact[index], logits, limits[index])

@@ -270,7 +270,12 @@ class Proof:
         arithmetic = runtime.arithmetic(checkpoint) if runtime is not None else None
         try:
             answers = predictions.ask_reference(
-                self._path, prompts, trusted, arithmetic=arithmetic, progress=self._part(ends[1], ends[2])
+                self._path,
+                prompts,
+                trusted,
+                arithmetic=arithmetic,
+                progress=self._part(ends[1], ends[2]),
+                otherwise=predictions.with_original_norms(checkpoint, prompts, original.spec) if original else None,
             )
         except QuantkitError as error:
             self._add("predictions", [f"the reference cannot run it: {error}"], "")

@@ -91,8 +91,8 @@ def test_a_model_is_refused_without_a_name_that_it_has_not() -> None:
     with pytest.raises(UnsupportedModel) as caught:
         parse_config({**tiny_config(), "attention_bias": True})
     assert "this is" not in str(caught.value)
-    assert refused_member({"architectures": "MiniCPM3ForCausalLM"}) is None
-    assert refused_member({"model_type": "minicpm3"}).name == "MiniCPM3-4B"
+    assert refused_member({"architectures": "MiniCPMForCausalLM", "num_experts": 8}) is None
+    assert refused_member({"architectures": [8], "num_experts": 8}) is None
 
 
 def by_name(name: str) -> dict[str, Any]:
