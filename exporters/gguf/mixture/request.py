@@ -21,8 +21,8 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.block_options import BlockOptions
 from quantkit.tensors.views import QuantizedView
 
-REFERENCE, CALIBRATED = "reference", "calibrated"
-ALGORITHMS = (REFERENCE, CALIBRATED)
+SEARCHED, REFERENCE, CALIBRATED = "searched", "reference", "calibrated"
+ALGORITHMS = (SEARCHED, REFERENCE, CALIBRATED)
 """The first one is the default."""
 TENSOR_TYPES: Mapping[str, BlockType] = {
     block.name.lower(): block for block in (blocks.F32, blocks.F16, blocks.BF16, *blocks.QUANTIZED.values(), *LAYOUTS)

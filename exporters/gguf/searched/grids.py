@@ -41,7 +41,8 @@ class Grid:
         """The nearest levels, float32; `values` is overwritten."""
         if not self.table:
             np.rint(values, out=values)
-            return np.clip(values, self.low, self.high, out=values)
+            np.clip(values, self.low, self.high, out=values)
+            return values
         values += values
         np.clip(np.floor(values, out=values), -REACH, REACH - 1, out=values)
         values += np.float32(REACH)
@@ -51,9 +52,9 @@ class Grid:
     def codes(self, levels: np.ndarray) -> np.ndarray:
         """The codes of levels: uint8."""
         if not self.table:
-            return (levels - np.float32(self.low)).astype(np.uint8)
-        found: np.ndarray = LevelTable(self.table).nearest_codes(levels)
-        return found
+            codes: np.ndarray = (levels - np.float32(self.low)).astype(np.uint8)
+            return codes
+        return LevelTable(self.table).nearest_codes(levels)
 
 
 @cache
@@ -68,7 +69,8 @@ def _shares(first: float, last: float, count: int) -> tuple[float, ...]:
 
 
 def _both(first: float, last: float, count: int) -> tuple[float, ...]:
-    shares = _shares(first, last, count)
+    """Of either sign, and 1 first."""
+    shares = (1.0, *_shares(first, last, count))
     return (*shares, *(-share for share in shares))
 
 

@@ -18,8 +18,8 @@ DAMPING = 0.01
 class Guide:
     """energy: of every column, mean 1, float32 [cols]. factors: of windows of neighbouring columns, float32 [k, k].
 
-    A factor is the upper triangle U with UᵀU the inverse of the window's moments, its rows divided by their diagonal: row
-    j tells by how much the columns behind j move for an error of 1 in it. None where nothing is known.
+    A factor is the upper triangle U with UᵀU the inverse of the window's moments, its rows divided by their diagonal:
+    row j tells by how much the columns behind j move for an error of 1 in it. None where nothing is known.
     """
 
     energy: np.ndarray

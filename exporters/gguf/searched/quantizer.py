@@ -91,11 +91,12 @@ def _packed(block: BlockType, codes: np.ndarray, scales: Scales) -> np.ndarray:
         return LAYOUTS[block].pack(Parts(codes=codes, d=d))
 
     def each(values: np.ndarray, raised: int = 0) -> np.ndarray:
-        integers = values.reshape(count, -1) + np.float32(raised)
+        integers: np.ndarray = values.reshape(count, -1) + np.float32(raised)
         return integers.astype(np.int8 if block is Q6_K else np.uint8)
 
     def shared(values: np.ndarray) -> np.ndarray:
-        return values.reshape(count, -1)[:, 0].astype(np.float16)
+        halves: np.ndarray = values.reshape(count, -1)[:, 0].astype(np.float16)
+        return halves
 
     assert scales.count is not None
     parts = {"d": shared(scales.unit), "scales": each(scales.count, RAISED.get(block, 0))}

@@ -34,7 +34,8 @@ def free_scales(grid: Grid, x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """The scale of each sub-block [run, B] that loses least, without minimums: float32 [B], 0 of zeros."""
     extreme, _ = largest_magnitude(x)
     base = extreme / np.float32(grid.low)
-    scale, gain = np.zeros_like(base), np.zeros_like(base)
+    scale: np.ndarray = np.zeros_like(base)
+    gain = np.zeros_like(base)
     for share in grid.tried:
         levels = grid.nearest(x * inverse(base * np.float32(share)))
         weighted = levels * w
@@ -55,8 +56,8 @@ def free_lines(grid: Grid, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np
     reach = x.max(axis=0) - low
     reach[reach <= 0] = 1
     sum_w, sum_x = total(w), total(w * x)
-    scale, offset = np.zeros_like(low), low.copy()
-    least = error(x, w, np.zeros_like(x), scale, offset)
+    scale, offset = reach / most, low.copy()
+    least = error(x, w, np.clip(np.rint((x - low) * (most / reach)), 0, most), scale, offset)
     for steps in grid.tried:
         per_step, start = np.float32(steps) / reach, low
         for _ in range(2):
@@ -100,4 +101,5 @@ def multiples(
             better = lost < least
             improved(better, (least, lost), (units, unit))
             improved(better[:, None], (counts, found))
+    units[~np.isfinite(stored(extreme / np.float32(max(map(abs, ends)))))] = np.inf  # refused when it is packed
     return units, counts
