@@ -3,8 +3,8 @@
     python -m benchmarks.gguf_searched [--model golden/model golden/untuned] [--only q4_k_m,q2_k] [--rows 16]
 
 Both files are made of the same model without any text; `--algorithm reference` is llama-quantize's file byte for byte
-(`gguf_files.py`). llama.cpp runs them and the F32 file on held-out rows of 512 tokens of three kinds of text. Printed are
-the KL (x 1e-3) of llama.cpp's own, and for each text ours over it, with the standard error of that ratio by paired rows.
+(`gguf_files.py`). llama.cpp runs them and the F32 file on held-out rows of 512 tokens of three kinds of text. Printed
+are the KL (x 1e-3) of llama.cpp's own, and for each text ours over it, with the standard error of that ratio by rows.
 A name with `!` is made with `--pure`.
 
 Exits with 1 when a ratio over all texts is above 1, or at q4_k_m above 0.93.

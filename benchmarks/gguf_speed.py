@@ -4,10 +4,10 @@
         [--rounds 2] [--threads 2] [--only q4_k_m,q4_0] [--searched]
 
 On a model of the 0.5B shape, in turns, each in a process of its own: `--algorithm reference` (the same bytes as
-llama-quantize's), with `--searched` also `--algorithm searched`, and llama.cpp's converter to F16 followed by llama-quantize. Printed are the medians of wall
-and processor seconds, the largest peak of memory, and the ratio of wall times; for Q4_K_M ours may take as long, for
-Q4_0 half, and 600 MiB. Whether numba was there is printed, too. Where the two programs come from is told in
-`export_speed.py` and `gguf_files.py`; without them only our side is measured, and the reason printed.
+llama-quantize's), with `--searched` also `--algorithm searched`, and llama.cpp's converter to F16 followed by
+llama-quantize. Printed are medians of wall and processor seconds, the largest peak of memory, and the ratio of wall
+times, which may be 1 for Q4_K_M and 0.5 for Q4_0, on 600 MiB; and whether numba was there. Where the two programs come
+from is told in `export_speed.py` and `gguf_files.py`; without them only our side is measured, and the reason printed.
 
 Exits with 1 when a target is missed.
 """
