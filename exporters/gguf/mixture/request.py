@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
@@ -27,8 +25,8 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.block_options import BlockOptions
 from quantkit.tensors.views import QuantizedView
 
-REFERENCE, CALIBRATED = "reference", "calibrated"
-ALGORITHMS = (REFERENCE, CALIBRATED)
+SEARCHED, REFERENCE, CALIBRATED = "searched", "reference", "calibrated"
+ALGORITHMS = (SEARCHED, REFERENCE, CALIBRATED)
 """The first one is the default."""
 TENSOR_TYPES: Mapping[str, BlockType] = {
     block.name.lower(): block for block in (blocks.F32, blocks.F16, blocks.BF16, *blocks.QUANTIZED.values(), *LAYOUTS)
@@ -59,10 +57,6 @@ class Request:
         """What was asked for, for a manifest."""
         read = {"imatrix": self.importance.to_json()} if self.importance is not None else {}
         return {"type": self.kind.name, **self.options.to_json(), "algorithm": self.algorithm, **read}
-
-    def columns(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-        """How much the columns of a tensor count, float32 [cols]; None = all alike."""
-        return self.importance.of(name, shape[-1]) if self.importance is not None and len(shape) > 1 else None
 
     def types(self, spec: ModelSpec, matrices: Mapping[str, tuple[int, ...]]) -> dict[str, BlockType]:
         """The block type of every matrix, by GGUF's names.
@@ -166,7 +160,7 @@ def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
 def _importance(path: Path, algorithm: str | None) -> ImportanceMatrix:
     if algorithm == CALIBRATED:
         raise BadOption(
-            "--imatrix is for --algorithm reference; the calibrated one measures inputs itself",
+            "--imatrix is for --algorithm searched and reference; the calibrated one measures inputs itself",
             hint="leave --imatrix out, and give the text with --calibration",
         )
     return read_importance(path)

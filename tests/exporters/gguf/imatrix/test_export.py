@@ -19,6 +19,7 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.errors import BadOption, InconsistentCheckpoint, OutputExists, QuantkitError, UnsupportedSpec
 from quantkit.exporters.gguf.container.file import GGUFFile, read_gguf
+from quantkit.exporters.gguf.imatrix.reading import read_importance
 from quantkit.exporters.gguf.mixture.file_types import FILE_TYPES
 from quantkit.exporters.gguf.mixture.rules import Traits, tensor_types
 from quantkit.exporters.gguf.reference.quantizer import WEIGHED
@@ -201,3 +202,18 @@ def test_llama_quantize_writes_the_same(kind: str, legacy: bool, tmp_path: Path)
         assert np.array_equal(*(file.rows(name, 0, info.shape[0]) for file in (ours, other))), name
     told = [{key: value for key, value in file.metadata.items() if "imatrix" in key} for file in (ours, other)]
     assert told[0] == {**told[1], "quantize.imatrix.file": path.name}
+
+
+def test_a_search_is_led_by_an_importance_matrix_too(deep: Path, tmp_path: Path) -> None:
+    """Columns that count more are nearer to the original than where nothing is known of them."""
+    columns = read_importance(deep).weights
+    errors = {}
+    for name, path in (("led", deep), ("alone", None)):
+        out = tmp_path / f"{name}.gguf"
+        blocks = BlockOptions(algorithm="searched", imatrix=path)
+        quantkit.export("gguf", dense(DEEP), out, ExportOptions(type="q4_0", blocks=blocks))
+        made, original = registry.open_checkpoint(out), dense(DEEP)
+        weight = "model.layers.3.mlp.down_proj.weight"
+        error = made.weights[weight].read().dequantized() - original.weights[weight].read()
+        errors[name] = float((error**2 * columns["blk.3.ffn_down.weight"]).sum())
+    assert errors["led"] < 0.97 * errors["alone"]
