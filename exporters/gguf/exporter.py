@@ -20,8 +20,8 @@ Dense matrices beside quantized ones become q8_0, as llama.cpp makes embeddings 
 tq1_0, tq2_0 or q2_0 only where it is ternary as it stands (`ternary.py`), its embedding and head q8_0.
 
 q2_k to q6_k, iq4_nl, iq4_xs and mxfp4_moe are llama.cpp's mixtures of types (`mixture/`), for dense models alone. Their
-blocks, and with `--algorithm reference` those of all other types, are what ggml's own quantizers make (`reference/`);
-with `--algorithm calibrated` the solver chooses the codes, scales and minima of the same types (`types/schemes.py`).
+blocks are searched by weights alone (`searched/`), or with `--algorithm reference` what ggml's own quantizers make
+(`reference/`), or the solver's codes with `--algorithm calibrated` (`types/schemes.py`); so are other types, if asked.
 Sources: llama.cpp `conversion/minicpm.py`, `conversion/llama.py`, `src/models/{minicpm,llama}.cpp`.
 """
 
@@ -64,10 +64,11 @@ from quantkit.exporters.gguf.families.latent import eps_notes
 from quantkit.exporters.gguf.imatrix.writing import planned_importance
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
 from quantkit.exporters.gguf.mixture.file_types import MIXED, file_type_number
-from quantkit.exporters.gguf.mixture.request import CALIBRATED, Request, requested
+from quantkit.exporters.gguf.mixture.request import CALIBRATED, SEARCHED, Request, requested
 from quantkit.exporters.gguf.mixture.solved import check_solved, checked_scheme, solved_schemes
 from quantkit.exporters.gguf.reading import read_config, read_quantization
 from quantkit.exporters.gguf.sampling import generation_files, sampling_entries, sampling_notes
+from quantkit.exporters.gguf.searched.dense import DenseRows
 from quantkit.exporters.gguf.tensors import (
     LONG_FACTORS,
     PLAIN,
@@ -187,10 +188,10 @@ class GGUF:
             entries += request.importance.entries()
         header = header_bytes(entries, infos)
         moved: dict[str, float] = {}
-        threads = options.threads if request else None
+        dense = DenseRows(model, request.algorithm == SEARCHED, options.threads) if request else None
         columns = {place: request.columns(place.name, place.slot.shape) for place in chosen} if request else {}
         units = [
-            unit(model.weights[place.slot.name], place, block, moved, threads=threads, importance=columns.get(place))
+            unit(model.weights[place.slot.name], place, block, moved, dense=dense, importance=columns.get(place))
             for place, block in chosen.items()
         ]
         units[1:1] = [_constant(name, values) for name, values in factors.items()]

@@ -13,7 +13,7 @@ from quantkit.exporters.gguf.carrying import carried, recovered
 from quantkit.exporters.gguf.container.file import GGUFFile
 from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.quantizers import quantize
-from quantkit.exporters.gguf.reference.quantizer import reference_blocks
+from quantkit.exporters.gguf.searched.dense import DenseRows
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND, ternary_blocks
 from quantkit.exporters.gguf.types.schemes import packed, unpacked
 from quantkit.exporters.gguf.types.values import LAYOUTS, dequantized
@@ -102,14 +102,14 @@ def unit(
     block: BlockType,
     moved: dict[str, float],
     *,
-    threads: int | None = None,
+    dense: DenseRows | None = None,
     importance: np.ndarray | None = None,
 ) -> Unit:
     """A tensor of the file with its padding; see `encoded`."""
     size = tensor_bytes(block, place.slot.shape)
 
     def produce() -> Iterator[Buffer]:
-        yield from encoded(weight, place, block, moved, threads=threads, importance=importance)
+        yield from encoded(weight, place, block, moved, dense=dense, importance=importance)
         yield bytes(padding(size))
 
     return Unit(place.name, size + padding(size), produce)
@@ -121,38 +121,39 @@ def encoded(
     block: BlockType,
     moved: dict[str, float],
     *,
-    threads: int | None = None,
+    dense: DenseRows | None = None,
     importance: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """The bytes of `weight` as `block`, in runs of whole rows.
 
     Dense values are converted, quantized, or taken as they stand; a quantized view is dequantized for plain types, else
     carried over. By how many steps that moved a weight at most is noted in `moved`, by the weight's name, unless by
-    none. With `threads`, dense values become what ggml's own quantizers make of them, on so many; by the `importance`
-    of columns, float32 [cols], where there is any.
+    none. With `dense`, dense values become what that makes of them; by the `importance` of columns, float32 [cols], where
+    there is any.
     """
     if isinstance(weight, TensorView):
-        return map(place.to_file, _packed_dense(weight, place, block, threads, importance))
+        return map(place.to_file, _packed_dense(weight, place, block, dense, importance))
     return map(place.to_file, _packed(weight, place, block, moved))
 
 
 def _packed_dense(
-    view: TensorView, place: Place, block: BlockType, threads: int | None, importance: np.ndarray | None
+    view: TensorView, place: Place, block: BlockType, dense: DenseRows | None, importance: np.ndarray | None
 ) -> Iterator[np.ndarray]:
     cols = view.size // view.shape[0]
-    step = _run_length(cols, place.head)
+    step = _run_length(cols, place.head, dense.elements if dense else CHUNK_ELEMENTS)
+    made = dense.rows(place.slot, block, importance) if dense and block not in PLAIN else None
 
     def packed(start: int) -> np.ndarray:
         values = view.fetch(start, min(start + step, view.shape[0]))
         if block in PLAIN:
             return converted(view.name, values, PLAIN[block], offset=start * cols)
-        if threads is not None:
-            return reference_blocks(view.name, block, values, importance)
+        if made is not None:
+            return made(values)
         if block in AS_THEY_STAND:
             return ternary_blocks(view, block, values)
         return quantize(view.name, block, values)
 
-    return ordered_map(packed, range(0, view.shape[0], step), threads or 1)
+    return ordered_map(packed, range(0, view.shape[0], step), dense.threads if dense else 1)
 
 
 def _packed(view: QuantizedView, place: Place, block: BlockType, moved: dict[str, float]) -> Iterator[np.ndarray]:
@@ -172,9 +173,9 @@ def _packed(view: QuantizedView, place: Place, block: BlockType, moved: dict[str
         yield made.packed
 
 
-def _run_length(cols: int, head: int) -> int:
-    """Rows of about CHUNK_ELEMENTS weights, a multiple of `head`."""
-    return max(1, CHUNK_ELEMENTS // (cols * head)) * head
+def _run_length(cols: int, head: int, elements: int = CHUNK_ELEMENTS) -> int:
+    """Rows of about so many weights, a multiple of `head`."""
+    return max(1, elements // (cols * head)) * head
 
 
 def dense_view(gguf: GGUFFile, place: Place) -> TensorView:

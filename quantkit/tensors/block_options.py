@@ -11,7 +11,8 @@ from typing import Any
 class BlockOptions:
     """What a user may choose; the defaults choose nothing.
 
-    algorithm: "reference" is what the container's own tool does, byte for byte; None = the exporter's default.
+    algorithm: "reference" is what the container's own tool does, byte for byte; "searched" is better at the same bytes;
+        None = the exporter's default.
     tensor_types: PATTERN=TYPE, regular expressions searched in the container's names of tensors; the first one counts.
     output_type, embedding_type: of the head and of the embedding, in the container's words.
     pure: whether every other matrix gets the same type, and none more bits than others.

@@ -27,9 +27,9 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.block_options import BlockOptions
 from quantkit.tensors.views import QuantizedView
 
-REFERENCE, CALIBRATED = "reference", "calibrated"
-ALGORITHMS = (REFERENCE, CALIBRATED)
-"""The first one is the default."""
+SEARCHED, REFERENCE, CALIBRATED = "searched", "reference", "calibrated"
+ALGORITHMS = (SEARCHED, REFERENCE, CALIBRATED)
+"""The first one is the default; with an importance matrix the reference."""
 TENSOR_TYPES: Mapping[str, BlockType] = {
     block.name.lower(): block for block in (blocks.F32, blocks.F16, blocks.BF16, *blocks.QUANTIZED.values(), *LAYOUTS)
 }
@@ -53,7 +53,7 @@ class Request:
     @property
     def algorithm(self) -> str:
         """What quantizes."""
-        return self.options.algorithm or ALGORITHMS[0]
+        return self.options.algorithm or (ALGORITHMS[0] if self.importance is None else REFERENCE)
 
     def to_json(self) -> dict[str, Any]:
         """What was asked for, for a manifest."""
@@ -164,9 +164,9 @@ def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
 
 
 def _importance(path: Path, algorithm: str | None) -> ImportanceMatrix:
-    if algorithm == CALIBRATED:
+    if algorithm in (CALIBRATED, SEARCHED):
         raise BadOption(
-            "--imatrix is for --algorithm reference; the calibrated one measures inputs itself",
+            f"--imatrix is for --algorithm reference; the {algorithm} one knows inputs by itself",
             hint="leave --imatrix out, and give the text with --calibration",
         )
     return read_importance(path)

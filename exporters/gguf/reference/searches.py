@@ -1,11 +1,15 @@
 """The searches that ggml's quantizers are made of, for many sub-blocks at a time.
 
-`x` and `w` are float32 [run, B], the weights of a sub-block down; scales and minimums are float32 [B].
+`x` and `w` are float32 [run, B], the weights of a sub-block down; scales and minimums are float32 [B]. Where numba is
+installed, the two searches that take most of the time are those of `compiled.py`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 
@@ -20,6 +24,20 @@ from quantkit.exporters.gguf.reference.arithmetic import (
 
 PASSES = 5
 """How often integers are changed one by one."""
+TRIED = (0, *range(-9, 0), *range(1, 10))
+"""Tenths of a level by which the value of largest magnitude lies further out than the lowest level."""
+
+
+@cache
+def compiled() -> ModuleType | None:
+    """The module `compiled`, None where numba is missing or does not go with this numpy."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        from quantkit.exporters.gguf.reference import compiled as module  # noqa: PLC0415 - optional, slow to import
+    except ImportError:
+        return None
+    return module
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +57,21 @@ class OffsetSearch:
 
     def run(self, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Codes uint8 [run, B], scale and what is subtracted; each fit starts from the minimum of the best so far."""
+        fast = compiled()
+        if fast is not None:
+            given = (np.ascontiguousarray(x), np.ascontiguousarray(w), np.float32(self.levels), self._numerators)
+            found, (fitted, least) = fast.offset_search(*given, self.absolute, self.weighted)
+            return found, fitted, -least
+        return self._run(x, w)
+
+    @property
+    def _numerators(self) -> np.ndarray:
+        """Float32; over the range of a sub-block they are the inverse scales that are tried."""
+        first, step, levels = (np.float32(value) for value in (self.first, self.step, self.levels))
+        return np.array([first + step * np.float32(i) + levels for i in range(self.steps + 1)], np.float32)
+
+    def _run(self, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """By numpy."""
         lowest, highest = first_extremes(x)
         low = np.where(lowest > 0, np.float32(0), lowest)
         grid = _Grid(x, lowest, highest, np.float32(self.levels))
@@ -47,8 +80,7 @@ class OffsetSearch:
         scale = 1 / (np.float32(self.levels) / (highest - low))
         codes = grid.codes(low, np.float32(self.levels), held_first=False).copy()
         best = self._error(grid.off(codes, scale, low), w)
-        for i in range(self.steps + 1):
-            numerator = np.float32(self.first) + np.float32(self.step) * np.float32(i) + np.float32(self.levels)
+        for numerator in self._numerators:
             found = grid.codes(low, numerator, held_first=self.weighted)
             wl = w * found
             sum_l, sum_l2, sum_xl = ordered_sum(wl), ordered_sum(wl * found), ordered_sum(wl * x)
@@ -119,7 +151,23 @@ def symmetric_search(x: np.ndarray, w: np.ndarray, half: int) -> tuple[np.ndarra
     The value of largest magnitude lies at -half, and at up to 0.9 further in or out. Of zeros all codes are 0.
     """
     extreme, magnitude = largest_magnitude(x)
+    numerators = np.array([-(np.float32(half) + np.float32(0.1) * np.float32(step)) for step in TRIED], np.float32)
+    fast = compiled()
+    if fast is not None:
+        given = (np.ascontiguousarray(x), np.ascontiguousarray(w), np.float32(half))
+        codes, (scale,) = fast.symmetric_search(*given, extreme, numerators)
+    else:
+        codes, scale = _symmetric_search(x, w, half, extreme, numerators)
     empty = magnitude < LEAST
+    codes[:, empty] = 0
+    scale[empty] = 0
+    return codes, scale
+
+
+def _symmetric_search(
+    x: np.ndarray, w: np.ndarray, half: int, extreme: np.ndarray, numerators: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """By numpy; of zeros neither codes nor scale mean anything."""
     wx = w * x
     levels, products = np.empty_like(x), np.empty_like(x)
     low, high = np.float32(-half), np.float32(half - 1)
@@ -131,20 +179,18 @@ def symmetric_search(x: np.ndarray, w: np.ndarray, half: int) -> tuple[np.ndarra
         np.multiply(w, levels, out=products)
         return sum_lx, ordered_sum(np.multiply(products, levels, out=products))
 
-    sum_lx, sum_l2 = sums(-np.float32(half) / extreme)
+    sum_lx, sum_l2 = sums(numerators[0] / extreme)
     chosen = levels.copy()
     scale = np.where(sum_l2 != 0, sum_lx / sum_l2, np.float32(0))
     best = scale * sum_lx
-    for step in (*range(-9, 0), *range(1, 10)):
-        sum_lx, sum_l2 = sums(-(np.float32(half) + np.float32(0.1) * np.float32(step)) / extreme)
+    for numerator in numerators[1:]:
+        sum_lx, sum_l2 = sums(numerator / extreme)
         better = (sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2)
         if better.any():
             np.copyto(chosen, levels, where=better)
             np.copyto(scale, sum_lx / sum_l2, where=better)
             np.copyto(best, scale * sum_lx, where=better)
     chosen += np.float32(half)
-    chosen[:, empty] = 0
-    scale[empty] = 0
     return chosen.astype(np.uint8), scale
 
 

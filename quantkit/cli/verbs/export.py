@@ -62,9 +62,10 @@ def export(
         str | None,
         typer.Option(
             "--algorithm",
-            help="gguf: how dense weights are quantized. reference: as llama.cpp does it, types of tensors and bytes; "
-            "calibrated: by quantkit's solver, in the same types.",
-            show_default="reference for types with K and IQ4",
+            help="gguf: how dense weights are quantized. searched: in llama.cpp's types, but nearer to the model, by "
+            "weights alone; reference: as llama.cpp does it, types of tensors and bytes; calibrated: by quantkit's "
+            "solver, in the same types.",
+            show_default="searched for types with K, IQ4 and MXFP4",
         ),
     ] = None,
     calibration: Annotated[

@@ -64,13 +64,15 @@ def test_every_file_has_the_types_of_the_rules_and_the_bytes_of_ggml(kind: str, 
             assert np.array_equal(raw.view(np.float32)[:, 0], values), name
 
 
-def test_the_number_of_threads_changes_no_byte(tmp_path: Path) -> None:
-    one, two = (written(dense(UNTIED), tmp_path / f"{n}.gguf", "q4_k_m", threads=n) for n in (1, 3))
+@pytest.mark.parametrize("algorithm", ["reference", "searched"])
+def test_the_number_of_threads_changes_no_byte(algorithm: str, tmp_path: Path) -> None:
+    blocks = BlockOptions(algorithm=algorithm)
+    one, two = (written(dense(UNTIED), tmp_path / f"{n}.gguf", "q4_k_m", blocks=blocks, threads=n) for n in (1, 3))
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_k_quants_are_written_so_without_being_told(tmp_path: Path) -> None:
-    one = written(dense(UNTIED), tmp_path / "one.gguf", "q4_k_m")
+def test_k_quants_are_searched_without_being_told(tmp_path: Path) -> None:
+    one = written(dense(UNTIED), tmp_path / "one.gguf", "q4_k_m", blocks=BlockOptions(algorithm="searched"))
     two = written(dense(UNTIED), tmp_path / "two.gguf", "q4_k_m", blocks=None)
     assert one.read_bytes() == two.read_bytes()
 
@@ -113,7 +115,7 @@ def test_the_manifest_says_what_was_asked_for_and_what_it_cost(tmp_path: Path) -
     assert done.manifest["options"] == {
         "type": "q4_k_s",
         "arch": "native",
-        "algorithm": "reference",
+        "algorithm": "searched",
         "tensor_types": ["ffn_up=q6_k"],
         "output_type": "q8_0",
         "embedding_type": "f16",
@@ -129,7 +131,8 @@ def test_notes_tell_the_types_and_what_fell_back() -> None:
     assert "q4_k_s: 10 x q5_0, 2 x q5_1, 2 x q4_k, 1 x q8_0" in notes
     assert any("(token_embd.weight ...) become" in note and "no whole blocks of 256" in note for note in notes)
     assert any(
-        "importance weights" in note for note in EXPORTER.prepare(dense(WIDE), ExportOptions(type="q2_k_s")).notes
+        "importance weights" in note
+        for note in EXPORTER.prepare(dense(WIDE), options(type="q2_k_s", algorithm="reference")).notes
     )
     assert any("--pure" in note for note in EXPORTER.prepare(dense(WIDE), ExportOptions(type="mxfp4_moe")).notes)
 
