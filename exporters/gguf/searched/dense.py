@@ -32,7 +32,9 @@ class DenseRows:
         self._inputs = ExpectedInputs(model) if searched else None
 
     def rows(self, slot: TensorSlot, block: BlockType, importance: np.ndarray | None) -> Rows:
-        """What quantizes rows of a matrix, ggml's by the importance of columns; see `reference_blocks` and `searched_blocks` for what it raises.
+        """What quantizes rows of a matrix, ggml's by the importance of columns.
+
+        What it raises: see `reference_blocks` and `searched_blocks`.
 
         Ternary blocks are ggml's: there is nothing to search in them.
         """
