@@ -128,8 +128,8 @@ def encoded(
 
     Dense values are converted, quantized, or taken as they stand; a quantized view is dequantized for plain types, else
     carried over. By how many steps that moved a weight at most is noted in `moved`, by the weight's name, unless by
-    none. With `dense`, dense values become what that makes of them; by the `importance` of columns, float32 [cols], where
-    there is any.
+    none. With `dense`, dense values become what that makes of them; by the `importance` of columns, float32 [cols],
+    where there is any.
     """
     if isinstance(weight, TensorView):
         return map(place.to_file, _packed_dense(weight, place, block, dense, importance))

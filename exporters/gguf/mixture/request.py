@@ -166,8 +166,8 @@ def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
 def _importance(path: Path, algorithm: str | None) -> ImportanceMatrix:
     if algorithm in (CALIBRATED, SEARCHED):
         raise BadOption(
-            f"--imatrix is for --algorithm reference; the {algorithm} one knows inputs by itself",
-            hint="leave --imatrix out, and give the text with --calibration",
+            f"--imatrix is for --algorithm reference; the {algorithm} one measures inputs itself, or expects some",
+            hint="leave one of them out; --calibration takes text",
         )
     return read_importance(path)
 
