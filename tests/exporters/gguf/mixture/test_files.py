@@ -131,7 +131,8 @@ def test_notes_tell_the_types_and_what_fell_back() -> None:
     assert "q4_k_s: 10 x q5_0, 2 x q5_1, 2 x q4_k, 1 x q8_0" in notes
     assert any("(token_embd.weight ...) become" in note and "no whole blocks of 256" in note for note in notes)
     assert any(
-        "importance weights" in note for note in EXPORTER.prepare(dense(WIDE), ExportOptions(type="q2_k_s")).notes
+        "importance weights" in note
+        for note in EXPORTER.prepare(dense(WIDE), options(type="q2_k_s", algorithm="reference")).notes
     )
     assert any("--pure" in note for note in EXPORTER.prepare(dense(WIDE), ExportOptions(type="mxfp4_moe")).notes)
 
