@@ -51,7 +51,7 @@ from quantkit.exporters.gguf.carrying import carried_scheme, holds, own_scheme
 from quantkit.exporters.gguf.choice import (
     TYPES,
     chosen_types,
-    lost_codes,
+    file_number,
     main_type,
     requested_types,
     wanted_type,
@@ -63,9 +63,9 @@ from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.families.latent import eps_notes
 from quantkit.exporters.gguf.imatrix.writing import planned_importance
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
-from quantkit.exporters.gguf.mixture.file_types import MIXED, file_type_number
+from quantkit.exporters.gguf.mixture.file_types import MIXED
 from quantkit.exporters.gguf.mixture.request import CALIBRATED, Request, requested
-from quantkit.exporters.gguf.mixture.solved import check_solved, checked_scheme, solved_schemes
+from quantkit.exporters.gguf.mixture.solved import check_scheme, check_solved, solved_schemes
 from quantkit.exporters.gguf.reading import read_config, read_quantization
 from quantkit.exporters.gguf.sampling import generation_files, sampling_entries, sampling_notes
 from quantkit.exporters.gguf.tensors import (
@@ -77,7 +77,6 @@ from quantkit.exporters.gguf.tensors import (
     dense_view,
     places,
     quantized_view,
-    solved_view,
     unit,
 )
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND
@@ -163,7 +162,7 @@ class GGUF:
         if request is not None:
             chosen, main = requested_types(model, request), request.kind.block
         else:
-            chosen = chosen_types(model, wanted_type(options), lost_codes(checkpoint, model))
+            chosen = chosen_types(model, wanted_type(options))
             main = main_type(chosen)
         vocabulary = read_vocabulary(model) if has_vocabulary(model) else None
         factors = _factors(model.spec)
@@ -181,7 +180,7 @@ class GGUF:
             for place, weight in carried.items()
         }
         tokenizer = vocabulary_entries(vocabulary, model.spec.eos_token_ids)
-        kind = request.kind.id if request else file_type_number(main)
+        kind = request.kind.id if request else file_number(model.spec, chosen)
         entries = [*model_entries(model, kind), *sampling_entries(model), *tokenizer, *quantization_entries(schemes)]
         if request is not None and request.importance is not None:
             entries += request.importance.entries()
@@ -210,8 +209,8 @@ class GGUF:
         """Open a GGUF file of architecture minicpm, minicpm3 or llama, ours or another's; of several parts, any one.
 
         Blocks become codes and scales, in groups of one block unless larger ones are recorded. Blocks with a minimum
-        are read as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from. K-quants, IQ4 and
-        MXFP4 are read as the float32 values that engines compute with.
+        are read as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from. K-quants and IQ4_XS
+        are read as `SuperBlocks`, IQ4_NL and MXFP4 as `Codebook`.
 
         Raises:
             UnsupportedSpec: a tensor type that is not read.
@@ -332,9 +331,9 @@ def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
     if block in PLAIN:
         return dense_view(gguf, place)
     if block in LAYOUTS:
-        if recorded is None:
-            return blocks_view(gguf, place)
-        return solved_view(gguf, place, checked_scheme(block, recorded, f"{gguf.path}: tensor {place.name!r}"))
+        if recorded is not None:
+            check_scheme(block, recorded, f"{gguf.path}: tensor {place.name!r}")
+        return blocks_view(gguf, place)
     scheme = recorded or own_scheme(block)
     held = holds(block, scheme, place.slot.shape[1])
     if not held or (not block.has_minimum and carried_scheme(block, scheme) != scheme):

@@ -27,16 +27,12 @@ class TensorView:
 
     fetch(start, stop) returns rows [start, stop) along the first axis as a C-contiguous array of `dtype`
     and shape (stop - start, *shape[1:]); for a scalar, fetch(0, 1) returns the scalar.
-    stored_as, stored_bytes: the container's name for the blocks that the values are computed from ("q4_k"), and the
-    size of all; None where the values lie there as they are.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
     fetch: Callable[[int, int], np.ndarray]
-    stored_as: str | None = None
-    stored_bytes: int | None = None
 
     @property
     def size(self) -> int:
