@@ -57,8 +57,8 @@ from quantkit.exporters.gguf.choice import (
     wanted_type,
 )
 from quantkit.exporters.gguf.container.file import MAGIC, GGUFFile
-from quantkit.exporters.gguf.container.header import header_bytes
-from quantkit.exporters.gguf.container.split import read_model
+from quantkit.exporters.gguf.container.parts import planned_files
+from quantkit.exporters.gguf.container.split import first_part, read_model
 from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.families.latent import eps_notes
 from quantkit.exporters.gguf.imatrix.writing import planned_importance
@@ -89,7 +89,7 @@ from quantkit.exporters.gguf.vocabulary import (
     unfollowed_keys,
     vocabulary_entries,
 )
-from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit
+from quantkit.files.planned_files import PlannedArtifact, PlannedTensor, Unit
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
@@ -121,9 +121,9 @@ class GGUF:
     planned_importance = staticmethod(planned_importance)
 
     def recognizes(self, path: Path) -> bool:
-        """Whether `path` is a file that is called .gguf or starts like one."""
+        """Whether `path` is a file that is called .gguf or starts like one, or a folder with the parts of one model."""
         if not path.is_file():
-            return False
+            return first_part(path) is not None
         if path.suffix == ".gguf":
             return True
         try:
@@ -144,7 +144,7 @@ class GGUF:
         return solved_schemes(requested_types(checkpoint, request))
 
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
-        """Plan the file: a header, then one unit per tensor with its padding.
+        """Plan the file, or the folder of its parts: a header, then one unit per tensor with its padding.
 
         Without a type, dense sources become f16, and each quantized weight takes the smallest type that holds it.
 
@@ -184,7 +184,6 @@ class GGUF:
         entries = [*model_entries(model, kind), *sampling_entries(model), *tokenizer, *quantization_entries(schemes)]
         if request is not None and request.importance is not None:
             entries += request.importance.entries()
-        header = header_bytes(entries, infos)
         moved: dict[str, float] = {}
         threads = options.threads if request else None
         columns = {place: request.columns(place.name, place.slot.shape) for place in chosen} if request else {}
@@ -193,13 +192,15 @@ class GGUF:
             for place, block in chosen.items()
         ]
         units[1:1] = [_constant(name, values) for name, values in factors.items()]
+        files = planned_files(entries, infos, units, options.split_bytes)
+        parts = (f"give engines {files[0].name}: they find the other parts by its name",) if files[1:] else ()
         return PlannedArtifact(
             format=self.name,
-            folder=False,
-            files=(PlannedFile("model.gguf", (_constant("header", np.frombuffer(header, np.uint8)), *units)),),
+            folder=options.split_bytes is not None,
+            files=files,
             tensors=tuple(PlannedTensor(n, b.name.lower(), s, tensor_bytes(b, s)) for n, b, s in infos),
             options=_recorded(main, options, request),
-            notes=(*model.notes, *_notes(model, chosen, main, vocabulary, request)),
+            notes=(*model.notes, *_notes(model, chosen, main, vocabulary, request), *parts),
             measure=measured(model, self.read),
             stored={p.slot.name: replace(w, stored_as=chosen[p].name.lower()) for p, w in carried.items()},
             figures=lambda: {MOVED: moved} if moved else {},
@@ -252,9 +253,10 @@ def _factors(spec: ModelSpec) -> dict[str, np.ndarray]:
 
 def _recorded(main: BlockType, options: ExportOptions, request: Request | None) -> dict[str, Any]:
     """What the manifest says was asked for."""
+    common = {"arch": options.arch, **({"split_bytes": options.split_bytes} if options.split_bytes is not None else {})}
     if request is None:
-        return {"type": main.name.lower(), "arch": options.arch}
-    return {**request.to_json(), "arch": options.arch}
+        return {"type": main.name.lower(), **common}
+    return {**request.to_json(), **common}
 
 
 def _constant(name: str, values: np.ndarray) -> Unit:
