@@ -1,5 +1,4 @@
-"""GGUF files that are damaged: a field of the head made odd with all lengths kept true, a tensor of another type, blocks
-of any bytes."""
+"""GGUF files that are damaged: an odd field in a head whose lengths are right, another type, blocks of any bytes."""
 
 from __future__ import annotations
 

@@ -85,6 +85,7 @@ from quantkit.exporters.gguf.vocabulary import (
     check_ends,
     files_of,
     read_tokenizer,
+    template_notes,
     tokenizer_notes,
     unfollowed_keys,
     vocabulary_entries,
@@ -236,7 +237,7 @@ class GGUF:
             notes=(
                 *config_notes(config, where=str(path)),
                 *eps_notes(spec),
-                *((tokenizer,) if isinstance(tokenizer, str) else unfollowed_keys(gguf)),
+                *((tokenizer,) if isinstance(tokenizer, str) else (*unfollowed_keys(gguf), *template_notes(tokenizer))),
             ),
         )
 

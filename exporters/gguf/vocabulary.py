@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -37,6 +38,7 @@ _WHERE = {
 }
 """What the rule `Metaspace` of tokenizer.json does, by its scheme."""
 _KINDS = {int(kind): kind for kind in TokenKind}
+_INTERNALS = re.compile(r"__[a-z_]+__")
 _TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
 
@@ -224,6 +226,18 @@ def unfollowed_keys(gguf: GGUFFile) -> Iterator[str]:
     ]
     if unknown:
         yield f"keys of the tokenizer are not followed: {', '.join(unknown)[:160]}"
+
+
+def template_notes(vocabulary: Vocabulary) -> Iterator[str]:
+    """A line about each chat template that reaches for what no template needs: Python's own objects."""
+    for name, text in (("", vocabulary.chat_template or ""), *vocabulary.named_templates):
+        found = _INTERNALS.search(text)
+        if found is not None:
+            named = f" {name[:40]!r}" if name else ""
+            yield (
+                f"the chat template{named} reads Python's internals ({found[0][:40]!r}): it is rendered in a sandbox "
+                "that refuses them; look at it before anything else renders it"
+            )
 
 
 def _token_id(keys: Keys, key: str, size: int, *, default: int | None) -> int | None:
