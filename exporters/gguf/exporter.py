@@ -47,6 +47,7 @@ from quantkit.exporters._recorded import measured
 from quantkit.exporters._widths import checked_bits
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.card.entries import card_file
 from quantkit.exporters.gguf.carrying import carried_scheme, holds, own_scheme
 from quantkit.exporters.gguf.choice import (
     TYPES,
@@ -95,7 +96,7 @@ from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture
-from quantkit.models.layouts.small_files import is_legal
+from quantkit.models.layouts.small_files import CARD_NAME, is_legal
 from quantkit.models.recognition import config_notes
 from quantkit.models.spec import ModelSpec
 from quantkit.protocols import ExportOptions
@@ -232,7 +233,7 @@ class GGUF:
             config=config,
             spec=spec,
             weights={place.slot.name: _view(gguf, place, recorded.get(place.name)) for place in places(spec)},
-            files={**files_of(tokenizer), **generation_files(gguf, spec)},
+            files={**files_of(tokenizer), **generation_files(gguf, spec), **card_file(gguf)},
             inputs=tuple(file.path for file in gguf.files),
             notes=(
                 *config_notes(config, where=str(path)),
@@ -301,7 +302,7 @@ def _notes(
     yield from eps_notes(model.spec)
     yield from tokenizer_notes(model, vocabulary)
     yield from sampling_notes(model)
-    legal = sorted(name for name in model.files if is_legal(name))
+    legal = sorted(name for name in model.files if is_legal(name) or name == CARD_NAME)
     if legal:
         yield f"left behind, since a GGUF file holds no other files: {', '.join(legal)}"
 

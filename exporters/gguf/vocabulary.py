@@ -30,7 +30,7 @@ END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 _KNOWN_KEYS = frozenset(
     {"model", "pre", "tokens", "scores", "token_type", "token_type_count", "merges"}
-    | {"add_bos_token", "add_eos_token", "add_space_prefix"}
+    | {"add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix"}
 )
 _WHERE = {
     "always": "before a text and after a special token only where there is none",
@@ -107,6 +107,7 @@ def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[in
     }
     flags = {
         "add_bos_token": vocabulary.add_bos,
+        "add_sep_token": False,
         "add_eos_token": vocabulary.add_eos,
         "add_space_prefix": vocabulary.add_space_prefix,
     }
