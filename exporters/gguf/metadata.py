@@ -57,7 +57,7 @@ def model_entries(checkpoint: Checkpoint, file_type: int) -> list[bytes]:
     }
     if spec.latent is not None:
         integers |= latent_keys(spec)
-    elif spec.head_dim * spec.num_attention_heads != spec.hidden_size:
+    else:
         integers |= {"attention.key_length": spec.head_dim, "attention.value_length": spec.head_dim}
     floats = {"attention.layer_norm_rms_epsilon": spec.rms_norm_eps, "rope.freq_base": spec.rope.theta}
     if arch == "minicpm":
