@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from quantkit.errors import UnsupportedSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import Scheme
 
@@ -98,7 +99,12 @@ def values_view(name: str, tensor: QuantizedTensor) -> TensorView:
 
 def grid_of(weight: Weight) -> Scheme | None:
     """The scheme of a quantized weight, whatever its scales are stored in; None when it is dense."""
-    return None if isinstance(weight, TensorView) else weight.scheme.with_settings(scale_dtype="float16")
+    if isinstance(weight, TensorView):
+        return None
+    try:
+        return weight.scheme.with_settings(scale_dtype="float16")
+    except UnsupportedSpec:  # powers of two have a dtype of their own
+        return weight.scheme
 
 
 def mixture(weights: Sequence[Weight]) -> str | None:
