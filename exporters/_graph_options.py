@@ -23,9 +23,13 @@ def refuse_graph_options(options: ExportOptions, *, container: str) -> None:
 
 
 def refuse_block_options(options: ExportOptions, *, container: str) -> None:
-    """Raise `BadOption` where `options` say how dense weights are quantized on the way, which `container` does not."""
+    """Raise `BadOption` where `options` say how dense weights are quantized on the way, or how large files may be."""
     if options.blocks is not None and options.blocks.to_json():
         raise BadOption(
             f"{container} does not quantize on the way",
             hint="leave --algorithm, --imatrix and types of tensors out; they are for gguf",
+        )
+    if options.split_bytes is not None:
+        raise BadOption(
+            f"{container} chooses the size of its files itself", hint="leave --split-max-size out; it is for gguf"
         )

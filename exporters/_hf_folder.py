@@ -15,6 +15,7 @@ import numpy as np
 
 from quantkit.errors import BadOption, IncompleteCheckpoint, InconsistentCheckpoint, QuantkitError, UnsupportedSpec
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
+from quantkit.exporters._plain_scales import with_plain_scales
 from quantkit.exporters._recorded import measured
 from quantkit.files.planned_files import Buffer, PlannedArtifact, PlannedFile, PlannedTensor, blob
 from quantkit.files.safetensors_header import TensorEntry
@@ -75,9 +76,8 @@ def architecture_of(
         BadOption: an unknown architecture.
         UnsupportedSpec: no weight is quantized.
     """
-    model = with_architecture(checkpoint, options.arch)
-    if model is not checkpoint:
-        model = with_source_dtypes(model, checkpoint)
+    folded = with_architecture(checkpoint, options.arch)
+    model = with_plain_scales(folded if folded is checkpoint else with_source_dtypes(folded, checkpoint))
     if not quantized_views(model, linears_only=linears_only):
         told = f" ({'; '.join(model.notes)})" if model.notes else ""
         raise UnsupportedSpec(

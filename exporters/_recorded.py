@@ -1,7 +1,7 @@
 """What an artifact's manifest records of the numbers in it, read back from the files that were just written.
 
     tensors.NAME.digest   of a quantized tensor: `QuantizedTensor.numbers_digest`, the same in every container
-    tensors.NAME.values   of a tensor that is read as floats and was quantized: `quantkit.tensors.digests.values_digest`
+    tensors.NAME.values   of codes that were written as floats: `quantkit.tensors.digests.values_digest`
     tensors.NAME.error    ||W - Q||^2 / ||W||^2, from the dense weights that it was made of (smoothing undone)
     tensors.NAME.origin   `values_digest` of those dense weights
     tensors.NAME.run      digest of what the run made, where the source holds the same numbers
@@ -12,9 +12,7 @@ Errors and smoothing are handed on from the manifest of a quantized source; the 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,25 +64,9 @@ def _entry(view: Weight, source: Weight) -> dict[str, Any]:
         entry["digest"] = tensor.numbers_digest()
         if isinstance(source, TensorView):
             entry["origin"], entry["error"] = _compared(source, values_view(view.name, tensor))
-    elif view.stored_as is not None and isinstance(source, TensorView):
-        entry |= _written_floats(source, view)
     elif isinstance(source, QuantizedView):
         entry["values"] = values_digest(view.chunks())
     return entry
-
-
-def _written_floats(source: TensorView, written: TensorView) -> dict[str, Any]:
-    """What is recorded of blocks that are read as floats, which are dequantized once."""
-    found: dict[str, Any] = {}
-    sha256 = hashlib.sha256()
-
-    def fetch(start: int, stop: int) -> np.ndarray:
-        values = written.fetch(start, stop)
-        sha256.update(values.data)
-        return values
-
-    found["origin"], found["error"] = _compared(source, replace(written, fetch=fetch))
-    return {"values": sha256.hexdigest(), **found}
 
 
 def _compared(source: TensorView, written: TensorView) -> tuple[str, float]:

@@ -34,9 +34,8 @@ class ExportOptions:
     arch: "native" keeps the family's scalars in the config, unless the engine would not follow; "llama" folds them.
     target, bits: one of `Exporter.targets`, None = the first; of `widths`, for narrower symmetric codes, None = theirs.
     ops: which operators a graph is written in: "contrib", the engine's own, or "standard"; None = the former.
-    context: tokens that a graph is made for, where it bakes rotations; None = all that the model can.
-    attention: of a graph, one of `quantkit.models.checkpoint.ATTENTIONS`.
-    blocks, threads: how dense weights are quantized on the way, where the container does that.
+    context, attention: tokens that a graph bakes rotations for, None = all that the model can; one of `ATTENTIONS`.
+    blocks, threads: how dense weights are quantized on the way. split_bytes: the most that one of several files takes.
     """
 
     type: str | None = None
@@ -48,6 +47,7 @@ class ExportOptions:
     attention: str = "dense"
     blocks: BlockOptions | None = None
     threads: int = 1
+    split_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

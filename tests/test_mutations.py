@@ -7,14 +7,17 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.mutations import workers
+from benchmarks.mutations.gguf_values import check_values
 from benchmarks.mutations.subjects import SUBJECTS, Subject
 from benchmarks.mutations.trial import Outcome, Trial
 from benchmarks.mutations.workers import outcomes
+from quantkit import open_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured through /proc")
 
@@ -30,6 +33,7 @@ QUICK = {
     "model.safetensors": 40,
     "tokenizer.model": 10,
     "recipe.toml": 60,
+    "types.gguf": 60,
 }
 """Mutants of each file; those that need a quantized model first are left to the command."""
 
@@ -40,6 +44,20 @@ def test_a_damaged_file_gets_an_answer(name: str, tmp_path: Path) -> None:
     for number in range(QUICK[name]):
         outcome = trial.run(number, *subject.mutant(number), renders=name.endswith(".jinja"))
         assert outcome.fault is None, f"--file {name} --only {number}: {outcome.fault}"
+
+
+def test_a_weight_that_is_not_what_gguf_py_reads_is_found(tmp_path: Path) -> None:
+    subject = SUBJECTS["types.gguf"](tmp_path)
+    for number, model in enumerate(subject.models):
+        path = tmp_path / f"{number}.gguf"
+        path.write_bytes(model["types.gguf"])
+        checkpoint = open_checkpoint(path)
+        check_values(checkpoint)
+        views = {weight.shape: weight for weight in checkpoint.weights.values()}
+        swapped = {name: replace(views[weight.shape], name=name) for name, weight in checkpoint.weights.items()}
+        if getattr(checkpoint.weights["model.embed_tokens.weight"], "stored_as", "") != "q2_0":
+            with pytest.raises(AssertionError, match="is not what gguf-py reads"):
+                check_values(replace(checkpoint, weights=swapped))
 
 
 def test_a_mutant_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ import numpy as np
 
 from benchmarks.mutations import json_mutants
 from benchmarks.mutations.byte_mutants import damaged_bytes, damaged_template
+from benchmarks.mutations.gguf_mutants import damaged_gguf
+from benchmarks.mutations.gguf_values import EVERY_TYPE, every_type, write_source
 
 GOLDEN = Path(__file__).resolve().parent.parent.parent / "golden"
 BYTES_SHARE = 0.2
@@ -70,6 +72,7 @@ SUBJECTS: Mapping[str, Callable[[Path], Subject]] = {
     "quantkit.json": lambda scratch: Subject("quantkit.json", (exported("compressed-tensors", scratch),), _json),
     "quantize_config.json": lambda scratch: Subject("quantize_config.json", (old_gptq(scratch),), _json),
     "model.gguf": lambda scratch: Subject("model.gguf", (exported("gguf", scratch),), _gguf),
+    EVERY_TYPE: lambda scratch: Subject(EVERY_TYPE, typed(scratch), damaged_gguf),
     "model.onnx": lambda scratch: Subject("model.onnx", (exported("onnx", scratch),), damaged_bytes),
     "model.onnx.data": lambda scratch: Subject("model.onnx.data", (exported("onnx", scratch),), damaged_bytes),
     "genai_config.json": lambda scratch: Subject("genai_config.json", (exported("onnx", scratch),), _json),
@@ -191,6 +194,13 @@ def exported(container: str, scratch: Path) -> Files:
         out.parent.mkdir(exist_ok=True)
         export(container, run, out)
     return files_of(out if out.is_dir() else out.parent)
+
+
+def typed(scratch: Path) -> tuple[Files, ...]:
+    """A small model in a GGUF file of each type."""
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+    source = write_source(scratch / "typed", {name: byte_level()[name] for name in names})
+    return tuple({EVERY_TYPE: data} for data in every_type(source, scratch).values())
 
 
 def old_gptq(scratch: Path) -> Files:

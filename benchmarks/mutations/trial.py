@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.mutations.gguf_values import EVERY_TYPE, check_values
 from quantkit import QuantizeOptions, inspection, loads_in, open_checkpoint, plan, read_golden
 from quantkit.artifacts.manifest import read_manifest
 from quantkit.errors import MAX_MESSAGE, QuantkitError
@@ -20,6 +21,7 @@ from quantkit.tensors.schemes.affine_groups import AffineGroups
 
 MAX_SECONDS = 2.0
 MAX_BYTES = 500_000_000
+MAX_GGUF_BYTES = 256_000_000
 TEXTS = (
     "",
     "Hello, world!",
@@ -72,7 +74,7 @@ class Trial:
             fault = "".join(traceback.format_exception(error))
         seconds, grown = _processor_seconds() - start, _peak() - before
         if fault is None:
-            fault = _limits_broken(seconds, grown)
+            fault = _limits_broken(seconds, grown, MAX_GGUF_BYTES if path.suffix == ".gguf" else MAX_BYTES)
         return Outcome(number, seconds, grown, fault, "; ".join(answers)[:300] or "accepted")
 
     def _laid_out(self, model: Mapping[str, bytes]) -> Path:
@@ -94,6 +96,8 @@ class Trial:
                 recipe = Recipe.read(path)
             checkpoint = open_checkpoint(path if path.suffix == ".gguf" else path.parent)
             use_checkpoint(checkpoint, recipe, answers, renders=renders)
+            if path.name == EVERY_TYPE:
+                check_values(checkpoint)
 
 
 def use_checkpoint(checkpoint: Checkpoint, recipe: Recipe, answers: list[str], *, renders: bool) -> None:
@@ -146,10 +150,10 @@ def _check_line(text: str) -> None:
         raise AssertionError(f"not a line of {MAX_MESSAGE} printable characters: {text[:2000]!r}")
 
 
-def _limits_broken(seconds: float, grown: int) -> str | None:
+def _limits_broken(seconds: float, grown: int, most: int) -> str | None:
     if seconds > MAX_SECONDS:
         return f"took {seconds:.1f} s"
-    if grown > MAX_BYTES:
+    if grown > most:
         return f"took {grown / 1e6:,.0f} MB"
     return None
 

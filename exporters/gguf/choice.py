@@ -14,16 +14,21 @@ from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.carrying import holds, obstacle
-from quantkit.exporters.gguf.mixture.file_types import MIXED
-from quantkit.exporters.gguf.mixture.request import Request
+from quantkit.exporters.gguf.mixture.file_types import MIXED, file_type_number
+from quantkit.exporters.gguf.mixture.request import Request, traits_of
+from quantkit.exporters.gguf.mixture.rules import tensor_types
 from quantkit.exporters.gguf.tensors import PLAIN, Place, places
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND
+from quantkit.exporters.gguf.types.schemes import SCHEMES
+from quantkit.exporters.gguf.types.values import LAYOUTS
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import Role, TensorSlot
+from quantkit.models.spec import ModelSpec, Role, TensorSlot
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
-from quantkit.tensors.views import QuantizedView, TensorView
+from quantkit.tensors.schemes.codebook import Codebook
+from quantkit.tensors.schemes.super_blocks import SuperBlocks
+from quantkit.tensors.views import QuantizedView
 
 TYPES: Mapping[str, BlockType] = {
     block.name.lower(): block
@@ -58,11 +63,8 @@ def requested_types(model: Checkpoint, request: Request) -> dict[Place, BlockTyp
     return {place: chosen.get(place.name, blocks.F32) for place in every}
 
 
-def chosen_types(model: Checkpoint, wanted: BlockType | None, lost: Mapping[str, str]) -> dict[Place, BlockType]:
-    """The type of every tensor, in file order; raises `UnsupportedSpec` for a weight that no such type holds.
-
-    lost: names of weights that are read as floats and lay in blocks, and of which type; they are not quantized again.
-    """
+def chosen_types(model: Checkpoint, wanted: BlockType | None) -> dict[Place, BlockType]:
+    """The type of every tensor, in file order; raises `UnsupportedSpec` for a weight that no such type holds."""
     carrying = model.holds_codes and wanted not in PLAIN
     dense = blocks.Q8_0 if carrying else wanted or DENSE_DEFAULT
     chosen = {}
@@ -71,32 +73,11 @@ def chosen_types(model: Checkpoint, wanted: BlockType | None, lost: Mapping[str,
         outer = slot.role in OUTER_ROLES
         if len(slot.shape) == 1:
             chosen[place] = blocks.F32
-        elif slot.name in lost:
-            chosen[place] = _floats_type(slot, lost[slot.name], wanted)
         elif carrying and isinstance(weight, QuantizedView):
             chosen[place] = _carrier(slot.name, weight.scheme, weight.shape[1], wanted, outer=outer)
         else:
             chosen[place] = _dense_type(slot, blocks.Q8_0 if outer and dense not in PLAIN else dense)
     return chosen
-
-
-def lost_codes(checkpoint: Checkpoint, model: Checkpoint) -> dict[str, str]:
-    """Weights of `model`, made of `checkpoint`, that are read as floats and lay in blocks, with the type of these."""
-    views = [view for view in checkpoint.weights.values() if isinstance(view, TensorView)]
-    lost = {view.name: view.stored_as for view in views if view.stored_as is not None}
-    names = {slot.role: slot.name for slot in model.spec.slots() if slot.role in OUTER_ROLES}
-    if names[Role.EMBED] in lost and checkpoint.spec.tie_word_embeddings and Role.LM_HEAD in names:
-        lost[names[Role.LM_HEAD]] = lost[names[Role.EMBED]]
-    return lost
-
-
-def _floats_type(slot: TensorSlot, lay: str, wanted: BlockType | None) -> BlockType:
-    if wanted is None or wanted in PLAIN:
-        return wanted or DENSE_DEFAULT
-    raise UnsupportedSpec(
-        f"{slot.name}: it lies in {lay} blocks, and gguf's {wanted.name.lower()} would quantize it twice",
-        hint="give the original model, or choose type f16, bf16 or f32",
-    )
 
 
 def _dense_type(slot: TensorSlot, block: BlockType) -> BlockType:
@@ -115,6 +96,8 @@ def _dense_type(slot: TensorSlot, block: BlockType) -> BlockType:
 
 def _carrier(name: str, scheme: Scheme, cols: int, wanted: BlockType | None, *, outer: bool = False) -> BlockType:
     """The type that carries codes of `scheme`: the wanted one, or the smallest; q8_0 will do for embedding and head."""
+    if isinstance(scheme, (SuperBlocks, Codebook)):
+        return _own_block(name, scheme, None if outer else wanted)
     symmetric = isinstance(scheme, AffineGroups) and scheme.symmetric
     fitting = [block for block in (SYMMETRIC_CARRIERS if symmetric else OFFSET_CARRIERS) if holds(block, scheme, cols)]
     if wanted is None and fitting:
@@ -132,6 +115,19 @@ def _carrier(name: str, scheme: Scheme, cols: int, wanted: BlockType | None, *, 
     )
 
 
+def _own_block(name: str, scheme: Scheme, wanted: BlockType | None) -> BlockType:
+    """The one type that holds super-blocks, or codes of a table, of such settings."""
+    own = next((block for block, other in SCHEMES.items() if other == scheme), None)
+    if own is None:
+        raise UnsupportedSpec(f"{name}: gguf has no type that holds {scheme}", hint="choose type f16, bf16 or f32")
+    if wanted not in (None, own):
+        raise UnsupportedSpec(
+            f"{name}: it lies in {own.name.lower()} blocks, and gguf's {wanted.name.lower()} would quantize it twice",
+            hint="leave the type out to carry its blocks as they are, or choose f16, bf16 or f32",
+        )
+    return own
+
+
 def main_type(chosen: Mapping[Place, BlockType]) -> BlockType:
     """The type of most weights within the blocks of the model."""
     counts: Counter[BlockType] = Counter()
@@ -139,3 +135,18 @@ def main_type(chosen: Mapping[Place, BlockType]) -> BlockType:
         if place.slot.layer is not None and len(place.slot.shape) == 2:
             counts[block] += place.slot.shape[0] * place.slot.shape[1]
     return counts.most_common(1)[0][0]
+
+
+def file_number(spec: ModelSpec, chosen: Mapping[Place, BlockType]) -> int:
+    """`general.file_type` of a file of these types: that of the mixture whose rules choose so, else by most weights."""
+    main = main_type(chosen)
+    if main not in LAYOUTS:
+        return file_type_number(main)
+    types = {place.name: block for place, block in chosen.items() if len(place.slot.shape) > 1}
+    matrices = {place.name: place.slot.shape for place in chosen if len(place.slot.shape) > 1}
+    for kind in MIXED.values():
+        for weighted in (False, True):
+            if tensor_types(matrices, traits_of(spec), kind, weighted=weighted) == types:
+                return kind.id
+    named = [kind for kind in MIXED.values() if kind.block is main]
+    return next((kind for kind in named if kind.name.endswith("_m")), named[0]).id

@@ -47,25 +47,26 @@ from quantkit.exporters._recorded import measured
 from quantkit.exporters._widths import checked_bits
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
+from quantkit.exporters.gguf.card.entries import card_file
 from quantkit.exporters.gguf.carrying import carried_scheme, holds, own_scheme
 from quantkit.exporters.gguf.choice import (
     TYPES,
     chosen_types,
-    lost_codes,
+    file_number,
     main_type,
     requested_types,
     wanted_type,
 )
 from quantkit.exporters.gguf.container.file import MAGIC, GGUFFile
-from quantkit.exporters.gguf.container.header import header_bytes
-from quantkit.exporters.gguf.container.split import read_model
+from quantkit.exporters.gguf.container.parts import planned_files
+from quantkit.exporters.gguf.container.split import first_part, read_model
 from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.families.latent import eps_notes
 from quantkit.exporters.gguf.imatrix.writing import planned_importance
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
-from quantkit.exporters.gguf.mixture.file_types import MIXED, file_type_number
+from quantkit.exporters.gguf.mixture.file_types import MIXED
 from quantkit.exporters.gguf.mixture.request import CALIBRATED, Request, requested
-from quantkit.exporters.gguf.mixture.solved import check_solved, checked_scheme, solved_schemes
+from quantkit.exporters.gguf.mixture.solved import check_scheme, check_solved, solved_schemes
 from quantkit.exporters.gguf.reading import read_config, read_quantization
 from quantkit.exporters.gguf.sampling import generation_files, sampling_entries, sampling_notes
 from quantkit.exporters.gguf.searched.dense import DenseRows
@@ -78,7 +79,6 @@ from quantkit.exporters.gguf.tensors import (
     dense_view,
     places,
     quantized_view,
-    solved_view,
     unit,
 )
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND
@@ -87,16 +87,17 @@ from quantkit.exporters.gguf.vocabulary import (
     check_ends,
     files_of,
     read_tokenizer,
+    template_notes,
     tokenizer_notes,
     unfollowed_keys,
     vocabulary_entries,
 )
-from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit
+from quantkit.files.planned_files import PlannedArtifact, PlannedTensor, Unit
 from quantkit.files.source_file import SourceFile
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture
-from quantkit.models.layouts.small_files import is_legal
+from quantkit.models.layouts.small_files import CARD_NAME, is_legal
 from quantkit.models.recognition import config_notes
 from quantkit.models.spec import ModelSpec
 from quantkit.protocols import ExportOptions
@@ -123,9 +124,9 @@ class GGUF:
     planned_importance = staticmethod(planned_importance)
 
     def recognizes(self, path: Path) -> bool:
-        """Whether `path` is a file that is called .gguf or starts like one."""
+        """Whether `path` is a file that is called .gguf or starts like one, or a folder with the parts of one model."""
         if not path.is_file():
-            return False
+            return first_part(path) is not None
         if path.suffix == ".gguf":
             return True
         try:
@@ -146,7 +147,7 @@ class GGUF:
         return solved_schemes(requested_types(checkpoint, request))
 
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
-        """Plan the file: a header, then one unit per tensor with its padding.
+        """Plan the file, or the folder of its parts: a header, then one unit per tensor with its padding.
 
         Without a type, dense sources become f16, and each quantized weight takes the smallest type that holds it.
 
@@ -164,7 +165,7 @@ class GGUF:
         if request is not None:
             chosen, main = requested_types(model, request), request.kind.block
         else:
-            chosen = chosen_types(model, wanted_type(options), lost_codes(checkpoint, model))
+            chosen = chosen_types(model, wanted_type(options))
             main = main_type(chosen)
         vocabulary = read_vocabulary(model) if has_vocabulary(model) else None
         factors = _factors(model.spec)
@@ -182,22 +183,23 @@ class GGUF:
             for place, weight in carried.items()
         }
         tokenizer = vocabulary_entries(vocabulary, model.spec.eos_token_ids)
-        kind = request.kind.id if request else file_type_number(main)
+        kind = request.kind.id if request else file_number(model.spec, chosen)
         entries = [*model_entries(model, kind), *sampling_entries(model), *tokenizer, *quantization_entries(schemes)]
         if request is not None and request.importance is not None:
             entries += request.importance.entries()
-        header = header_bytes(entries, infos)
         moved: dict[str, float] = {}
         dense = DenseRows(model, request.algorithm, options.threads, request.importance) if request else None
         units = [unit(model.weights[place.slot.name], place, block, moved, dense) for place, block in chosen.items()]
         units[1:1] = [_constant(name, values) for name, values in factors.items()]
+        files = planned_files(entries, infos, units, options.split_bytes)
+        parts = (f"give engines {files[0].name}: they find the other parts by its name",) if files[1:] else ()
         return PlannedArtifact(
             format=self.name,
-            folder=False,
-            files=(PlannedFile("model.gguf", (_constant("header", np.frombuffer(header, np.uint8)), *units)),),
+            folder=options.split_bytes is not None,
+            files=files,
             tensors=tuple(PlannedTensor(n, b.name.lower(), s, tensor_bytes(b, s)) for n, b, s in infos),
             options=_recorded(main, options, request),
-            notes=(*model.notes, *_notes(model, chosen, main, vocabulary, request)),
+            notes=(*model.notes, *_notes(model, chosen, main, vocabulary, request), *parts),
             measure=measured(model, self.read),
             stored={p.slot.name: replace(w, stored_as=chosen[p].name.lower()) for p, w in carried.items()},
             figures=lambda: {MOVED: moved} if moved else {},
@@ -207,8 +209,8 @@ class GGUF:
         """Open a GGUF file of architecture minicpm, minicpm3 or llama, ours or another's; of several parts, any one.
 
         Blocks become codes and scales, in groups of one block unless larger ones are recorded. Blocks with a minimum
-        are read as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from. K-quants, IQ4 and
-        MXFP4 are read as the float32 values that engines compute with.
+        are read as `OffsetGroups`: the minimum is a float of its own, whatever it was rounded from. K-quants and IQ4_XS
+        are read as `SuperBlocks`, IQ4_NL and MXFP4 as `Codebook`.
 
         Raises:
             UnsupportedSpec: a tensor type that is not read.
@@ -228,12 +230,12 @@ class GGUF:
             config=config,
             spec=spec,
             weights={place.slot.name: _view(gguf, place, recorded.get(place.name)) for place in places(spec)},
-            files={**files_of(tokenizer), **generation_files(gguf, spec)},
+            files={**files_of(tokenizer), **generation_files(gguf, spec), **card_file(gguf)},
             inputs=tuple(file.path for file in gguf.files),
             notes=(
                 *config_notes(config, where=str(path)),
                 *eps_notes(spec),
-                *((tokenizer,) if isinstance(tokenizer, str) else unfollowed_keys(gguf)),
+                *((tokenizer,) if isinstance(tokenizer, str) else (*unfollowed_keys(gguf), *template_notes(tokenizer))),
             ),
         )
 
@@ -250,9 +252,10 @@ def _factors(spec: ModelSpec) -> dict[str, np.ndarray]:
 
 def _recorded(main: BlockType, options: ExportOptions, request: Request | None) -> dict[str, Any]:
     """What the manifest says was asked for."""
+    common = {"arch": options.arch, **({"split_bytes": options.split_bytes} if options.split_bytes is not None else {})}
     if request is None:
-        return {"type": main.name.lower(), "arch": options.arch}
-    return {**request.to_json(), "arch": options.arch}
+        return {"type": main.name.lower(), **common}
+    return {**request.to_json(), **common}
 
 
 def _constant(name: str, values: np.ndarray) -> Unit:
@@ -296,7 +299,7 @@ def _notes(
     yield from eps_notes(model.spec)
     yield from tokenizer_notes(model, vocabulary)
     yield from sampling_notes(model)
-    legal = sorted(name for name in model.files if is_legal(name))
+    legal = sorted(name for name in model.files if is_legal(name) or name == CARD_NAME)
     if legal:
         yield f"left behind, since a GGUF file holds no other files: {', '.join(legal)}"
 
@@ -329,9 +332,9 @@ def _view(gguf: GGUFFile, place: Place, recorded: Scheme | None) -> Weight:
     if block in PLAIN:
         return dense_view(gguf, place)
     if block in LAYOUTS:
-        if recorded is None:
-            return blocks_view(gguf, place)
-        return solved_view(gguf, place, checked_scheme(block, recorded, f"{gguf.path}: tensor {place.name!r}"))
+        if recorded is not None:
+            check_scheme(block, recorded, f"{gguf.path}: tensor {place.name!r}")
+        return blocks_view(gguf, place)
     scheme = recorded or own_scheme(block)
     held = holds(block, scheme, place.slot.shape[1])
     if not held or (not block.has_minimum and carried_scheme(block, scheme) != scheme):

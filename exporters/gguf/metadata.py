@@ -13,6 +13,7 @@ from typing import Any
 
 from quantkit.errors import UnsupportedModel
 from quantkit.exporters._hf_config import native_config
+from quantkit.exporters.gguf.card.entries import card_entries
 from quantkit.exporters.gguf.container.header import entry
 from quantkit.exporters.gguf.container.types import ValueType
 from quantkit.exporters.gguf.families.latent import latent_keys
@@ -56,7 +57,7 @@ def model_entries(checkpoint: Checkpoint, file_type: int) -> list[bytes]:
     }
     if spec.latent is not None:
         integers |= latent_keys(spec)
-    elif spec.head_dim * spec.num_attention_heads != spec.hidden_size:
+    else:
         integers |= {"attention.key_length": spec.head_dim, "attention.value_length": spec.head_dim}
     floats = {"attention.layer_norm_rms_epsilon": spec.rms_norm_eps, "rope.freq_base": spec.rope.theta}
     if arch == "minicpm":
@@ -64,7 +65,7 @@ def model_entries(checkpoint: Checkpoint, file_type: int) -> list[bytes]:
     entries = [
         entry("general.architecture", ValueType.STRING, arch),
         entry("general.type", ValueType.STRING, "model"),
-        entry("general.name", ValueType.STRING, name),
+        *card_entries(checkpoint, name, weights),
         entry("general.file_type", ValueType.UINT32, file_type),
         entry("general.quantization_version", ValueType.UINT32, QUANTIZATION_VERSION),
     ]

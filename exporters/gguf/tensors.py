@@ -15,13 +15,12 @@ from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.quantizers import quantize
 from quantkit.exporters.gguf.searched.dense import DenseRows
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND, ternary_blocks
-from quantkit.exporters.gguf.types.schemes import packed, unpacked
-from quantkit.exporters.gguf.types.values import LAYOUTS, dequantized
+from quantkit.exporters.gguf.types.schemes import SCHEMES, packed, unpacked
+from quantkit.exporters.gguf.types.values import LAYOUTS
 from quantkit.files.planned_files import Buffer, Unit
 from quantkit.models.spec import ModelSpec, Role, TensorSlot
 from quantkit.tensors.cast import FLOATS, converted
 from quantkit.tensors.quantized_tensor import QuantizedTensor
-from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.schemes.offset_groups import OffsetGroups
 from quantkit.tensors.views import CHUNK_ELEMENTS, QuantizedView, TensorView, Weight
@@ -173,29 +172,15 @@ def dense_view(gguf: GGUFFile, place: Place) -> TensorView:
     return TensorView(place.slot.name, dtype, shape, fetch)
 
 
-def blocks_view(gguf: GGUFFile, place: Place) -> TensorView:
-    """A tensor of a type of `quantkit.exporters.gguf.types` as the float32 values that engines compute with."""
-    rows, cols = place.slot.shape
-    block = gguf.tensors[place.name].type
-
-    def fetch(start: int, stop: int) -> np.ndarray:
-        first, last = start // place.head * place.head, -(-stop // place.head) * place.head
-        raw = place.to_model(gguf.rows(place.name, first, last))[start - first : stop - first]
-        return dequantized(place.name, block, raw, first=start * (cols // block.elements))
-
-    kind, size = block.name.lower(), gguf.tensors[place.name].nbytes
-    return TensorView(place.slot.name, FLOATS["f32"], (rows, cols), fetch, stored_as=kind, stored_bytes=size)
-
-
-def solved_view(gguf: GGUFFile, place: Place, scheme: Scheme) -> QuantizedView:
-    """A tensor of a type of `quantkit.exporters.gguf.types` as the codes and parameters that a solver has chosen."""
+def blocks_view(gguf: GGUFFile, place: Place) -> QuantizedView:
+    """A tensor of a type of `quantkit.exporters.gguf.types` as the codes and parameters of its blocks."""
     rows, cols = place.slot.shape
     block = gguf.tensors[place.name].type
 
     def read() -> QuantizedTensor:
-        return unpacked(block, place.to_model(gguf.rows(place.name, 0, rows)))
+        return unpacked(place.name, block, place.to_model(gguf.rows(place.name, 0, rows)))
 
-    return QuantizedView(place.slot.name, (rows, cols), scheme, read, stored_as=block.name.lower())
+    return QuantizedView(place.slot.name, (rows, cols), SCHEMES[block], read, stored_as=block.name.lower())
 
 
 def quantized_view(gguf: GGUFFile, place: Place, scheme: AffineGroups | OffsetGroups) -> QuantizedView:

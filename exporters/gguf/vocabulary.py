@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -29,7 +30,7 @@ END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 _KNOWN_KEYS = frozenset(
     {"model", "pre", "tokens", "scores", "token_type", "token_type_count", "merges"}
-    | {"add_bos_token", "add_eos_token", "add_space_prefix"}
+    | {"add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix"}
 )
 _WHERE = {
     "always": "before a text and after a special token only where there is none",
@@ -37,6 +38,7 @@ _WHERE = {
 }
 """What the rule `Metaspace` of tokenizer.json does, by its scheme."""
 _KINDS = {int(kind): kind for kind in TokenKind}
+_INTERNALS = re.compile(r"__[a-z_]+__")
 _TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
 
@@ -105,6 +107,7 @@ def vocabulary_entries(vocabulary: Vocabulary | None, eos_token_ids: Sequence[in
     }
     flags = {
         "add_bos_token": vocabulary.add_bos,
+        "add_sep_token": False,
         "add_eos_token": vocabulary.add_eos,
         "add_space_prefix": vocabulary.add_space_prefix,
     }
@@ -224,6 +227,18 @@ def unfollowed_keys(gguf: GGUFFile) -> Iterator[str]:
     ]
     if unknown:
         yield f"keys of the tokenizer are not followed: {', '.join(unknown)[:160]}"
+
+
+def template_notes(vocabulary: Vocabulary) -> Iterator[str]:
+    """A line about each chat template that reaches for what no template needs: Python's own objects."""
+    for name, text in (("", vocabulary.chat_template or ""), *vocabulary.named_templates):
+        found = _INTERNALS.search(text)
+        if found is not None:
+            named = f" {name[:40]!r}" if name else ""
+            yield (
+                f"the chat template{named} reads Python's internals ({found[0][:40]!r}): it is rendered in a sandbox "
+                "that refuses them; look at it before anything else renders it"
+            )
 
 
 def _token_id(keys: Keys, key: str, size: int, *, default: int | None) -> int | None:

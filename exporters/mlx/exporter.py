@@ -38,6 +38,7 @@ from quantkit.exporters._hf_folder import (
     read_checkpoint,
 )
 from quantkit.exporters._mlx_mark import QUANTIZATION, holds_settings, is_mlx
+from quantkit.exporters._plain_scales import with_plain_scales
 from quantkit.exporters._widths import checked_bits, stored_wider
 from quantkit.exporters.mlx import affine, floats
 from quantkit.exporters.mlx.defaults import with_defaults
@@ -191,7 +192,7 @@ def _stored(
     model: Checkpoint, kind: str | None, bits: int | None
 ) -> tuple[Checkpoint, dict[str, QuantizedView], tuple[str, ...]]:
     """`model` as MLX holds it, those of its weights that have another scheme now, and what to say of them."""
-    wider = stored_wider(model, bits or min(MLX.widths), container=NAME, asked=bits is not None)
+    wider = stored_wider(with_plain_scales(model), bits or min(MLX.widths), container=NAME, asked=bits is not None)
     views = {view.name: _fitting(view, kind) for view in quantized_views(wider.model)}
     changed = {name: view for name, view in views.items() if view is not model.weights[name]}
     return replace(wider.model, weights={**wider.model.weights, **views}), changed, wider.notes
@@ -199,7 +200,7 @@ def _stored(
 
 def _fitting(view: QuantizedView, kind: str | None) -> QuantizedView:
     """`view` as floating-point codes where the type says so, or where it was read as such and no type is named."""
-    mode = kind or view.stored_as
+    mode = kind or (view.stored_as if isinstance(view.scheme, AffineGroups) else None)  # GGUF says mxfp4 as well
     if mode is not None and mode in FLOAT_MODES:
         return floats.fitting(view, mode)
     return affine.fitting(view if view.stored_as is None else replace(view, stored_as=None))

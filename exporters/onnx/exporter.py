@@ -26,6 +26,7 @@ from pathlib import Path
 from quantkit.errors import InconsistentCheckpoint, UnsupportedSpec
 from quantkit.exporters._graph_options import refuse_block_options
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
+from quantkit.exporters._plain_scales import with_plain_scales
 from quantkit.exporters._recorded import measured
 from quantkit.exporters._widths import checked_bits
 from quantkit.exporters.onnx.elements import ARRAYS, TYPES
@@ -92,7 +93,7 @@ class ONNX:
         check_plain_heads(checkpoint, self.name)
         refuse_block_options(options, container=self.name)
         checked_bits(options.bits, self.widths, container=self.name)
-        source = with_architecture(checkpoint, options.arch)
+        source = with_plain_scales(with_architecture(checkpoint, options.arch))
         settings = settings_of(options, source.spec)
         if settings.contrib and source.spec.head_dim % HEAD_CHANNELS:
             raise UnsupportedSpec(

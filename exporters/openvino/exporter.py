@@ -25,6 +25,7 @@ from pathlib import Path
 from quantkit.exporters._graph_options import refuse_block_options, refuse_graph_options
 from quantkit.exporters._hf_config import config_files, native_config, with_dtype
 from quantkit.exporters._hf_folder import checked_type
+from quantkit.exporters._plain_scales import with_plain_scales
 from quantkit.exporters._recorded import measured
 from quantkit.exporters._widths import checked_bits, recorded_options, stored_wider
 from quantkit.exporters.openvino.graph import aligned
@@ -82,7 +83,7 @@ class OpenVINO:
         refuse_graph_options(options, container=NAME)
         type_name = checked_type(options.type, self.types, container=NAME) or DEFAULT_TYPE
         bits = checked_bits(options.bits, self.widths, container=NAME)
-        source = with_architecture(checkpoint, options.arch)
+        source = with_plain_scales(with_architecture(checkpoint, options.arch))
         wider = stored_wider(source, bits or min(WIDTHS), container=NAME, asked=bits is not None, keeps_ternary=True)
         weights = {name: _in_width(weight) for name, weight in wider.model.weights.items()}
         model = replace(wider.model, weights=weights)

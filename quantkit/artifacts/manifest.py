@@ -21,6 +21,7 @@ from quantkit.artifacts.file_pair import MANIFEST_NAME, pending_manifest
 from quantkit.errors import (
     IncompleteCheckpoint,
     MalformedFile,
+    QuantkitError,
     ReadFailed,
     SourceChanged,
     UnsafePath,
@@ -88,15 +89,27 @@ def plain(value: object) -> object:
     return value
 
 
+def artifact_of(path: Path) -> Path:
+    """The folder artifact that the file `path` is one of, by its manifest, as a part of a split model is; or `path`."""
+    folder = path.parent
+    if path.is_dir() or os.path.lexists(manifest_path(path)) or not os.path.lexists(folder / MANIFEST_NAME):
+        return path
+    try:
+        manifest = read_manifest(folder)
+    except QuantkitError:  # a folder's own matter
+        return path
+    return folder if manifest is not None and path.name in manifest["files"] else path
+
+
 def read_manifest(path: Path) -> Mapping[str, Any] | None:
-    """The manifest of the artifact `path`, or None when it has none.
+    """The manifest of the artifact `path`, or of the folder that it is a part of; None when there is none.
 
     Raises:
         MalformedFile: it is not strict JSON, of another version, or lists something that is not a bare file name
             with a size and a digest.
         UnsafePath, ReadFailed, SourceChanged: see `read_member`.
     """
-    where = manifest_path(path)
+    where = manifest_path(artifact_of(path))
     if not os.path.lexists(where):
         return None
     manifest = read_member_json(where.parent, where.name, limit=MAX_MANIFEST_BYTES)
@@ -128,7 +141,7 @@ def is_bare(name: str) -> bool:
 
 
 def check_files(path: Path, manifest: Mapping[str, Any] | None = None) -> list[str]:
-    """Hash every file of the artifact `path` again and compare with its manifest.
+    """Hash every file of the artifact `path`, or of the one that it is a part of, and compare with its manifest.
 
     manifest: as `read_manifest` gave it; None = it is read.
 
@@ -141,6 +154,7 @@ def check_files(path: Path, manifest: Mapping[str, Any] | None = None) -> list[s
             read such files, all in one line.
         MalformedFile: the manifest itself is damaged.
     """
+    path = artifact_of(path)
     manifest = manifest or read_manifest(path)
     if manifest is None:
         if not path.exists():

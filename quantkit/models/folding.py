@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from quantkit.errors import BadOption, ValueOutOfRange
+from quantkit.errors import BadOption, UnsupportedSpec, ValueOutOfRange
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import EMBEDDING, TensorSlot, architecture
 from quantkit.tensors.cast import check_range, converted
@@ -138,16 +138,26 @@ def _scaled_fetch(view: TensorView, name: str, factor: float) -> Callable[[int, 
 def _scaled_read(view: QuantizedView, name: str, factor: float) -> Callable[[], QuantizedTensor]:
     def read() -> QuantizedTensor:
         tensor = view.read()
-        with np.errstate(over="ignore", under="ignore"):
-            scale = (tensor.scale.astype(np.float32) * np.float32(factor)).astype(tensor.scale.dtype)
-        lost = ~np.isfinite(scale.astype(np.float32)) | ((scale == 0) & (tensor.scale != 0))
-        if lost.any():
-            row, group = np.argwhere(lost)[0]
-            raise ValueOutOfRange(
-                f"{name}: scale {float(tensor.scale[row, group]):g} of row {row}, group {group} "
-                f"times {factor:g} does not fit {tensor.scheme.scale_dtype}",
-                hint="fold before quantizing: quantkit quantize --arch llama",
-            )
-        return replace(tensor, arrays={**tensor.arrays, "scale": scale})
+        arrays = {key: tensor.arrays[key] for key in tensor.scheme.factors if key in tensor.arrays}
+        scaled = {key: _scaled_array(values, f"{name}: {key}", factor) for key, values in arrays.items()}
+        try:
+            return replace(tensor, arrays={**tensor.arrays, **scaled})
+        except UnsupportedSpec as error:  # powers of two times what is none
+            raise UnsupportedSpec(f"{name}: times {factor:g}, {error}", hint="choose --arch native") from None
 
     return read
+
+
+def _scaled_array(values: np.ndarray, where: str, factor: float) -> np.ndarray:
+    """Scales or offsets (rows, groups) times `factor`, in their own dtype."""
+    with np.errstate(over="ignore", under="ignore"):
+        scaled: np.ndarray = (values.astype(np.float32) * np.float32(factor)).astype(values.dtype)
+    lost = ~np.isfinite(scaled.astype(np.float32)) | ((scaled == 0) & (values != 0))
+    if lost.any():
+        row, group = np.argwhere(lost)[0]
+        raise ValueOutOfRange(
+            f"{where} {float(values[row, group]):g} of row {row}, group {group} times {factor:g} does not fit "
+            f"{values.dtype}",
+            hint="fold before quantizing: quantkit quantize --arch llama",
+        )
+    return scaled

@@ -14,6 +14,7 @@ from quantkit.progress import Progress
 from quantkit.tensors.gridded import common_grid
 from quantkit.tensors.scheme import PER_ROW
 from quantkit.tensors.schemes.affine_groups import AffineGroups
+from quantkit.tensors.schemes.offset_groups import OffsetGroups
 from quantkit.tensors.ternary import TernaryWeights, ternary_weights
 from quantkit.tensors.views import TensorView, Weight
 
@@ -86,7 +87,7 @@ def inspection(checkpoint: Checkpoint, *, progress: Progress | None = None) -> I
     """
     spec = checkpoint.spec
     linears = [checkpoint.weights[slot.name] for slot in spec.slots() if slot.role in LINEAR_ROLES]
-    dense = [view for view in linears if isinstance(view, TensorView) and view.stored_as is None]
+    dense = [view for view in linears if isinstance(view, TensorView)]
     ternary = ternary_weights(dense, progress=progress)
     grid = None if ternary.found else common_grid(dense, TRAINED_BITS)
     tensors = tuple(_describe(name, weight) for name, weight in checkpoint.weights.items())
@@ -205,7 +206,8 @@ def attention_memory(spec: ModelSpec, length: int, *, itemsize: int = 2) -> tupl
 
 def _describe(name: str, weight: Weight) -> PlannedTensor:
     if isinstance(weight, TensorView):
-        lies, size = weight.stored_as or str(weight.dtype), weight.stored_bytes
-        return PlannedTensor(name, lies, weight.shape, weight.nbytes if size is None else size)
+        return PlannedTensor(name, str(weight.dtype), weight.shape, weight.nbytes)
     bits = weight.scheme.stored_bits(*weight.shape)
-    return PlannedTensor(name, str(weight.scheme), weight.shape, -(-bits // 8))
+    plain = isinstance(weight.scheme, (AffineGroups, OffsetGroups))  # their groups say more than a container's name
+    kind = str(weight.scheme) if plain or weight.stored_as is None else weight.stored_as
+    return PlannedTensor(name, kind, weight.shape, -(-bits // 8))

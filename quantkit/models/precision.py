@@ -20,8 +20,6 @@ def precision_of(checkpoint: Checkpoint) -> str:
     if checkpoint.holds_codes:
         return QUANTIZED
     dense = [view for view in checkpoint.weights.values() if isinstance(view, TensorView)]
-    if any(view.stored_as is not None for view in dense):
-        return QUANTIZED
     stored = sum(SourceFile.open(path).size for path in checkpoint.inputs)
     if checkpoint.inputs and stored < sum(view.nbytes for view in dense):
         return QUANTIZED

@@ -86,10 +86,9 @@ def planned(checkpoint: Checkpoint, assignments: Mapping[str, Assignment]) -> Ch
         weight = checkpoint.weights[name]
         if assignment.scheme is None:
             continue
-        if isinstance(weight, QuantizedView) or weight.stored_as is not None:
-            lies = weight.scheme if isinstance(weight, QuantizedView) else weight.stored_as
+        if isinstance(weight, QuantizedView):
             raise BadOption(
-                f"{name} is quantized already ({lies})",
+                f"{name} is quantized already ({weight.scheme})",
                 hint="quantize the original checkpoint, or export this one as it is",
             )
         rows, cols = weight.shape

@@ -99,6 +99,8 @@ class Scheme(ABC):
 
     kind: ClassVar[str]
     """Its name, that of its file with `-` for `_`."""
+    factors: ClassVar[tuple[str, ...]] = ("scale",)
+    """Names of the arrays that grow with the weights: all of them times a number, and the weights are."""
     bits: int
     """Width of a stored code; codes are below 2**bits."""
     group_size: int

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from quantkit.errors import UnsupportedSpec
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import Scheme
 
@@ -27,16 +28,12 @@ class TensorView:
 
     fetch(start, stop) returns rows [start, stop) along the first axis as a C-contiguous array of `dtype`
     and shape (stop - start, *shape[1:]); for a scalar, fetch(0, 1) returns the scalar.
-    stored_as, stored_bytes: the container's name for the blocks that the values are computed from ("q4_k"), and the
-    size of all; None where the values lie there as they are.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
     fetch: Callable[[int, int], np.ndarray]
-    stored_as: str | None = None
-    stored_bytes: int | None = None
 
     @property
     def size(self) -> int:
@@ -102,7 +99,12 @@ def values_view(name: str, tensor: QuantizedTensor) -> TensorView:
 
 def grid_of(weight: Weight) -> Scheme | None:
     """The scheme of a quantized weight, whatever its scales are stored in; None when it is dense."""
-    return None if isinstance(weight, TensorView) else weight.scheme.with_settings(scale_dtype="float16")
+    if isinstance(weight, TensorView):
+        return None
+    try:
+        return weight.scheme.with_settings(scale_dtype="float16")
+    except UnsupportedSpec:  # powers of two have a dtype of their own
+        return weight.scheme
 
 
 def mixture(weights: Sequence[Weight]) -> str | None:

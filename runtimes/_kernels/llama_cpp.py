@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes._kernels._rules import KernelRules, Matrix
+from quantkit.tensors.views import QuantizedView
 
 BLOCK = 32
 WIDE_INPUTS = ("tq1_0", "tq2_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs")
@@ -28,7 +29,7 @@ def _check(matrix: Matrix) -> str | None:
 
 def stored_types(model: Checkpoint) -> set[str | None]:
     """The types of blocks that its weights lie in, as far as that is known."""
-    return {view.stored_as for view in model.weights.values()}
+    return {view.stored_as for view in model.weights.values() if isinstance(view, QuantizedView)}
 
 
 def _slower(model: Checkpoint) -> str | None:

@@ -18,7 +18,7 @@ COMMANDS = {
     "quantize": "quantize MODEL --method rtn --group-size 32 --out OUT --json",
     "golden": "golden MODEL --out OUT --json",
 }
-WORDS = ("legacy", "README.md", "'<|fim_suffix|>'", "are named by generation_config.json")
+WORDS = ("legacy", "NOTES.md", "'<|fim_suffix|>'", "are named by generation_config.json")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def model(tmp_path: Path) -> Path:
     token = {"content": "<|fim_suffix|>", "special": True, "lstrip": True}
     files = golden_files("tokenizer.model", "tokenizer_config.json", "added_tokens.json")
     written(config_with(files, legacy=False, added_tokens_decoder={"2047": token}), folder)
-    (folder / "README.md").write_text("")
+    (folder / "NOTES.md").write_text("")
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 2044]}')
     return folder
 

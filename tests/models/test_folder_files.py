@@ -33,8 +33,8 @@ LEGAL = ["COPYING.rst", "LICENSE", "LICENSE-MiniCPM", "License.txt", "NOTICE.md"
 def test_small_files_travel_and_code_does_not(small: Path) -> None:
     kept = ["added_tokens.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"]
     kept += ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
-    kept = [*LEGAL, *kept]
-    left = ["README.md", "modeling_minicpm.py", "tokenizer.py", "tokenization_minicpm.py", "tokenizer.pkl"]
+    kept = [*LEGAL, "README.md", *kept]
+    left = ["NOTES.md", "modeling_minicpm.py", "tokenizer.py", "tokenization_minicpm.py", "tokenizer.pkl"]
     left += ["pytorch_model.bin", "training_args.bin"]
     for name in kept + left:
         (small / name).write_bytes(name.encode())
@@ -45,7 +45,7 @@ def test_small_files_travel_and_code_does_not(small: Path) -> None:
     pickles = ("pytorch_model.bin", "tokenizer.pkl", "training_args.bin")
     unread = [(name, "code") for name in programs] + [(name, "a pickle") for name in pickles]
     shown = ", ".join(f"{name} ({kind}, never read)" for name, kind in sorted(unread))
-    assert f"left behind: README.md, {shown}" in folder.notes
+    assert f"left behind: NOTES.md, {shown}" in folder.notes
 
 
 LEFT_BEHIND = [
@@ -56,7 +56,7 @@ LEFT_BEHIND = [
     "LICENSE.pdf",
     "NOTICE.html",
     "configuration.json",
-    "README.md",
+    "NOTES.md",
     "MODEL_CARD",
     "vocab.json",
     "merges.txt",

@@ -7,11 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quantkit.errors import BadOption, NonFiniteValues, ValueOutOfRange
+from quantkit.errors import BadOption, NonFiniteValues, UnsupportedSpec, ValueOutOfRange
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import folded, with_architecture, with_source_dtypes
 from quantkit.models.recognition import parse_config
+from quantkit.models.spec import Role
+from quantkit.tensors.rounding import round_to_nearest
+from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
+from quantkit.tensors.schemes.codebook import Codebook
+from quantkit.tensors.schemes.offset_groups import OffsetGroups
+from quantkit.tensors.schemes.super_blocks import SuperBlocks
 from quantkit.tensors.views import QuantizedView, TensorView
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config
 from tests.support.quantized_models import BF16, linears, quantized_model
@@ -114,6 +120,39 @@ def test_quantized_layers_keep_codes_and_every_bit_of_their_scales(depth: float)
     assert np.array_equal(after.zero, before.zero)
     assert np.array_equal(after.scale.astype(np.float64), before.scale.astype(np.float64) * factor)
     assert np.array_equal(llama.weights[Q].read().scale, checkpoint.weights[Q].read().scale)
+
+
+SCHEMES: list[Scheme] = [
+    OffsetGroups(bits=4, group_size=32),
+    SuperBlocks(bits=4, group_size=32, scale_bits=6, minima=True),
+    SuperBlocks(bits=6, group_size=16, scale_bits=8, minima=False),
+    Codebook(table="fp4", powers=True, scale_dtype="float32"),
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_every_scheme_folds_with_all_that_its_weights_grow_with(scheme: Scheme) -> None:
+    """A stored offset or minimum is multiplied as the scale is."""
+    checkpoint = memory_checkpoint(tiny_config(hidden_size=256, dim_model_base=64, scale_depth=3.0))
+    view = checkpoint.weights[O]
+    rng = np.random.default_rng(0)
+    tensor = round_to_nearest((rng.standard_normal(view.shape) + 0.5).astype(np.float32), scheme)
+    source = QuantizedView(O, tensor.shape, scheme, lambda: tensor)
+    llama = folded(replace(checkpoint, weights={**checkpoint.weights, O: source}))
+    factor = checkpoint.spec.fold_factor(Role.O)
+    assert factor != 1
+    after = llama.weights[O].read()
+    assert np.array_equal(after.dequantized(), np.float32(factor) * tensor.dequantized())
+
+
+def test_powers_of_two_are_not_multiplied_by_what_is_none() -> None:
+    checkpoint = memory_checkpoint(tiny_config(scale_emb=12))
+    scheme = Codebook(table="fp4", powers=True, scale_dtype="float32")
+    tensor = round_to_nearest(checkpoint.weights[EMBEDDING].read().astype(np.float32), scheme)
+    source = QuantizedView(EMBEDDING, tensor.shape, scheme, lambda: tensor)
+    llama = folded(replace(checkpoint, weights={**checkpoint.weights, EMBEDDING: source}))
+    with pytest.raises(UnsupportedSpec, match=rf"^{EMBEDDING}: times .* no power of two"):
+        llama.weights[EMBEDDING].read()
 
 
 def test_a_quantized_embedding_folds_into_its_scales_rounded_once_and_says_so() -> None:

@@ -161,10 +161,12 @@ def check_requantized(name: str, given: TensorView, back: Weight) -> None:
     """
     wanted = given.read().astype(np.float64)
     values = back.read().dequantized() if isinstance(back, QuantizedView) else back.read().astype(np.float64)
-    if isinstance(back, QuantizedView) and back.stored_as in ("tq1_0", "tq2_0", "q2_0"):
-        assert np.array_equal(values, wanted), f"{name} differs"
-        return
-    bits = 8 * back.stored_bytes / back.size if isinstance(back, TensorView) and back.stored_bytes else 4.5
+    bits = 4.5
+    if isinstance(back, QuantizedView):
+        if back.stored_as in ("tq1_0", "tq2_0", "q2_0"):
+            assert np.array_equal(values, wanted), f"{name} differs"
+            return
+        bits = back.scheme.stored_bits(*back.shape) / back.size
     limit = 0.15 * 2 ** max(0.0, 4.5 - bits)
     assert 0 < np.linalg.norm(values - wanted) < limit * np.linalg.norm(wanted), f"{name} was damaged"
 

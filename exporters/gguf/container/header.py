@@ -10,6 +10,9 @@ import numpy as np
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.container.types import NUMBERS, ValueType, padding, tensor_bytes
 
+HEAD_BYTES = struct.calcsize("<4sIQQ")
+"""Before the keys."""
+
 
 def header_bytes(entries: Sequence[bytes], tensors: Sequence[tuple[str, BlockType, tuple[int, ...]]]) -> bytes:
     """Everything before the data, padded to the alignment.
@@ -21,12 +24,17 @@ def header_bytes(entries: Sequence[bytes], tensors: Sequence[tuple[str, BlockTyp
     parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(entries)), *entries]
     offset = 0
     for name, block, shape in tensors:
-        dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
-        parts.append(_string(name) + dimensions + struct.pack("<IQ", block.id, offset))
+        parts.append(info_bytes(name, block, shape, offset))
         size = tensor_bytes(block, shape)
         offset += size + padding(size)
     header = b"".join(parts)
     return header + bytes(padding(len(header)))
+
+
+def info_bytes(name: str, block: BlockType, shape: tuple[int, ...], offset: int) -> bytes:
+    """The head's part for one tensor, whose data start at `offset`."""
+    dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+    return _string(name) + dimensions + struct.pack("<IQ", block.id, offset)
 
 
 def entry(key: str, kind: ValueType, value: int | float | bool | str) -> bytes:

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, MalformedFile, UnsafePath
+from quantkit.errors import IncompleteCheckpoint, InconsistentCheckpoint, MalformedFile, QuantkitError, UnsafePath
 from quantkit.exporters.gguf.container.file import GGUFFile, TensorInfo, read_gguf
 from quantkit.exporters.gguf.container.types import ValueType
 from quantkit.files.member import open_member, refuse_unfinished
 from quantkit.files.source_file import SourceFile, resolved
+from quantkit.models.layouts.small_files import CONFIG_NAME, file_names
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 _KINDS = {NUMBER: ValueType.UINT16, COUNT: ValueType.UINT16, TENSORS: ValueType.INT32}
@@ -39,8 +40,28 @@ class _Split:
     tensors: int
 
 
+def part_name(stem: str, number: int, count: int) -> str:
+    """The file name of part `number`, counted from 0, of `count`."""
+    return f"{stem}-{number + 1:05}-of-{count:05}.gguf"
+
+
+def first_part(folder: Path) -> Path | None:
+    """The first part of the one split model in a folder; None where there are several, or a model of another kind."""
+    try:
+        names = file_names(folder)
+    except QuantkitError:
+        return None
+    found = {(match[1], match[3]) for name in names if (match := _NAME.fullmatch(name))}
+    if len(found) != 1 or any(name == CONFIG_NAME or name.endswith(".safetensors") for name in names):
+        return None
+    ((stem, count),) = found
+    return folder / part_name(stem, 0, int(count))
+
+
 def read_model(path: Path) -> GGUFFile:
     """Read the header of the file `path`, and of all other parts where it is one of several.
+
+    path: a file, or a folder with the parts of one model.
 
     Returns:
         The model as if it were one file; the first part comes first, whichever was given.
@@ -51,6 +72,8 @@ def read_model(path: Path) -> GGUFFile:
         MalformedFile: keys of the split that are missing or wrong, or a name that does not say which part it is.
         Others: see `read_gguf` and `open_member`.
     """
+    if path.is_dir():
+        path = first_part(path) or path
     refuse_unfinished(path)
     given = read_gguf(path)
     split = _split_of(given)
@@ -92,7 +115,7 @@ def _part_names(path: Path, split: _Split) -> list[str]:
     """Names of all parts, of which `path` is one."""
     found = _NAME.fullmatch(path.name)
     stem = found[1] if found else path.name.removesuffix(".gguf")
-    names = [f"{stem}-{number:05}-of-{split.count:05}.gguf" for number in range(1, split.count + 1)]
+    names = [part_name(stem, number, split.count) for number in range(split.count)]
     if path.name != names[split.number]:
         raise MalformedFile(
             f"{path}: part {split.number + 1} of {split.count} by its keys, which its name does not say",

@@ -77,11 +77,9 @@ class Request:
         return chosen
 
     def _by_rules(self, spec: ModelSpec, matrices: Mapping[str, tuple[int, ...]]) -> dict[str, BlockType]:
-        gqa = spec.num_attention_heads // spec.num_key_value_heads
-        traits = Traits(architecture=spec.architecture, layers=spec.num_hidden_layers, gqa=gqa)
         # llama.cpp has other rules where it knows what inputs look like.
         weighted = self.algorithm == CALIBRATED or self.importance is not None
-        chosen = tensor_types(matrices, traits, self.kind, self.wishes, weighted=weighted)
+        chosen = tensor_types(matrices, traits_of(spec), self.kind, self.wishes, weighted=weighted)
         for name, block in chosen.items():
             if matrices[name][-1] % block.elements:
                 raise UnsupportedSpec(
@@ -117,6 +115,12 @@ class Request:
             yield "llama-quantize writes q2_k_s with importance weights only, because it is much worse without"
         if self.kind.block is MXFP4 and MXFP4.name.lower() not in counts:
             yield "mxfp4_moe has mxfp4 for experts alone, which this model has not: --pure gives it to every matrix"
+
+
+def traits_of(spec: ModelSpec) -> Traits:
+    """What the rules ask of a model."""
+    gqa = spec.num_attention_heads // spec.num_key_value_heads
+    return Traits(architecture=spec.architecture, layers=spec.num_hidden_layers, gqa=gqa)
 
 
 def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
@@ -168,11 +172,10 @@ def _importance(path: Path, algorithm: str | None) -> ImportanceMatrix:
 
 def _refuse_quantized(checkpoint: Checkpoint, kind: str, *, asked: bool) -> None:
     for name, view in checkpoint.weights.items():
-        if isinstance(view, QuantizedView) or view.stored_as is not None:
-            lies = str(view.scheme) if isinstance(view, QuantizedView) else view.stored_as
+        if isinstance(view, QuantizedView):
             what = "--algorithm is for dense weights" if asked else f"gguf writes {kind} from dense weights"
             raise UnsupportedSpec(
-                f"{name}: {what}, and it is quantized already ({lies}); nothing is quantized twice, gguf",
+                f"{name}: {what}, and it is quantized already ({view.scheme}); nothing is quantized twice, gguf",
                 hint="give the original model, or leave --algorithm out and choose a type that holds its codes, or f16",
             )
 

@@ -42,8 +42,7 @@ def check_solved(model: Checkpoint, chosen: Mapping[Place, BlockType]) -> None:
             )
 
 
-def checked_scheme(block: BlockType, recorded: Scheme, where: str) -> Scheme:
-    """`recorded`, which must be that of the block; else raises `InconsistentCheckpoint`."""
+def check_scheme(block: BlockType, recorded: Scheme, where: str) -> None:
+    """Raise `InconsistentCheckpoint` where `recorded` is not the scheme of the block."""
     if recorded != SCHEMES[block]:
         raise InconsistentCheckpoint(f"{where} is recorded as {recorded}, {block.name} holds no such codes")
-    return recorded

@@ -11,7 +11,7 @@ from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.types.codebooks import IQ4_NL, IQ4_XS, MXFP4, half_powers
 from quantkit.exporters.gguf.types.parts import Parts
 from quantkit.exporters.gguf.types.super_blocks import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
-from quantkit.exporters.gguf.types.values import LAYOUTS
+from quantkit.exporters.gguf.types.values import LAYOUTS, parts_of
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -60,10 +60,10 @@ def packed(block: BlockType, tensor: QuantizedTensor) -> np.ndarray:
     return LAYOUTS[block].pack(parts).reshape(rows, -1)
 
 
-def unpacked(block: BlockType, raw: np.ndarray) -> QuantizedTensor:
-    """Inverse of `packed`; raises what `QuantizedTensor` raises for numbers that its scheme has not."""
+def unpacked(name: str, block: BlockType, raw: np.ndarray) -> QuantizedTensor:
+    """Inverse of `packed`; raises as `parts_of`, with the tensor's `name`."""
     rows = len(raw)
-    parts = LAYOUTS[block].unpack(np.ascontiguousarray(raw).reshape(-1, block.nbytes))
+    parts = parts_of(name, block, raw)
     scheme, codes = SCHEMES[block], parts.codes.reshape(rows, -1)
     if isinstance(scheme, Codebook):
         scale = half_powers(parts.d) if scheme.powers else parts.d

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Target, Threads
+from quantkit.cli.options.sizes import byte_count
 from quantkit.cli.output import Output, human_size
 
 CALIBRATED = "calibrated"
@@ -117,6 +118,16 @@ def export(
             show_default=False,
         ),
     ] = None,
+    split_max_size: Annotated[
+        str | None,
+        typer.Option(
+            "--split-max-size",
+            metavar="SIZE",
+            help="gguf: the largest size of a file, such as 300MB or 2G. OUT becomes a folder with the parts, named as "
+            "llama.cpp names them.",
+            show_default="one file",
+        ),
+    ] = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -160,6 +171,7 @@ def export(
             context=context,
             attention=attention,
             blocks=blocks,
+            split_bytes=_split_bytes(split_max_size, out),
             threads=threads or os.cpu_count() or 1,
         ),
     )
@@ -216,3 +228,17 @@ def export(
             loading,
         ],
     )
+
+
+def _split_bytes(text: str | None, out: Path) -> int | None:
+    """The largest size of a part; raises `BadOption` for an OUT that is called as a file is."""
+    from quantkit.errors import BadOption
+
+    if text is None:
+        return None
+    if out.suffix == ".gguf":
+        raise BadOption(
+            f"--split-max-size makes a folder with the parts, and {out} is the name of a file",
+            hint=f"--out {out.with_suffix('')}",
+        )
+    return byte_count(text, "--split-max-size")

@@ -15,6 +15,8 @@ from quantkit.files.shard_index import INDEX_NAME
 from quantkit.models.remote_config import AUTO_MAP, CONFIG_CLASS_FILE
 
 CONFIG_NAME = "config.json"
+CARD_NAME = "README.md"
+"""The model card."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_SMALL_FILE_BYTES = 64 << 20
 
@@ -48,7 +50,7 @@ def pickles(names: Collection[str]) -> list[str]:
 
 
 def travelling_files(path: Path, names: Collection[str]) -> dict[str, Callable[[], bytes]]:
-    """Tokenizer, templates, generation defaults and licences of the folder `path`: name to a thunk that reads bytes.
+    """Tokenizer, templates, generation defaults, licences, card of the folder `path`: name to a thunk that reads it.
 
     The name of a further template begins with its sub folder. The first bytes of each are read, and refused where
     they are those of something else.
@@ -56,7 +58,7 @@ def travelling_files(path: Path, names: Collection[str]) -> dict[str, Callable[[
     Raises:
         What `open_member` and `refuse_other_content` raise.
     """
-    travelling = [name for name in names if _travels(name) and not (is_legal(name) and (path / name).is_dir())]
+    travelling = [name for name in names if _travels(name) and not (_is_prose(name) and (path / name).is_dir())]
     travelling += [name for name in template_folder(path, names) if name.endswith(".jinja")]
     return {name: _reader(path, name) for name in travelling}
 
@@ -108,10 +110,15 @@ def is_legal(name: str) -> bool:
     return lower.startswith(_LEGAL) and (lower.endswith(_LEGAL_SUFFIXES) or "." not in lower)
 
 
+def _is_prose(name: str) -> bool:
+    """Whether a file is for people to read: it may begin with anything."""
+    return is_legal(name) or name == CARD_NAME
+
+
 def _travels(name: str) -> bool:
-    """Whether a small file goes with the model: tokenizer, templates, generation defaults, licences; never code."""
+    """Whether a small file goes with the model: tokenizer, templates, generation defaults, licences, card; no code."""
     tokenizer = name.startswith("tokenizer") and name.endswith(_TOKENIZER_SUFFIXES)
-    return tokenizer or name.endswith(".jinja") or name in _SMALL_FILES or is_legal(name)
+    return tokenizer or name.endswith(".jinja") or name in _SMALL_FILES or _is_prose(name)
 
 
 def _is_known(name: str) -> bool:
@@ -132,6 +139,6 @@ def template_folder(path: Path, names: Collection[str]) -> list[str]:
 
 def _reader(path: Path, name: str) -> Callable[[], bytes]:
     file = open_member(path, name)
-    if not is_legal(name) and (file.size or not name.endswith(".jinja")):  # a template may be empty
+    if not _is_prose(name) and (file.size or not name.endswith(".jinja")):  # a template may be empty
         refuse_other_content(file, read_head(file))
     return lambda: file.read_all(MAX_SMALL_FILE_BYTES)

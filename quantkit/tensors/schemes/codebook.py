@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 SHRINKS = (0.6, 0.68, 0.74, 0.79, 0.83, 0.87, 0.9, 0.93, 0.96, 1.0, 1.04, 1.08)
 """Shares of the covering scale that are tried."""
 EXPONENTS = (-126, 126)
-"""Of the powers of two that a byte holds."""
+"""Of the powers of two that are chosen."""
+LEAST_POWER = 2.0**-128
+"""That a byte holds, which blocks of zeros may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ class Codebook(Scheme):
         scale = arrays["scale"].astype(np.float32)
         if not np.isfinite(scale).all():
             raise NonFiniteValues("a quantization scale is NaN or infinite")
-        if self.powers and not ((np.frexp(scale)[0] == 0.5) & (scale >= 2.0 ** EXPONENTS[0])).all():
+        if self.powers and not ((np.frexp(scale)[0] == 0.5) & (scale >= LEAST_POWER)).all():
             raise UnsupportedSpec(f"a scale of {self} is no power of two")
 
     def values(self, codes: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:

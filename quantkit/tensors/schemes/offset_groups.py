@@ -47,6 +47,7 @@ class OffsetGroups(Scheme):
     """
 
     kind: ClassVar[str] = "offset-groups"
+    factors: ClassVar[tuple[str, ...]] = ("scale", "offset")
 
     bits: int
     group_size: int

@@ -45,6 +45,7 @@ class SuperBlocks(Scheme):
     """
 
     kind: ClassVar[str] = "super-blocks"
+    factors: ClassVar[tuple[str, ...]] = ("d", "dmin")
 
     bits: int
     group_size: int

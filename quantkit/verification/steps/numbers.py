@@ -136,8 +136,7 @@ class WeightCheck:
         self._findings = Findings([])
         self._layers = [0.0, 0.0]
         self._smoothing = Smoothing(artifact.spec, {})
-        in_blocks = any(isinstance(view, TensorView) and view.stored_as for view in artifact.weights.values())
-        self._quantized = artifact.holds_codes or in_blocks or bool(record.values)
+        self._quantized = artifact.holds_codes or bool(record.values)
 
     def slots(self) -> Iterator[TensorSlot]:
         """Compare tensor by tensor; yields each when it has been."""
@@ -181,8 +180,7 @@ class WeightCheck:
             self._findings.quantized += 1
             self._compare_quantized(slot, view)
         else:
-            self._findings.quantized += view.stored_as is not None
-            self._findings.dense += view.stored_as is None
+            self._findings.dense += 1
             self._compare_dense(slot, view)
 
     def _compare_dense(self, slot: TensorSlot, view: TensorView) -> None:

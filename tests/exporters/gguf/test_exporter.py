@@ -76,7 +76,6 @@ def test_metadata_holds_the_scalars_of_the_family(tmp_path: Path, tokenizer_file
     assert fields["tokenizer.ggml.tokens"][2040] == "<|im_end|>"
     assert fields["tokenizer.ggml.token_type"][2040] == 3
     assert "<|im_start|>" in fields["tokenizer.chat_template"]
-    assert "minicpm.attention.key_length" not in fields
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,16 @@ def test_named_templates_are_read(tmp_path: Path) -> None:
     assert dict(read_vocabulary(back).named_templates) == {"rag": "{{ 1 }}"}
 
 
+@pytest.mark.parametrize("key", ["tokenizer.chat_template", "tokenizer.chat_template.rag"])
+def test_a_template_that_reads_pythons_internals_is_said(key: str, tmp_path: Path) -> None:
+    """It is read all the same: GG45 of the list of malformed files."""
+    text = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    extra = [*tokenizer_of(), entry(key, ValueType.STRING, text)]
+    (note,) = EXPORTER.read(stranger(tmp_path / "m.gguf", extra=extra)).notes
+    assert "reads Python's internals ('__class__')" in note
+    assert ("'rag'" in note) == key.endswith("rag")
+
+
 def test_tokens_at_which_llama_cpp_stops_by_their_text_end_a_text_here(tmp_path: Path) -> None:
     """Files of others often name the end of text alone, and not that of a turn."""
     texts = [f"t{i}" for i in range(40)]

@@ -116,7 +116,7 @@ def test_a_pipe_or_a_device_is_refused_at_once(name: str, small: Path) -> None:
 
 def test_links_that_nobody_reads_are_harmless(small: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("text")
-    (small / "README.md").symlink_to(tmp_path / "outside")
+    (small / "NOTES.md").symlink_to(tmp_path / "outside")
     (small / "image.png").symlink_to(tmp_path / "nowhere")
     (small / "processor_config.json").symlink_to(tmp_path / "nowhere")
     assert registry.open_checkpoint(small).weights

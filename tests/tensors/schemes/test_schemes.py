@@ -74,6 +74,16 @@ def test_values_are_scale_times_level_plus_offset(scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("scheme", EVERY, ids=str)
+def test_weights_grow_with_the_factors_that_a_scheme_names(scheme: Scheme) -> None:
+    tensor = round_to_nearest(weights(), scheme)
+    doubled = {name: tensor.arrays[name] * np.float16(2) for name in scheme.factors if name in tensor.arrays}
+    assert doubled
+    arrays = {name: values.astype(tensor.arrays[name].dtype) for name, values in doubled.items()}
+    other = QuantizedTensor(scheme, tensor.codes, {**tensor.arrays, **arrays})
+    assert np.array_equal(other.dequantized(), 2 * tensor.dequantized())
+
+
+@pytest.mark.parametrize("scheme", EVERY, ids=str)
 def test_a_rounded_weight_has_no_nearer_code(scheme: Scheme) -> None:
     weight = weights()
     tensor = round_to_nearest(weight, scheme)

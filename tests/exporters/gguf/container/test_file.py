@@ -162,6 +162,11 @@ CASES: dict[str, tuple[bytes, type[QuantkitError], str]] = {
 }  # fmt: skip
 
 
+def test_every_malformed_head_has_its_case() -> None:
+    """The others: GG44 is blocks' (`test_layouts.py`), GG45 the chat template's, GG46 a split model's."""
+    assert {f"GG{number:02}" for number in range(1, 44)} == {case[:4] for case in CASES}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_broken_file_is_refused_at_once(case: str, tmp_path: Path) -> None:
     data, cause, message = CASES[case]

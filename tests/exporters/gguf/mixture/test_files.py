@@ -20,7 +20,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.block_options import BlockOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
-from quantkit.tensors.views import TensorView
+from quantkit.tensors.views import QuantizedView, TensorView
 from tests.support import ggml
 from tests.support.gguf_models import CONFIG, EXPORTER, WIDE, dense, quantized
 
@@ -101,9 +101,9 @@ def test_tensors_are_read_back_as_gguf_py_reads_them(tmp_path: Path) -> None:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     for name, key in (("blk.1.ffn_up", "layers.1.mlp.up_proj"), ("blk.0.attn_v", "layers.0.self_attn.v_proj")):
         view = back.weights[f"model.{key}.weight"]
-        assert isinstance(view, TensorView)
+        assert isinstance(view, QuantizedView)
         tensor = tensors[f"{name}.weight"]
-        assert np.array_equal(view.read(), gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        assert np.array_equal(view.read().dequantized(), gguf.quants.dequantize(tensor.data, tensor.tensor_type))
 
 
 def test_the_manifest_says_what_was_asked_for_and_what_it_cost(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_the_manifest_says_what_was_asked_for_and_what_it_cost(tmp_path: Path) -
     tensors = done.manifest["weights"]["tensors"]
     six, four = (tensors[f"model.layers.0.mlp.{kind}_proj.weight"] for kind in ("up", "gate"))
     assert 0 < six["error"] < four["error"] / 8
-    assert {"values", "origin", "error"} <= six.keys()
+    assert {"digest", "origin", "error"} <= six.keys()
 
 
 def test_notes_tell_the_types_and_what_fell_back() -> None:
@@ -177,14 +177,15 @@ def test_nothing_is_quantized_twice(choice: ExportOptions, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("arch", ["native", "llama"])
-def test_blocks_become_floats_where_they_are_asked_for(arch: str, tmp_path: Path) -> None:
-    """Codes beside them are carried as ever; a file of llama.cpp with a Q6_K head, too."""
+def test_blocks_become_floats_where_they_are_asked_for_alone(arch: str, tmp_path: Path) -> None:
+    """A file of llama.cpp with a Q6_K embedding, which is the head as well."""
     back = EXPORTER.read(written(dense(WIDE), tmp_path / "m.gguf", "q4_0"))
     planned = EXPORTER.prepare(back, ExportOptions(arch=arch))
     types = {tensor.name: tensor.type for tensor in planned.tensors}
-    assert types["token_embd.weight"] == "f16"
-    assert types.get("output.weight", "f16") == "f16"
+    assert types["token_embd.weight"] == types.get("output.weight", "q6_k") == "q6_k"
     assert types["blk.0.ffn_up.weight"] == "q4_0"
+    again = EXPORTER.prepare(back, ExportOptions(type="q4_0", arch=arch))
+    assert {tensor.name: tensor.type for tensor in again.tensors} == types
     plain = EXPORTER.prepare(back, ExportOptions(type="f32", arch=arch))
     assert {tensor.type for tensor in plain.tensors} == {"f32"}
 

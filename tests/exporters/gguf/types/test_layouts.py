@@ -16,11 +16,12 @@ from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.types import super_blocks
 from quantkit.exporters.gguf.types.codebooks import IQ4_LEVELS, IQ4_NL, IQ4_XS, MXFP4, half_powers
 from quantkit.exporters.gguf.types.parts import Parts
+from quantkit.exporters.gguf.types.schemes import SCHEMES
 from quantkit.exporters.gguf.types.super_blocks import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 from quantkit.exporters.gguf.types.values import LAYOUTS, dequantized
 from quantkit.models.inspection import inspection
 from quantkit.models.precision import QUANTIZED, precision_of
-from quantkit.tensors.views import TensorView
+from quantkit.tensors.views import QuantizedView
 from tests.support import ggml
 from tests.support.gguf_writer import write_gguf
 from tests.support.memory import memory_checkpoint, tiny_config
@@ -151,8 +152,8 @@ def test_a_scale_that_is_no_number_is_refused_by_name(block: BlockType) -> None:
         raw.reshape(6, -1)[4, 0] = 255
     else:
         raw.reshape(6, -1)[4, place : place + 2] = np.frombuffer(half(np.inf), np.uint8)
-    with pytest.raises(NonFiniteValues, match=r"'blk\.0\.x': block 14 has a (scale|minimum)"):
-        dequantized("blk.0.x", block, raw, first=10)
+    with pytest.raises(NonFiniteValues, match=r"'blk\.0\.x': block 4 has a (scale|minimum)"):
+        dequantized("blk.0.x", block, raw)
 
 
 def test_values_beyond_float32_are_refused_by_name() -> None:
@@ -166,7 +167,7 @@ CONFIG = tiny_config(vocab_size=320, hidden_size=256, intermediate_size=512, num
 
 @by_type
 def test_a_file_of_another_writer_is_read_as_the_values_of_gguf_py(block: BlockType, tmp_path: Path) -> None:
-    """Whole and in parts; queries, whose rows are stored in pairs, too."""
+    """Queries, whose rows are stored in pairs, too."""
     model = memory_checkpoint(CONFIG)
     rng = np.random.default_rng(2)
     raw = {}
@@ -178,13 +179,12 @@ def test_a_file_of_another_writer_is_read_as_the_values_of_gguf_py(block: BlockT
     back = registry.exporter("gguf").read(path)
     for kind, name in (("self_attn.q_proj", "blk.0.attn_q.weight"), ("mlp.down_proj", "blk.0.ffn_down.weight")):
         view = back.weights[f"model.layers.0.{kind}.weight"]
-        assert isinstance(view, TensorView)
+        assert isinstance(view, QuantizedView)
         theirs = gguf.quants.dequantize(raw[name][1], gguf.GGMLQuantizationType[block.name])
         if "attn_q" in name:
             theirs = theirs.reshape(4, 32, 2, -1).swapaxes(1, 2).reshape(theirs.shape)
-        assert view.read().tobytes() == theirs.tobytes()
-        assert np.array_equal(view.fetch(5, 71), theirs[5:71])
-        assert (view.stored_as, view.stored_bytes) == (block.name.lower(), raw[name][1].nbytes)
+        assert np.array_equal(view.read().dequantized(), theirs)
+        assert (view.scheme, view.stored_as) == (SCHEMES[block], block.name.lower())
     assert precision_of(back) == QUANTIZED
     kinds = {kind.type: kind.nbytes for kind in inspection(back).kinds}
     assert kinds[block.name.lower()] == sum(data.nbytes for _, data in raw.values())

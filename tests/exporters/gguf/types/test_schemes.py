@@ -23,7 +23,7 @@ def tensor(block: BlockType) -> QuantizedTensor:
 @pytest.mark.parametrize("block", LAYOUTS, ids=lambda block: block.name)
 def test_a_tensor_comes_back_from_its_blocks_bit_for_bit(block: BlockType) -> None:
     given = tensor(block)
-    back = unpacked(block, packed(block, given))
+    back = unpacked("w", block, packed(block, given))
     assert back.scheme == given.scheme
     assert np.array_equal(back.codes, given.codes)
     for name, values in given.arrays.items():
