@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.exporters.gguf import blocks
@@ -139,3 +140,10 @@ def main_type(chosen: Mapping[Place, BlockType]) -> BlockType:
         if place.slot.layer is not None and len(place.slot.shape) == 2:
             counts[block] += place.slot.shape[0] * place.slot.shape[1]
     return counts.most_common(1)[0][0]
+
+
+def recorded(main: BlockType, options: ExportOptions, request: Request | None) -> dict[str, Any]:
+    """What the manifest says was asked for."""
+    if request is None:
+        return {"type": main.name.lower(), "arch": options.arch}
+    return {**request.to_json(), "arch": options.arch}

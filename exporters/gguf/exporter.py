@@ -30,7 +30,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -53,6 +52,7 @@ from quantkit.exporters.gguf.choice import (
     chosen_types,
     lost_codes,
     main_type,
+    recorded,
     requested_types,
     wanted_type,
 )
@@ -63,6 +63,7 @@ from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.families.latent import eps_notes
 from quantkit.exporters.gguf.imatrix.writing import planned_importance
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
+from quantkit.exporters.gguf.mixture.candidates import candidates, choosing
 from quantkit.exporters.gguf.mixture.file_types import MIXED, file_type_number
 from quantkit.exporters.gguf.mixture.request import CALIBRATED, Request, requested
 from quantkit.exporters.gguf.mixture.solved import check_solved, checked_scheme, solved_schemes
@@ -144,6 +145,8 @@ class GGUF:
             raise BadOption("calibration is for types that dense weights become", hint="add --type q4_k_m, or another")
         return solved_schemes(requested_types(checkpoint, request))
 
+    candidates, choosing = staticmethod(candidates), staticmethod(choosing)
+
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the file: a header, then one unit per tensor with its padding.
 
@@ -199,7 +202,7 @@ class GGUF:
             folder=False,
             files=(PlannedFile("model.gguf", (_constant("header", np.frombuffer(header, np.uint8)), *units)),),
             tensors=tuple(PlannedTensor(n, b.name.lower(), s, tensor_bytes(b, s)) for n, b, s in infos),
-            options=_recorded(main, options, request),
+            options=recorded(main, options, request),
             notes=(*model.notes, *_notes(model, chosen, main, vocabulary, request)),
             measure=measured(model, self.read),
             stored={p.slot.name: replace(w, stored_as=chosen[p].name.lower()) for p, w in carried.items()},
@@ -249,13 +252,6 @@ def _factors(spec: ModelSpec) -> dict[str, np.ndarray]:
         LONG_FACTORS: np.array(spec.rope.long_factor, "<f4"),
         SHORT_FACTORS: np.array(spec.rope.short_factor, "<f4"),
     }
-
-
-def _recorded(main: BlockType, options: ExportOptions, request: Request | None) -> dict[str, Any]:
-    """What the manifest says was asked for."""
-    if request is None:
-        return {"type": main.name.lower(), "arch": options.arch}
-    return {**request.to_json(), "arch": options.arch}
 
 
 def _constant(name: str, values: np.ndarray) -> Unit:

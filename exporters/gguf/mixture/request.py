@@ -157,9 +157,9 @@ def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
             hint=f"add --algorithm {REFERENCE}",
         )
     if choices.algorithm != CALIBRATED:
-        _refuse_quantized(checkpoint, options.type, asked=choices.algorithm is not None)
+        refuse_quantized(checkpoint, options.type, asked=choices.algorithm is not None)
     importance = None if choices.imatrix is None else _importance(choices.imatrix, choices.algorithm)
-    wishes = _wishes(choices, tied=checkpoint.spec.tie_word_embeddings)
+    wishes = wished(choices, tied=checkpoint.spec.tie_word_embeddings)
     return Request(FILE_TYPES[options.type], wishes, choices, example, importance)
 
 
@@ -172,7 +172,8 @@ def _importance(path: Path, algorithm: str | None) -> ImportanceMatrix:
     return read_importance(path)
 
 
-def _refuse_quantized(checkpoint: Checkpoint, kind: str, *, asked: bool) -> None:
+def refuse_quantized(checkpoint: Checkpoint, kind: str, *, asked: bool) -> None:
+    """Raise `UnsupportedSpec` for weights that are quantized already. asked: whether an algorithm was asked for."""
     for name, view in checkpoint.weights.items():
         if isinstance(view, QuantizedView) or view.stored_as is not None:
             lies = str(view.scheme) if isinstance(view, QuantizedView) else view.stored_as
@@ -183,7 +184,8 @@ def _refuse_quantized(checkpoint: Checkpoint, kind: str, *, asked: bool) -> None
             )
 
 
-def _wishes(options: BlockOptions, *, tied: bool) -> Wishes:
+def wished(options: BlockOptions, *, tied: bool) -> Wishes:
+    """The types that options give single tensors, read and checked."""
     output = None if options.output_type is None else _type(options.output_type, "--output-type")
     embedding = None if options.embedding_type is None else _type(options.embedding_type, "--token-embedding-type")
     if tied and output is not None and embedding is not None:
