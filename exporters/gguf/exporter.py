@@ -65,7 +65,7 @@ from quantkit.exporters.gguf.imatrix.writing import planned_importance
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
 from quantkit.exporters.gguf.mixture.candidates import candidates, choosing
 from quantkit.exporters.gguf.mixture.file_types import MIXED, file_type_number
-from quantkit.exporters.gguf.mixture.request import CALIBRATED, Request, requested
+from quantkit.exporters.gguf.mixture.request import Request, requested
 from quantkit.exporters.gguf.mixture.solved import check_solved, checked_scheme, solved_schemes
 from quantkit.exporters.gguf.reading import read_config, read_quantization
 from quantkit.exporters.gguf.sampling import generation_files, sampling_entries, sampling_notes
@@ -100,6 +100,7 @@ from quantkit.models.layouts.small_files import is_legal
 from quantkit.models.recognition import config_notes
 from quantkit.models.spec import ModelSpec
 from quantkit.protocols import ExportOptions
+from quantkit.tensors.block_options import CALIBRATED
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from quantkit.text.vocabulary import Vocabulary, has_vocabulary, read_vocabulary

@@ -179,6 +179,7 @@ class Told:
         self.done = 0.0
 
     def add(self, sequences: Sequence[np.ndarray], share: float) -> None:
+        """So much of a block's work is done for these sequences."""
         self.done += share * sum(map(len, sequences))
         self.progress("Fisher pass", self.done, self.total)
 
@@ -196,7 +197,8 @@ class Ends(Protocol):
 
 
 def _lengths(x: Tensor) -> Tensor:
-    return x.norm(dim=-1, keepdim=True)
+    lengths: Tensor = x.norm(dim=-1, keepdim=True)
+    return lengths
 
 
 @dataclass(frozen=True, slots=True)

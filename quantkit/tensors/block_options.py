@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CALIBRATED = "calibrated"
+"""The algorithm whose codes a solver chooses."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockOptions:

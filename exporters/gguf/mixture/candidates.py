@@ -19,8 +19,8 @@ from quantkit.tensors.block_options import BlockOptions
 from quantkit.tensors.candidate import Candidate, Candidates
 
 WIDE, NARROW = 256, 32
-"""Inputs that share a scale where ggml's integer kernels round them: as Q8_K for types whose blocks are as wide, as Q8_0
-for all others."""
+"""Inputs that share a scale where ggml's integer kernels round them: as Q8_K for types of blocks as wide, as Q8_0 for
+all others."""
 FILE_NAMES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 """What a file is called most of whose weights have a type; others are called as the type is."""
 
@@ -82,7 +82,7 @@ def _wanted(wishes: Wishes, place: Place, *, tied: bool) -> BlockType | None:
 
 def _allowed(name: str) -> BlockType:
     block = TENSOR_TYPES.get(name.lower())
-    if block not in SCHEMES:
+    if block is None or block not in SCHEMES:
         known = ", ".join(block.name.lower() for block in SCHEMES)
         raise BadOption(f"gguf cannot choose {name[:80]!r}", hint=f"choose among: {known}")
     return block

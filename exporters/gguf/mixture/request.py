@@ -24,10 +24,10 @@ from quantkit.exporters.gguf.types.values import LAYOUTS
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.block_options import BlockOptions
+from quantkit.tensors.block_options import CALIBRATED, BlockOptions
 from quantkit.tensors.views import QuantizedView
 
-REFERENCE, CALIBRATED = "reference", "calibrated"
+REFERENCE = "reference"
 ALGORITHMS = (REFERENCE, CALIBRATED)
 """The first one is the default."""
 TENSOR_TYPES: Mapping[str, BlockType] = {

@@ -1,5 +1,6 @@
-"""Mixtures that are chosen: of the types that a container has for every weight those that lose least at a given size.
+"""Mixtures that are chosen: for every weight one of the types that a container has, to lose least at a given size.
 
-`size.py` is what a user asks for, `losses.py` measures what every candidate costs the predictions, `knapsack.py` chooses
-among them by their bytes, `mixture.py` does all of it for one container and tells what was chosen.
+`size.py` is what a user asks for. `losses.py` measures what every candidate costs the predictions, `knapsack.py`
+chooses by bytes, `mixture.py` on those of the finished files, `search.py` does all of it for one model. `grids.py` is
+what `quantize` can choose from; GGUF's exporter says so itself. `runs.py` has the whole jobs.
 """

@@ -65,7 +65,9 @@ def _by_units(more: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], 
     return chosen
 
 
-def _spent(chosen: list[int], more: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], spare: int) -> list[int]:
+def _spent(
+    chosen: list[int], more: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], spare: int
+) -> list[int]:
     """`chosen`, with what is left over spent on the step that saves most, until none fits."""
     left = spare - sum(extras[number] for extras, number in zip(more, chosen, strict=True))
     while True:

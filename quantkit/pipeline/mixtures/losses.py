@@ -13,8 +13,8 @@ The head needs no g: ½ (Σ p δ² - (Σ p δ)²) is exact to second order. The 
 block reads. A table that is both costs both.
 
 Codes are the nearest ones on searched parameters (`quantkit.solver.search`). Where a solver will choose them with
-error feedback, it brings the error down by nearly the same factor for all types: from tr(E H Eᵀ) to the part Σ D E² that
-other columns cannot make up for, D the conditional variances of the inputs.
+error feedback, it brings the error down by nearly the same factor for all types: from tr(E H Eᵀ) to the part Σ D E²
+that other columns cannot make up for, D the conditional variances of the inputs.
 
 Where engines round to int8 what they multiply with the weights, that costs as well, in runs of 256 more than in runs of
 32, and depends on the type: (x̂ - x) is put in the place of x, and W in that of E.
@@ -34,7 +34,7 @@ from quantkit.calibration.folds import token_weights
 from quantkit.calibration.samples import Samples
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, load_head, read_float32
-from quantkit.models.spec import EMBEDDING, ModelSpec, Role
+from quantkit.models.spec import EMBEDDING, ModelSpec
 from quantkit.progress import Progress
 from quantkit.solver.cholesky import damped
 from quantkit.solver.search import searched_codes
@@ -153,16 +153,15 @@ class _Measure:
         H = x.T @ (x * (counts / counts.mean().clamp(min=1e-30)))
         energy = H.diagonal()
         kept = conditional_variances(H) if self.feedback else None
-        rounding = {
-            run: _squares(g, (rounded_inputs(x, run) - x) @ W.T) for run in {one.input_run for one in candidates} - {None}
-        }
+        runs = {one.input_run for one in candidates if one.input_run is not None}
+        rounding = {run: _squares(g, (rounded_inputs(x, run) - x) @ W.T) for run in runs}
 
         def loss(candidate: Candidate) -> float:
             E = _error(weight, candidate.scheme, energy)
             lost = 0.0 if E is None else _squares(g, x @ E.T)
             if E is not None and kept is not None:
                 lost *= _gain(E, H, kept)
-            return lost + rounding.get(candidate.input_run, 0.0)
+            return lost + (0.0 if candidate.input_run is None else rounding[candidate.input_run])
 
         return tuple(torch_map(loss, candidates, self.threads))
 
@@ -242,8 +241,8 @@ class _Outer:
 
     def _logits(self, head: Tensor, E: Tensor | None, run: int | None) -> float:
         """½ of the variance of the logits' error under p, over all positions."""
-        total = 0.0
-        for h, count in zip(self.text.read.split(POSITIONS), self.text.counts.split(POSITIONS), strict=True):
+        total, text = 0.0, self.text
+        for h, count in zip(_pieces(text.read), _pieces(text.counts), strict=True):
             p = (h @ head.T).softmax(-1)
             for part in self._changes(h, head, E, run):
                 mean = (p * part).sum(-1, keepdim=True)
@@ -256,3 +255,7 @@ class _Outer:
             yield h @ E.T
         if run is not None:
             yield (rounded_inputs(h, run) - h) @ head.T
+
+
+def _pieces(x: Tensor) -> list[Tensor]:
+    return [x[start : start + POSITIONS] for start in range(0, len(x), POSITIONS)]

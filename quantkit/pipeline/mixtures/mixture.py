@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,10 +162,3 @@ def _items(
         )
         for choice in _choices(group, candidates)
     ]
-
-
-def lines(mixture: Mixture) -> Iterator[str]:
-    """What was chosen, in words: counts per type, and what they come to."""
-    counts = Counter(mixture.types.values())
-    yield "mixture: " + ", ".join(f"{count} x {kind}" for kind, count in counts.most_common())
-    yield f"{mixture.size * 8 / mixture.weights:.3f} bits per weight, predicted KL {mixture.loss:.2e}"

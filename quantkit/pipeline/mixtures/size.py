@@ -57,4 +57,5 @@ def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)", text.strip())
     if found is None or found[2].lower() not in UNITS:
         raise BadOption(f"{text[:40]!r} is no size", hint="such as 300MB, 1.5GiB, or a number of bytes")
-    return int(float(found[1]) * UNITS[found[2].lower()]) if "." in found[1] else int(found[1]) * UNITS[found[2].lower()]
+    unit = UNITS[found[2].lower()]
+    return int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
