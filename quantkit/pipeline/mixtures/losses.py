@@ -22,8 +22,9 @@ Where engines round to int8 what they multiply with the weights, that costs as w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from quantkit.calibration.fisher import POSITIONS, GradientPass, Told
 from quantkit.calibration.folds import token_weights
 from quantkit.calibration.samples import Samples
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.loading import CPU, load_head, read_float32
+from quantkit.models.loading import CPU, read_float32
 from quantkit.models.spec import EMBEDDING, ModelSpec
 from quantkit.progress import Progress
 from quantkit.solver.cholesky import damped
@@ -45,6 +46,8 @@ from quantkit.threads import single_threaded_torch, torch_map
 
 MEASURED_TOKENS = 4096
 """Of calibration text, as many sequences as have so many tokens, at least one."""
+MOST_WEIGHTS = 1 << 19
+"""Of a layer within the blocks that are quantized with every candidate."""
 DAMPING = 0.1
 """Share of the mean diagonal that is added to H before it is factored; what `quantkit.solver.stages` has."""
 Losses = Mapping[str, tuple[float, ...]]
@@ -96,9 +99,9 @@ def measured_losses(
                     found[name] = measure.layer(read_float32(checkpoint.weights[name]), x, g, candidates[name])
         for slot in spec.slots():
             if slot.layer is None and slot.name in candidates:
-                head = slot.name == spec.head_name
-                outer = _Outer(text, checkpoint, reads=head, looks_up=slot.name == EMBEDDING)
-                found[slot.name] = outer.losses(candidates[slot.name], threads)
+                weight = read_float32(checkpoint.weights[slot.name])
+                outer = _Outer(text, weight, reads=slot.name == spec.head_name, looks_up=slot.name == EMBEDDING)
+                found[slot.name] = outer.losses(candidates[slot.name], measure)
     return {name: found[name] for name in candidates}
 
 
@@ -147,7 +150,10 @@ class _Measure:
     threads: int
 
     def layer(self, weight: np.ndarray, x: Tensor, g: Tensor, candidates: Sequence[Candidate]) -> tuple[float, ...]:
-        """Of float32 weights [rows, cols] that read x [tokens, cols]; g [tokens, rows]."""
+        """Of float32 weights [rows, cols] that read x [tokens, cols]; g [tokens, rows].
+
+        Of a large matrix some rows stand for all: their errors do not depend on each other.
+        """
         W = torch.from_numpy(weight)
         counts = g.square().sum(-1, keepdim=True)
         H = x.T @ (x * (counts / counts.mean().clamp(min=1e-30)))
@@ -155,10 +161,13 @@ class _Measure:
         kept = conditional_variances(H) if self.feedback else None
         runs = {one.input_run for one in candidates if one.input_run is not None}
         rounding = {run: _squares(g, (rounded_inputs(x, run) - x) @ W.T) for run in runs}
+        step = max(1, weight.size // MOST_WEIGHTS)
+        some, sent = weight[::step], g[:, ::step]
+        share = len(weight) / len(some)
 
         def loss(candidate: Candidate) -> float:
-            E = _error(weight, candidate.scheme, energy)
-            lost = 0.0 if E is None else _squares(g, x @ E.T)
+            E = _error(some, candidate.scheme, energy)
+            lost = 0.0 if E is None else _squares(sent, x @ E.T) * share
             if E is not None and kept is not None:
                 lost *= _gain(E, H, kept)
             return lost + (0.0 if candidate.input_run is None else rounding[candidate.input_run])
@@ -213,48 +222,49 @@ class _Outer:
     """Losses of embedding and head. reads: it makes the logits. looks_up: its rows are what the first block reads."""
 
     text: _Text
-    checkpoint: Checkpoint
+    weight: np.ndarray
     reads: bool
     looks_up: bool
 
-    def losses(self, candidates: Sequence[Candidate], threads: int) -> tuple[float, ...]:
-        text = self.text
-        _, head = load_head(self.checkpoint)
-        name = self.checkpoint.spec.head_name if self.reads else EMBEDDING
-        weight = head.numpy() if self.reads else read_float32(self.checkpoint.weights[name])
-        energy = torch.zeros(weight.shape[1])
+    def losses(self, candidates: Sequence[Candidate], measure: _Measure) -> tuple[float, ...]:
+        """As `_Measure.layer`."""
+        text, head = self.text, torch.from_numpy(self.weight)
+        H = torch.zeros(self.weight.shape[1], self.weight.shape[1])
         if self.reads:
-            energy += (text.read * text.counts).square().mul(text.uncertain).sum(0)
+            counted = text.read * text.counts * text.uncertain.sqrt()
+            H += counted.T @ counted
         if self.looks_up:
-            energy += text.looked_up.square().sum(0)
+            H += text.looked_up.T @ text.looked_up
+        kept = conditional_variances(H) if measure.feedback else None
+        rounding: dict[int | None, float] = {}
+        for run in {one.input_run for one in candidates if one.input_run is not None and self.reads}:
+            rounding[run] = self._logits(head, partial(self._rounded, head, run))
 
         def loss(candidate: Candidate) -> float:
-            E = _error(weight, candidate.scheme, energy)
+            E = _error(self.weight, candidate.scheme, H.diagonal())
             lost = 0.0
             if E is not None and self.looks_up:
                 lost += _squares(text.looked_up, E[text.ids])
-            if self.reads:
-                lost += self._logits(head, E, candidate.input_run)
-            return lost
+            if E is not None and self.reads:
+                lost += self._logits(head, lambda h: h @ E.T)
+            if E is not None and kept is not None:
+                lost *= _gain(E, H, kept)
+            return lost + rounding.get(candidate.input_run, 0.0)
 
-        return tuple(torch_map(loss, candidates, threads))
-
-    def _logits(self, head: Tensor, E: Tensor | None, run: int | None) -> float:
-        """½ of the variance of the logits' error under p, over all positions."""
-        total, text = 0.0, self.text
-        for h, count in zip(_pieces(text.read), _pieces(text.counts), strict=True):
-            p = (h @ head.T).softmax(-1)
-            for part in self._changes(h, head, E, run):
-                mean = (p * part).sum(-1, keepdim=True)
-                total += float(((p * (part - mean).square_()).sum(-1, keepdim=True) * count.square()).sum()) / 2
-        return total
+        return tuple(torch_map(loss, candidates, measure.threads))
 
     @staticmethod
-    def _changes(h: Tensor, head: Tensor, E: Tensor | None, run: int | None) -> Iterator[Tensor]:
-        if E is not None:
-            yield h @ E.T
-        if run is not None:
-            yield (rounded_inputs(h, run) - h) @ head.T
+    def _rounded(head: Tensor, run: int, h: Tensor) -> Tensor:
+        return (rounded_inputs(h, run) - h) @ head.T
+
+    def _logits(self, head: Tensor, change: Callable[[Tensor], Tensor]) -> float:
+        """½ of the variance under p of what `change` tells of the logits, over all positions."""
+        total, text = 0.0, self.text
+        for h, count in zip(_pieces(text.read), _pieces(text.counts), strict=True):
+            p, part = (h @ head.T).softmax(-1), change(h)
+            mean = (p * part).sum(-1, keepdim=True)
+            total += float(((p * (part - mean).square_()).sum(-1, keepdim=True) * count.square()).sum()) / 2
+        return total
 
 
 def _pieces(x: Tensor) -> list[Tensor]:
