@@ -54,7 +54,7 @@ class TargetSize:
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)", text.strip())
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([a-zA-Z]*)", text.strip())
     if found is None or found[2].lower() not in UNITS:
         raise BadOption(f"{text[:40]!r} is no size", hint="such as 300MB, 1.5GiB, or a number of bytes")
     unit = UNITS[found[2].lower()]
