@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from quantkit.pipeline.importance import measure_importance as measure_importance
     from quantkit.pipeline.mixtures.runs import export_to_size as export_to_size
     from quantkit.pipeline.mixtures.runs import quantize_to_size as quantize_to_size
+    from quantkit.pipeline.mixtures.runs import reachable_sizes as reachable_sizes
     from quantkit.pipeline.mixtures.size import TargetSize as TargetSize
     from quantkit.pipeline.options import QuantizeOptions as QuantizeOptions
     from quantkit.pipeline.planning.plan import Plan as Plan
@@ -111,6 +112,7 @@ _HOMES = {
     "plan": "pipeline.planning.plan",
     "quantize": "pipeline.runs",
     "quantize_to_size": "pipeline.mixtures.runs",
+    "reachable_sizes": "pipeline.mixtures.runs",
     "read_golden": "verification.golden",
     "record_golden": "verification.recording",
     "recover": "pipeline.recovery.runs",
@@ -163,6 +165,7 @@ __all__ = [
     "plan",
     "quantize",
     "quantize_to_size",
+    "reachable_sizes",
     "read_golden",
     "record_golden",
     "recover",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture, with_source_dtypes
 from quantkit.pipeline.mixtures.grids import Grids, with_choice
+from quantkit.pipeline.mixtures.mixture import Chosen, Groups, sizes
 from quantkit.pipeline.mixtures.search import Search
 from quantkit.pipeline.mixtures.size import TargetSize
 from quantkit.pipeline.options import QuantizeOptions
@@ -24,9 +25,9 @@ from quantkit.pipeline.quantization import Quantization
 from quantkit.pipeline.recipe import Assignment
 from quantkit.pipeline.runs import AS_IT_IS, DEFAULTS, INTERMEDIATE, ONE_THREAD, solving, written
 from quantkit.progress import Progress
-from quantkit.protocols import ExportOptions
+from quantkit.protocols import Exporter, ExportOptions
 from quantkit.tensors.block_options import CALIBRATED, BlockOptions
-from quantkit.tensors.candidate import Candidate, Candidates
+from quantkit.tensors.candidate import Candidates
 
 
 @runtime_checkable
@@ -40,6 +41,80 @@ class Choosing(Protocol):
     def choosing(self, checkpoint: Checkpoint, options: ExportOptions, chosen: Mapping[str, str]) -> ExportOptions:
         """The options that give every weight the type that was chosen for it."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Typed:
+    """A dense model, folded as it will be, in a container that has several types for a weight."""
+
+    exporter: Exporter
+    choosing: Choosing
+    source: Checkpoint
+    dense: Checkpoint
+    options: ExportOptions
+    candidates: Candidates
+
+    @classmethod
+    def of(
+        cls, container: str, source: Checkpoint, dense: Checkpoint, options: ExportOptions, types: Sequence[str]
+    ) -> _Typed:
+        """Raises `BadOption` for a container without such types."""
+        exporter = registry.exporter(container)
+        if not isinstance(exporter, Choosing):
+            hint = f"quantize --target-bpw N --target-format {container} chooses bits per layer; export the result"
+            raise BadOption(f"{container} has no types to choose from", hint=hint)
+        native = replace(options, arch="native")
+        found = exporter.candidates(dense, native, types)
+        return cls(registry.exporter(container), exporter, source, dense, native, found)
+
+    @property
+    def solved(self) -> bool:
+        """Whether a solver chooses the codes."""
+        return (self.options.blocks or BlockOptions()).algorithm == CALIBRATED
+
+    @property
+    def groups(self) -> Groups:
+        """Every weight is of a type of its own."""
+        return [(name,) for name in self.candidates]
+
+    def options_of(self, chosen: Chosen) -> ExportOptions:
+        """What asks the exporter for a choice."""
+        return self.choosing.choosing(self.dense, self.options, {name: one.type for name, one in chosen.items()})
+
+    def plan(self, chosen: Chosen) -> PlannedArtifact:
+        """The files with a choice."""
+        coded = {name: Assignment(one.scheme, "") for name, one in chosen.items()} if self.solved else {}
+        model = with_source_dtypes(planned(self.dense, coded), self.source)
+        return self.exporter.prepare(model, self.options_of(chosen))
+
+    def size(self, chosen: Chosen) -> int:
+        """Their bytes."""
+        return self.plan(chosen).size
+
+
+def reachable_sizes(
+    container: str,
+    model: str | Path | Checkpoint,
+    options: ExportOptions = AS_IT_IS,
+    quantization: QuantizeOptions | None = None,
+) -> tuple[int, int]:
+    """Bytes of the smallest and of the largest mixture of a container; reads no weight.
+
+    Args:
+        container, model, options: as for `export_to_size`.
+        quantization: as for `quantize_to_size`, if that is to choose; else the container's own types are.
+
+    Raises:
+        BadOption: a container without types to choose from, and no `quantization`.
+    """
+    source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    dense = with_architecture(source, options.arch)
+    if quantization is None:
+        typed = _Typed.of(container, source, dense, options, ())
+        return sizes(typed.candidates, typed.groups, typed.size)
+    assignments = decided(dense, quantization).weights.assignments
+    grids = Grids(dense, container, replace(options, arch="native"), assignments, quantization.recipe)
+    return sizes(grids.candidates, grids.groups, grids.size)
 
 
 def export_to_size(
@@ -76,39 +151,25 @@ def export_to_size(
     """
     source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
     check_dense(source, "quantize")
-    exporter = registry.exporter(format)
-    if not isinstance(exporter, Choosing):
-        hint = f"quantize --target-bpw N --target-format {format} chooses bits per layer; export the result"
-        raise BadOption(f"{format} has no types to choose from", hint=hint)
     dense = with_architecture(source, options.arch)
-    native = replace(options, arch="native")
-    solved = (options.blocks or BlockOptions()).algorithm == CALIBRATED
-    candidates = exporter.candidates(dense, native, types)
-
-    def options_of(chosen: Mapping[str, Candidate]) -> ExportOptions:
-        return exporter.choosing(dense, native, {name: candidate.type for name, candidate in chosen.items()})
-
-    def plan_of(chosen: Mapping[str, Candidate]) -> PlannedArtifact:
-        coded = {name: Assignment(one.scheme, "") for name, one in chosen.items()} if solved else {}
-        model = with_source_dtypes(planned(dense, coded), source)
-        return registry.exporter(format).prepare(model, options_of(chosen))
-
-    alone = [(name,) for name in candidates]
-    search = Search(dense, _weights(source), size, candidates, alone, lambda chosen: plan_of(chosen).size)
+    mixable = _Typed.of(format, source, dense, options, types)
+    search = Search(dense, _weights(source), size, mixable.candidates, mixable.groups, mixable.size)
     search.check()
-    _check_output(plan_of({name: own[0] for name, own in candidates.items()}), Path(out), source, overwrite=overwrite)
+    smallest = {name: own[0] for name, own in mixable.candidates.items()}
+    _check_output(mixable.plan(smallest), Path(out), source, overwrite=overwrite)
+    solved = mixable.solved
     mixture, samples = search.found(quantization.calibration, feedback=solved, compute=compute, progress=progress)
     further = {"mixture": mixture.to_json()}
     if not solved:
         return publish(
-            plan_of(mixture.chosen),
+            mixable.plan(mixture.chosen),
             Path(out),
             inputs=source.inputs,
             overwrite=overwrite,
             progress=progress,
             report=lambda: further,
         )
-    told = replace(options_of(mixture.chosen), arch=options.arch)
+    told = replace(mixable.options_of(mixture.chosen), arch=options.arch)
     run, made = solving(format, source, told, quantization, compute=compute, samples=samples, progress=progress)
     return written(run, made, Path(out), source, overwrite=overwrite, further=further)
 

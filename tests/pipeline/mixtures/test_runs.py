@@ -22,7 +22,7 @@ from quantkit.tensors.block_options import BlockOptions  # noqa: E402
 from quantkit.tensors.schemes.affine_groups import AffineGroups  # noqa: E402
 from quantkit.tensors.views import QuantizedView, mixture  # noqa: E402
 from quantkit.verification.proof import verify  # noqa: E402
-from tests.support.tiny import tiny_config, write_tiny_checkpoint  # noqa: E402
+from tests.support.tiny import write_tiny_checkpoint  # noqa: E402
 
 FEW = QuantizeOptions(calibration=CalibrationOptions(sequences=3, length=16))
 CALIBRATED, REFERENCE = (ExportOptions(blocks=BlockOptions(algorithm=name)) for name in ("calibrated", "reference"))
@@ -32,8 +32,8 @@ K = ("q3_k", "q4_k", "q6_k")
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One block whose rows are whole super-blocks, tied."""
-    config = tiny_config(layers=1, intermediate=256, vocab=128)
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("mixtures") / "small", config)
+    folder = tmp_path_factory.mktemp("mixtures") / "small"
+    return write_tiny_checkpoint(folder, layers=1, intermediate=256, vocab=128)
 
 
 def to_size(model: Path, out: Path, bits: float, options: ExportOptions = REFERENCE, **more) -> quantkit.Published:
