@@ -15,8 +15,7 @@ from quantkit.exporters.gguf.tensors import PLAIN, Place, places
 from quantkit.exporters.gguf.types.schemes import SCHEMES
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.block_options import BlockOptions
-from quantkit.tensors.candidate import Candidate, Candidates
+from quantkit.tensors.block_options import BlockOptions, Candidate, Candidates
 
 WIDE, NARROW = 256, 32
 """Inputs that share a scale where ggml's integer kernels round them: as Q8_K for types of blocks as wide, as Q8_0 for

@@ -15,7 +15,7 @@ from quantkit.pipeline.planned_model import planned
 from quantkit.pipeline.planning.verdicts import as_written, verdicts
 from quantkit.pipeline.recipe import OUTER, Assignment, Recipe, Rule
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.candidate import Candidate, Candidates
+from quantkit.tensors.block_options import Candidate, Candidates
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 

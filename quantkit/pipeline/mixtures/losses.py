@@ -39,7 +39,7 @@ from quantkit.models.spec import EMBEDDING, ModelSpec
 from quantkit.progress import Progress
 from quantkit.solver.cholesky import damped
 from quantkit.solver.search import searched_codes
-from quantkit.tensors.candidate import Candidate, Candidates
+from quantkit.tensors.block_options import Candidate, Candidates
 from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import Scheme
 from quantkit.threads import single_threaded_torch, torch_map
@@ -96,7 +96,9 @@ def measured_losses(
                 if name in candidates:
                     g = text.counted([g for g, _ in gradients[role]])
                     x = text.behind([x for _, x in gradients[role]])
-                    found[name] = measure.layer(read_float32(checkpoint.weights[name]), x, g, candidates[name])
+                    own = candidates[name]
+                    coupled = role in spec.weighed_roles
+                    found[name] = measure.layer(read_float32(checkpoint.weights[name]), x, g, own, coupled=coupled)
         for slot in spec.slots():
             if slot.layer is None and slot.name in candidates:
                 weight = read_float32(checkpoint.weights[slot.name])
@@ -149,8 +151,12 @@ class _Measure:
     feedback: bool
     threads: int
 
-    def layer(self, weight: np.ndarray, x: Tensor, g: Tensor, candidates: Sequence[Candidate]) -> tuple[float, ...]:
+    def layer(
+        self, weight: np.ndarray, x: Tensor, g: Tensor, candidates: Sequence[Candidate], *, coupled: bool
+    ) -> tuple[float, ...]:
         """Of float32 weights [rows, cols] that read x [tokens, cols]; g [tokens, rows].
+
+        coupled: whether the solver also lets rows make up for each other.
 
         Of a large matrix some rows stand for all: their errors do not depend on each other.
         """
@@ -159,6 +165,7 @@ class _Measure:
         H = x.T @ (x * (counts / counts.mean().clamp(min=1e-30)))
         energy = H.diagonal()
         kept = conditional_variances(H) if self.feedback else None
+        rows_gain = _rows_gain(g * x.norm(dim=-1, keepdim=True)) if self.feedback and coupled else 1.0
         runs = {one.input_run for one in candidates if one.input_run is not None}
         rounding = {run: _squares(g, (rounded_inputs(x, run) - x) @ W.T) for run in runs}
         step = max(1, weight.size // MOST_WEIGHTS)
@@ -169,7 +176,7 @@ class _Measure:
             E = _error(some, candidate.scheme, energy)
             lost = 0.0 if E is None else _squares(sent, x @ E.T) * share
             if E is not None and kept is not None:
-                lost *= _gain(E, H, kept)
+                lost *= _gain(E, H, kept) * rows_gain
             return lost + (0.0 if candidate.input_run is None else rounding[candidate.input_run])
 
         return tuple(torch_map(loss, candidates, self.threads))
@@ -207,6 +214,13 @@ def _gain(E: Tensor, H: Tensor, kept: Tensor) -> float:
     """By what feedback multiplies the error of an output, about."""
     energy = float(((E @ H) * E).sum(dtype=torch.float64))
     return min(float((E.square() @ kept).sum(dtype=torch.float64)) / energy, 1.0) if energy > 0 else 1.0
+
+
+def _rows_gain(g: Tensor) -> float:
+    """The same for feedback from row to row, g [tokens, rows]."""
+    G = g.T @ g
+    power = float(G.diagonal().sum())
+    return min(float(conditional_variances(G).sum()) / power, 1.0) if power > 0 else 1.0
 
 
 def rounded_inputs(x: Tensor, run: int) -> Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from quantkit.errors import BadOption
 from quantkit.pipeline.mixtures.knapsack import Item, best_choice
 from quantkit.pipeline.mixtures.size import TargetSize
-from quantkit.tensors.candidate import Candidate, Candidates
+from quantkit.tensors.block_options import Candidate, Candidates
 
+HALVINGS = 24
+"""Steps in which the bytes that are left to tensors are found."""
 Groups = Sequence[tuple[str, ...]]
 """Names of weights that must be of one type; every weight is in one group."""
 Chosen = Mapping[str, Candidate]
@@ -77,25 +79,47 @@ def choose(
     Raises:
         BadOption: no mixture is that small; says how small the smallest is.
     """
+    most = target.budget(weights)
+    check_reachable(candidates, groups, target, weights=weights, size=size)
     items = [_items(group, candidates, losses) for group in groups]
-    smallest = _smallest(candidates, groups)
-    fixed = size(smallest) - sum(candidate.nbytes for candidate in smallest.values())
-    budget = target.budget(weights) - fixed
-    while True:
+    found = [choice for choice in _uniform(items) if size(choice[1]) <= most]
+    least = sum(min(item.nbytes for _, item in group) for group in items)
+    low, high = least, most - (size(_smallest(candidates, groups)) - least)
+    budget = high  # headers tell more of a mixture than of what is alike: what they leave is found by halving
+    for _ in range(HALVINGS):
         numbers = best_choice([[item for _, item in group] for group in items], budget)
-        if numbers is None:
-            raise _too_small(size(smallest), target, weights)
-        chosen = {
-            name: candidate
-            for group, number in zip(items, numbers, strict=True)
-            for name, candidate in group[number][0].items()
-        }
-        excess = size(chosen) - target.budget(weights)
-        if excess <= 0:
+        assert numbers is not None
+        choice = _together([group[number] for group, number in zip(items, numbers, strict=True)])
+        if size(choice[1]) <= most:
+            found.append(choice)
+            low = budget
+        else:
+            high = budget
+        if high - low <= 1:
             break
-        budget -= excess  # headers differ a little with what they tell of
+        budget = (low + high) // 2
+    _, chosen = min(found, key=lambda one: one[0])
     lost = {name: losses[name][candidates[name].index(chosen[name])] for name in candidates}
     return Mixture({name: chosen[name] for name in candidates}, lost, size(chosen), weights, target)
+
+
+def _uniform(items: Sequence[Sequence[tuple[Chosen, Item]]]) -> Iterator[tuple[float, Chosen]]:
+    """What all groups can be alike, and the smallest of every group."""
+    yield _together([min(group, key=lambda one: one[1].nbytes) for group in items])
+    for kind in dict.fromkeys(_type(choice) for choice, _ in items[0]):
+        alike = [[one for one in group if _type(one[0]) == kind] for group in items]
+        if all(alike):
+            yield _together([group[0] for group in alike])
+
+
+def _type(choice: Chosen) -> str:
+    return next(iter(choice.values())).type
+
+
+def _together(picked: Sequence[tuple[Chosen, Item]]) -> tuple[float, Chosen]:
+    """The loss of one choice of every group, and all of it."""
+    chosen = {name: candidate for choice, _ in picked for name, candidate in choice.items()}
+    return sum(item.loss for _, item in picked), chosen
 
 
 def sizes(candidates: Candidates, groups: Groups, size: Callable[[Chosen], int]) -> tuple[int, int]:

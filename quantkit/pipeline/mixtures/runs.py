@@ -26,8 +26,7 @@ from quantkit.pipeline.recipe import Assignment
 from quantkit.pipeline.runs import AS_IT_IS, DEFAULTS, INTERMEDIATE, ONE_THREAD, solving, written
 from quantkit.progress import Progress
 from quantkit.protocols import Exporter, ExportOptions
-from quantkit.tensors.block_options import CALIBRATED, BlockOptions
-from quantkit.tensors.candidate import Candidates
+from quantkit.tensors.block_options import CALIBRATED, BlockOptions, Candidates
 
 
 @runtime_checkable

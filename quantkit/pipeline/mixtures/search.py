@@ -12,7 +12,7 @@ from quantkit.pipeline.mixtures.mixture import Chosen, Groups, Mixture, check_re
 from quantkit.pipeline.mixtures.size import TargetSize
 from quantkit.pipeline.planning.peak_memory import check_memory
 from quantkit.progress import Progress, unwatched
-from quantkit.tensors.candidate import Candidates
+from quantkit.tensors.block_options import Candidates
 
 MEASURING = "measuring what every type loses"
 

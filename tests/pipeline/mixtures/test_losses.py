@@ -12,7 +12,7 @@ from quantkit.models.loading import load_model  # noqa: E402
 from quantkit.pipeline.mixtures import losses  # noqa: E402
 from quantkit.pipeline.mixtures.losses import conditional_variances, measured_losses, rounded_inputs  # noqa: E402
 from quantkit.runtimes.reference.formulas import round_to_int8  # noqa: E402
-from quantkit.tensors.candidate import Candidate  # noqa: E402
+from quantkit.tensors.block_options import Candidate  # noqa: E402
 from quantkit.tensors.schemes.affine_groups import AffineGroups  # noqa: E402
 from tests.support.memory import memory_checkpoint, random_arrays, tiny_config  # noqa: E402
 
