@@ -20,7 +20,7 @@ from quantkit.tensors.block_options import BlockOptions, Candidate, Candidates
 WIDE, NARROW = 256, 32
 """Inputs that share a scale where ggml's integer kernels round them: as Q8_K for types of blocks as wide, as Q8_0 for
 all others."""
-FILE_NAMES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
+FILE_NAMES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "mxfp4": "mxfp4_moe"}
 """What a file is called most of whose weights have a type; others are called as the type is."""
 
 
