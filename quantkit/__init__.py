@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from quantkit.models.checkpoint import Checkpoint as Checkpoint
     from quantkit.models.inspection import inspection as inspection
     from quantkit.pipeline.importance import measure_importance as measure_importance
+    from quantkit.pipeline.mixtures.runs import export_to_size as export_to_size
+    from quantkit.pipeline.mixtures.runs import quantize_to_size as quantize_to_size
+    from quantkit.pipeline.mixtures.runs import reachable_sizes as reachable_sizes
+    from quantkit.pipeline.mixtures.size import TargetSize as TargetSize
     from quantkit.pipeline.options import QuantizeOptions as QuantizeOptions
     from quantkit.pipeline.planning.plan import Plan as Plan
     from quantkit.pipeline.planning.plan import plan as plan
@@ -86,6 +90,7 @@ _HOMES = {
     "Scheme": "tensors.scheme",
     "Speed": "verification.speed",
     "Target": "pipeline.planning.target",
+    "TargetSize": "pipeline.mixtures.size",
     "TrainingOptions": "training.options",
     "bench": "verification.speed",
     "containers": "registry",
@@ -95,6 +100,7 @@ _HOMES = {
     "every_target": "pipeline.planning.recommendation",
     "export": "pipeline.runs",
     "export_calibrated": "pipeline.runs",
+    "export_to_size": "pipeline.mixtures.runs",
     "generate": "verification.continuation",
     "inspection": "models.inspection",
     "leftovers": "artifacts.leftovers",
@@ -105,6 +111,8 @@ _HOMES = {
     "parse_target": "pipeline.planning.target",
     "plan": "pipeline.planning.plan",
     "quantize": "pipeline.runs",
+    "quantize_to_size": "pipeline.mixtures.runs",
+    "reachable_sizes": "pipeline.mixtures.runs",
     "read_golden": "verification.golden",
     "record_golden": "verification.recording",
     "recover": "pipeline.recovery.runs",
@@ -135,6 +143,7 @@ __all__ = [
     "Scheme",
     "Speed",
     "Target",
+    "TargetSize",
     "TrainingOptions",
     "bench",
     "containers",
@@ -144,6 +153,7 @@ __all__ = [
     "every_target",
     "export",
     "export_calibrated",
+    "export_to_size",
     "generate",
     "inspection",
     "leftovers",
@@ -154,6 +164,8 @@ __all__ = [
     "parse_target",
     "plan",
     "quantize",
+    "quantize_to_size",
+    "reachable_sizes",
     "read_golden",
     "record_golden",
     "recover",

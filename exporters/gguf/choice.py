@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.exporters.gguf import blocks
@@ -150,3 +151,11 @@ def file_number(spec: ModelSpec, chosen: Mapping[Place, BlockType]) -> int:
                 return kind.id
     named = [kind for kind in MIXED.values() if kind.block is main]
     return next((kind for kind in named if kind.name.endswith("_m")), named[0]).id
+
+
+def recorded(main: BlockType, options: ExportOptions, request: Request | None) -> dict[str, Any]:
+    """What the manifest says was asked for."""
+    common = {"arch": options.arch, **({"split_bytes": options.split_bytes} if options.split_bytes is not None else {})}
+    if request is None:
+        return {"type": main.name.lower(), **common}
+    return {**request.to_json(), **common}

@@ -30,7 +30,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -54,6 +53,7 @@ from quantkit.exporters.gguf.choice import (
     chosen_types,
     file_number,
     main_type,
+    recorded,
     requested_types,
     wanted_type,
 )
@@ -64,8 +64,9 @@ from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.families.latent import eps_notes
 from quantkit.exporters.gguf.imatrix.writing import planned_importance
 from quantkit.exporters.gguf.metadata import model_entries, quantization_entries
+from quantkit.exporters.gguf.mixture.candidates import candidates, choosing
 from quantkit.exporters.gguf.mixture.file_types import MIXED
-from quantkit.exporters.gguf.mixture.request import CALIBRATED, Request, requested
+from quantkit.exporters.gguf.mixture.request import Request, requested
 from quantkit.exporters.gguf.mixture.solved import check_scheme, check_solved, solved_schemes
 from quantkit.exporters.gguf.reading import read_config, read_quantization
 from quantkit.exporters.gguf.sampling import generation_files, sampling_entries, sampling_notes
@@ -101,6 +102,7 @@ from quantkit.models.layouts.small_files import CARD_NAME, is_legal
 from quantkit.models.recognition import config_notes
 from quantkit.models.spec import ModelSpec
 from quantkit.protocols import ExportOptions
+from quantkit.tensors.block_options import CALIBRATED
 from quantkit.tensors.scheme import Scheme
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 from quantkit.text.vocabulary import Vocabulary, has_vocabulary, read_vocabulary
@@ -145,6 +147,8 @@ class GGUF:
         if request is None:
             raise BadOption("calibration is for types that dense weights become", hint="add --type q4_k_m, or another")
         return solved_schemes(requested_types(checkpoint, request))
+
+    candidates, choosing = staticmethod(candidates), staticmethod(choosing)
 
     def prepare(self, checkpoint: Checkpoint, options: ExportOptions) -> PlannedArtifact:
         """Plan the file, or the folder of its parts: a header, then one unit per tensor with its padding.
@@ -198,7 +202,7 @@ class GGUF:
             folder=options.split_bytes is not None,
             files=files,
             tensors=tuple(PlannedTensor(n, b.name.lower(), s, tensor_bytes(b, s)) for n, b, s in infos),
-            options=_recorded(main, options, request),
+            options=recorded(main, options, request),
             notes=(*model.notes, *_notes(model, chosen, main, vocabulary, request), *parts),
             measure=measured(model, self.read),
             stored={p.slot.name: replace(w, stored_as=chosen[p].name.lower()) for p, w in carried.items()},
@@ -248,14 +252,6 @@ def _factors(spec: ModelSpec) -> dict[str, np.ndarray]:
         LONG_FACTORS: np.array(spec.rope.long_factor, "<f4"),
         SHORT_FACTORS: np.array(spec.rope.short_factor, "<f4"),
     }
-
-
-def _recorded(main: BlockType, options: ExportOptions, request: Request | None) -> dict[str, Any]:
-    """What the manifest says was asked for."""
-    common = {"arch": options.arch, **({"split_bytes": options.split_bytes} if options.split_bytes is not None else {})}
-    if request is None:
-        return {"type": main.name.lower(), **common}
-    return {**request.to_json(), **common}
 
 
 def _constant(name: str, values: np.ndarray) -> Unit:

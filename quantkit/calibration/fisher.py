@@ -24,9 +24,10 @@ nothing was gained. Blocks are read one at a time, forwards and then backwards, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import get_ident
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -131,9 +132,9 @@ def sensitivities(
     ]
     tokens = 0
     roots = [1.0] * len(sequences) if counts is None else [math.sqrt(count) for count in counts]
-    told = _Told(progress, checkpoint.spec.num_hidden_layers * sum(map(len, sequences)))
+    told = Told(progress, checkpoint.spec.num_hidden_layers * sum(map(len, sequences)))
     with torch.inference_mode(mode=False), torch.no_grad():
-        passes = _Pass(checkpoint, device, threads, bfloat16, told)
+        passes = GradientPass(checkpoint, device, threads, bfloat16, told, spec.weighed_roles, _lengths)
         before = _Before(outer, checkpoint.spec.scale_emb, roots, skip_positions, threads)
         for first, wave in _waves(sequences):
             for layer, gradients in passes.run(wave, first, before):
@@ -169,7 +170,7 @@ def _waves(sequences: Sequence[np.ndarray]) -> Iterator[tuple[int, list[np.ndarr
             wave = []
 
 
-class _Told:
+class Told:
     """Adds up blocks times tokens and tells `progress`."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
@@ -178,8 +179,26 @@ class _Told:
         self.done = 0.0
 
     def add(self, sequences: Sequence[np.ndarray], share: float) -> None:
+        """So much of a block's work is done for these sequences."""
         self.done += share * sum(map(len, sequences))
         self.progress("Fisher pass", self.done, self.total)
+
+
+class Ends(Protocol):
+    """Who is told of what lies before the first block and behind the last."""
+
+    def head(self, first: int, read: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """What the head reads, [tokens, hidden], and 1 - Σ p², [tokens, 1], of sequences from number `first` on."""
+        ...
+
+    def embedding(self, first: int, gradients: Sequence[Tensor]) -> None:
+        """g at what the first block reads, [tokens, hidden]."""
+        ...
+
+
+def _lengths(x: Tensor) -> Tensor:
+    lengths: Tensor = x.norm(dim=-1, keepdim=True)
+    return lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +212,12 @@ class _Before:
     threads: int
 
     def head(self, first: int, read: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """What the head reads, [tokens, hidden], and 1 - Σ p², [tokens, 1], of sequences from number `first` on."""
+        """See `Ends`."""
         if self.outer is not None:
             self._add(self.outer.head, first, [h * counted.sqrt() for h, counted in read])
 
     def embedding(self, first: int, gradients: Sequence[Tensor]) -> None:
-        """g at what the first block reads, [tokens, hidden]."""
+        """See `Ends`."""
         if self.outer is not None:
             self._add(self.outer.embedding, first, [g * self.scale_emb for g in gradients])
 
@@ -208,19 +227,24 @@ class _Before:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
-    """The way through the blocks and back."""
+class GradientPass:
+    """The way through the blocks and back.
+
+    roles: the layers whose gradients are wanted. kept: what of their inputs, float32 [tokens, cols], is yielded.
+    """
 
     checkpoint: Checkpoint
     device: torch.device
     threads: int
     bfloat16: bool
-    told: _Told
+    told: Told
+    roles: Sequence[Role]
+    kept: Callable[[Tensor], Tensor]
 
     def run(
-        self, sequences: Sequence[np.ndarray], first: int, before: _Before
+        self, sequences: Sequence[np.ndarray], first: int, before: Ends
     ) -> Iterator[tuple[int, dict[Role, list[tuple[Tensor, Tensor]]]]]:
-        """Yield every block's number, last first, with g and |x| of its layers: [tokens, rows] and [tokens, 1].
+        """Yield every block's number, last first, with g [tokens, rows] of its layers, and what is kept of their x.
 
         first: the number of the first sequence; each one's number seeds its probes. before: told of both ends.
         """
@@ -248,7 +272,7 @@ class _Pass:
 
         return torch_map(forwards, states, self.threads)
 
-    def _of_logits(self, states: Sequence[Tensor], first: int, before: _Before) -> list[Tensor]:
+    def _of_logits(self, states: Sequence[Tensor], first: int, before: Ends) -> list[Tensor]:
         """Random v at the logits of every sequence, sent back to the residual stream after all blocks."""
         spec = self.checkpoint.spec
         norm, head = load_head(self.checkpoint)
@@ -272,14 +296,14 @@ class _Pass:
     def _through(
         self, block: Block, states: Sequence[Tensor], gradients: Sequence[Tensor], tables: Tables
     ) -> tuple[list[Tensor], dict[Role, list[tuple[Tensor, Tensor]]]]:
-        """Gradients in front of `block`, and g and |x| of its layers, per sequence."""
+        """Gradients in front of `block`, and g and what is kept of x of its layers, per sequence."""
         made: dict[tuple[int, Role], tuple[Tensor, Tensor]] = {}
-        roles = self.checkpoint.spec.weighed_roles
+        roles = self.roles
         modules = {role: block.layer(role) for role in roles}
 
         def keep(role: Role, x: Tensor, output: Tensor) -> None:
             # Sequences run at the same time, each on one thread.
-            made[get_ident(), role] = output, x[0].detach().float().norm(dim=-1, keepdim=True)
+            made[get_ident(), role] = output, self.kept(x[0].detach().float())
 
         def backwards(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
             state, gradient = pair

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
 
 from quantkit import registry
 from quantkit.artifacts.publishing import Published, clean_up, preflight, publish
 from quantkit.calibration.compute import Compute
+from quantkit.calibration.samples import Samples
 from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
@@ -69,7 +72,7 @@ def quantize(
     check_dense(source, "quantize")
     run = Quantization(with_architecture(source, arch), options, compute=compute, progress=progress)
     planned = registry.exporter(INTERMEDIATE).prepare(with_source_dtypes(run.checkpoint, source), AS_IT_IS)
-    return _written(run, planned, Path(out), source, overwrite=overwrite)
+    return written(run, planned, Path(out), source, overwrite=overwrite)
 
 
 def export(
@@ -140,6 +143,21 @@ def export_calibrated(
     """
     source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
     check_dense(source, "quantize")
+    run, planned = solving(format, source, options, quantization, compute=compute, progress=progress)
+    return written(run, planned, Path(out), source, overwrite=overwrite)
+
+
+def solving(
+    format: str,  # noqa: A002 - the field's word
+    source: Checkpoint,
+    options: ExportOptions,
+    quantization: QuantizeOptions,
+    *,
+    compute: Compute,
+    samples: Samples | None = None,
+    progress: Progress | None = None,
+) -> tuple[Quantization, PlannedArtifact]:
+    """The run of `export_calibrated`, and what it will write; `samples`, if given, are what it calibrates on."""
     exporter = registry.exporter(format)
     if not isinstance(exporter, Mixture):
         raise BadOption(
@@ -147,17 +165,33 @@ def export_calibrated(
         )
     dense = with_architecture(source, options.arch)
     schemes = exporter.schemes(dense, replace(options, arch="native"))
-    run = Quantization(dense, replace(quantization, schemes=schemes), compute=compute, progress=progress)
-    planned = exporter.prepare(with_source_dtypes(run.checkpoint, source), replace(options, arch="native"))
-    return _written(run, planned, Path(out), source, overwrite=overwrite)
+    quantization = replace(quantization, schemes=schemes)
+    run = Quantization(dense, quantization, compute=compute, samples=samples, progress=progress)
+    return run, exporter.prepare(with_source_dtypes(run.checkpoint, source), replace(options, arch="native"))
 
 
-def _written(
-    run: Quantization, planned: PlannedArtifact, out: Path, source: Checkpoint, *, overwrite: bool
+def written(
+    run: Quantization,
+    planned: PlannedArtifact,
+    out: Path,
+    source: Checkpoint,
+    *,
+    overwrite: bool,
+    further: Mapping[str, Any] = MappingProxyType({}),
 ) -> Published:
-    """Quantize and write; what an earlier run of the same kind has finished is not done again."""
+    """Quantize and write; what an earlier run of the same kind has finished is not done again.
+
+    further: what the report tells beside what `run` does.
+    """
     clean_up(planned, out)
     preflight(planned, out, inputs=source.inputs, overwrite=overwrite, journal_size=run.journal_size())
     with run.journal(planned, out):
         run.calibrate()
-        return publish(planned, out, inputs=source.inputs, overwrite=overwrite, progress=run.writing, report=run.report)
+        return publish(
+            planned,
+            out,
+            inputs=source.inputs,
+            overwrite=overwrite,
+            progress=run.writing,
+            report=lambda: {**run.report(), **further},
+        )

@@ -1,10 +1,17 @@
-"""How dense weights become a container's blocks where it quantizes by itself, and which types single tensors get."""
+"""How dense weights become a container's blocks where it quantizes by itself, and which types single tensors get, or
+may get."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from quantkit.tensors.scheme import Scheme
+
+CALIBRATED = "calibrated"
+"""The algorithm whose codes a solver chooses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +47,22 @@ class BlockOptions:
             "imatrix": self.imatrix.name if self.imatrix is not None else None,
         }
         return {name: value for name, value in chosen.items() if value}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A type that a weight may become.
+
+    type: in the container's words. scheme: what its codes are; None = plain floats, as good as the original. nbytes: in
+    the finished file, with padding. input_run: how many values share a scale where engines round to int8 what is
+    multiplied with it; None = they do not.
+    """
+
+    type: str
+    scheme: Scheme | None
+    nbytes: int
+    input_run: int | None = None
+
+
+Candidates = Mapping[str, tuple[Candidate, ...]]
+"""By weight name, in the order of the model."""

@@ -22,10 +22,10 @@ from quantkit.exporters.gguf.types.values import LAYOUTS
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.block_options import BlockOptions
+from quantkit.tensors.block_options import CALIBRATED, BlockOptions
 from quantkit.tensors.views import QuantizedView
 
-SEARCHED, REFERENCE, CALIBRATED = "searched", "reference", "calibrated"
+SEARCHED, REFERENCE = "searched", "reference"
 ALGORITHMS = (SEARCHED, REFERENCE, CALIBRATED)
 """The first one is the default."""
 TENSOR_TYPES: Mapping[str, BlockType] = {
@@ -155,9 +155,9 @@ def requested(checkpoint: Checkpoint, options: ExportOptions) -> Request | None:
             hint=f"add --algorithm {REFERENCE}",
         )
     if choices.algorithm != CALIBRATED:
-        _refuse_quantized(checkpoint, options.type, asked=choices.algorithm is not None)
+        refuse_quantized(checkpoint, options.type, asked=choices.algorithm is not None)
     importance = None if choices.imatrix is None else _importance(choices.imatrix, choices.algorithm)
-    wishes = _wishes(choices, tied=checkpoint.spec.tie_word_embeddings)
+    wishes = wished(choices, tied=checkpoint.spec.tie_word_embeddings)
     return Request(FILE_TYPES[options.type], wishes, choices, example, importance)
 
 
@@ -170,7 +170,8 @@ def _importance(path: Path, algorithm: str | None) -> ImportanceMatrix:
     return read_importance(path)
 
 
-def _refuse_quantized(checkpoint: Checkpoint, kind: str, *, asked: bool) -> None:
+def refuse_quantized(checkpoint: Checkpoint, kind: str, *, asked: bool) -> None:
+    """Raise `UnsupportedSpec` for weights that are quantized already. asked: whether an algorithm was asked for."""
     for name, view in checkpoint.weights.items():
         if isinstance(view, QuantizedView):
             what = "--algorithm is for dense weights" if asked else f"gguf writes {kind} from dense weights"
@@ -180,7 +181,8 @@ def _refuse_quantized(checkpoint: Checkpoint, kind: str, *, asked: bool) -> None
             )
 
 
-def _wishes(options: BlockOptions, *, tied: bool) -> Wishes:
+def wished(options: BlockOptions, *, tied: bool) -> Wishes:
+    """The types that options give single tensors, read and checked."""
     output = None if options.output_type is None else _type(options.output_type, "--output-type")
     embedding = None if options.embedding_type is None else _type(options.embedding_type, "--token-embedding-type")
     if tied and output is not None and embedding is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,6 +93,18 @@ Strict = Annotated[
         "--strict", help="ternary: refuse a ternary model of which some weights are not; else those stay dense."
     ),
 ]
+TargetBits = Annotated[
+    float | None,
+    typer.Option(
+        "--target-bpw",
+        help="Choose types by measured loss so that all files have at most so many bits per weight.",
+        show_default=False,
+    ),
+]
+TargetBytes = Annotated[
+    str | None,
+    typer.Option("--target-size", help="The same for a size, such as 300MB or 1.5GiB.", show_default=False),
+]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Calibration sequences.")]
 Length = Annotated[int, typer.Option("--length", min=2, help="Tokens per calibration sequence.")]
 
@@ -141,3 +154,14 @@ def chosen_recipe(recipe: Path | None, embedding_bits: int | None) -> Rules:
 
     rules = Rules.read(recipe) if recipe is not None else Rules()
     return rules if embedding_bits is None else rules.with_outer(embedding_bits)
+
+
+def mixture_lines(mixture: Mapping[str, Any]) -> Iterator[str]:
+    """What a report tells of a mixture that was chosen: counts of types, and what they come to."""
+    counts = ", ".join(f"{count} x {kind}" for kind, count in mixture["counts"].items())
+    yield f"chosen by measured loss: {counts}"
+    of = f" as {mixture['container']}" if "container" in mixture else ""
+    yield (
+        f"{mixture['planned_size']:,} bytes{of}, {mixture['bits_per_weight']:.3f} bits per weight; predicted KL "
+        f"{mixture['predicted_kl']:.1e}"
+    )

@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Target, Threads
-from quantkit.cli.options.sizes import byte_count
+from quantkit.cli.options import sizes
+from quantkit.cli.options.shared import (
+    Arch,
+    Json,
+    Out,
+    Overwrite,
+    Target,
+    TargetBits,
+    TargetBytes,
+    Threads,
+    mixture_lines,
+)
 from quantkit.cli.output import Output, human_size
 
 CALIBRATED = "calibrated"
@@ -128,6 +138,17 @@ def export(
             show_default="one file",
         ),
     ] = None,
+    target_bits: TargetBits = None,
+    target_size: TargetBytes = None,
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--candidate",
+            metavar="TYPE",
+            help="gguf: a type that --target-bpw and --target-size may choose; may be given again.",
+            show_default="all",
+        ),
+    ] = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -140,6 +161,7 @@ def export(
         Compute,
         ExportOptions,
         QuantizeOptions,
+        export_to_size,
         loads_in,
         open_checkpoint,
         parse_target,
@@ -148,7 +170,10 @@ def export(
     from quantkit import export_calibrated as solve
     from quantkit.errors import BadOption
 
-    if (calibration or samples is not None) and algorithm != CALIBRATED:
+    size = sizes.target_size(target_size, target_bits)
+    if candidates and size is None:
+        raise BadOption("--candidate is for --target-bpw and --target-size", hint="add one of them")
+    if (calibration or samples is not None) and algorithm != CALIBRATED and size is None:
         option = "--calibration" if calibration else "--samples"
         raise BadOption(f"{option} is for --algorithm calibrated", hint="add it; llama.cpp's own way takes no text")
     output = Output(as_json=as_json)
@@ -178,20 +203,21 @@ def export(
     checkpoint = open_checkpoint(source)
     output.notes(checkpoint.notes)
     with output.progress(f"reading {source.name}") as progress:
-        if algorithm == CALIBRATED:
+        if algorithm == CALIBRATED or size is not None:
             text = CalibrationOptions(files=tuple(map(CalibrationFile.parse, calibration or ())))
             if samples is not None:
                 text = replace(text, sequences=samples)
-            done = solve(
-                name,
-                checkpoint,
-                out,
-                options,
-                QuantizeOptions(calibration=text),
-                compute=Compute(threads=options.threads),
-                overwrite=overwrite,
-                progress=progress,
-            )
+            how = QuantizeOptions(calibration=text)
+            common: dict[str, Any] = {
+                "compute": Compute(threads=options.threads),
+                "overwrite": overwrite,
+                "progress": progress,
+            }
+            if size is None:
+                done = solve(name, checkpoint, out, options, how, **common)
+            else:
+                common |= {"quantization": how, "types": candidates or ()}
+                done = export_to_size(name, checkpoint, out, size, options, **common)
         else:
             done = write(name, checkpoint, out, options, overwrite=overwrite, progress=progress)
     output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
@@ -212,6 +238,7 @@ def export(
         )
     loading = loads_in(done.path, target=target)
     weights = sum(weight.size for weight in checkpoint.weights.values())
+    mixture = (done.manifest["report"] or {}).get("mixture")
     output.result(
         {
             "path": str(out),
@@ -222,9 +249,11 @@ def export(
             "loads_in": loading,
             "notes": done.manifest["notes"],
             "figures": done.manifest["figures"],
+            "mixture": mixture,
         },
         lines=[
             f"{out}: {human_size(done.size)}, {done.size * 8 / weights:.2f} bits per weight, re-read and hashed",
+            *(mixture_lines(mixture) if mixture is not None else ()),
             loading,
         ],
     )
@@ -241,4 +270,4 @@ def _split_bytes(text: str | None, out: Path) -> int | None:
             f"--split-max-size makes a folder with the parts, and {out} is the name of a file",
             hint=f"--out {out.with_suffix('')}",
         )
-    return byte_count(text, "--split-max-size")
+    return sizes.byte_count(text, "--split-max-size")

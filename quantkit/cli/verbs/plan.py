@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantkit.cli.options import sizes
 from quantkit.cli.options.shared import (
     Arch,
     Bits,
@@ -23,6 +25,8 @@ from quantkit.cli.options.shared import (
     Strict,
     Symmetric,
     Target,
+    TargetBits,
+    TargetBytes,
     chosen_recipe,
     chosen_scheme,
 )
@@ -52,6 +56,8 @@ def plan(
     length: Length = 512,
     arch: Arch = "native",
     target: Target = None,
+    target_bits: TargetBits = None,
+    target_size: TargetBytes = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List what every tensor becomes.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -59,7 +65,14 @@ def plan(
 
     Reads headers only; for method ternary also the weights, because what is ternary already is taken over.
     """
-    from quantkit import CalibrationOptions, ExportOptions, QuantizeOptions, every_target, parse_target
+    from quantkit import (
+        CalibrationOptions,
+        ExportOptions,
+        QuantizeOptions,
+        every_target,
+        parse_target,
+        reachable_sizes,
+    )
     from quantkit import plan as make_plan
     from quantkit.errors import BadOption
 
@@ -79,6 +92,12 @@ def plan(
     wanted = every_target() if to == ALL else to.split(",")
     targets = [parse_target(item, ExportOptions(arch=arch, target=target)) for item in wanted]
     made = make_plan(source, targets, options)
+    size = sizes.target_size(target_size, target_bits)
+    reached = {
+        container: reachable_sizes(container, source, replace(chosen, type=None), options)
+        for container, chosen in (targets if size is not None else ())
+    }
+    budget = size.budget(made.parameters) if size is not None else 0
     rows = table("format", "type", "size", "bits/weight", "", right=("size", "bits/weight"))
     for container in made.targets:
         rows.add_row(
@@ -94,8 +113,9 @@ def plan(
     names = _names(made.targets)
     told = [line for name, container in zip(names, made.targets, strict=True) for line in _loading(name, container)]
     counts = ", ".join(f"{count} x {kind}" for kind, count in made.tensors.items())
+    mixtures = {name: {"smallest": least, "largest": most} for name, (least, most) in reached.items()}
     output.result(
-        made.to_json(),
+        {**made.to_json(), "mixtures": mixtures},
         *([listing] if tensors else []),
         rows,
         lines=[
@@ -104,6 +124,12 @@ def plan(
             f"disk {human_size(made.disk_bytes)}",
             *(f"{name}: {fact}" for name, fact in made.sparse_attention.items()),
             *told,
+            *(
+                f"{name}: mixtures of types have {least:,} to {most:,} bytes, {least * 8 / made.parameters:.3f} to "
+                f"{most * 8 / made.parameters:.3f} bits per weight: {budget:,} bytes "
+                f"{'are enough' if least <= budget else 'are too few'}"
+                for name, (least, most) in reached.items()
+            ),
             *(
                 f"{one.engine}: smallest {one.smallest}, fastest {one.fastest}"
                 for one in (made.best if len(made.targets) > 1 else ())
@@ -116,7 +142,7 @@ def plan(
         output.notes(f"{name}: {note}" for note in container.notes if note not in shared)
         if container.hint:
             output.note(f"{name}: hint: {container.hint}")
-    if not made.possible and to != ALL:
+    if (not made.possible and to != ALL) or any(least > budget for least, _ in reached.values()):
         raise typer.Exit(2)
 
 

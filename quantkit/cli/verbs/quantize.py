@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from quantkit.cli.options import sizes
 from quantkit.cli.options.shared import (
     METHODS,
     Arch,
@@ -24,9 +25,12 @@ from quantkit.cli.options.shared import (
     Samples,
     Strict,
     Symmetric,
+    TargetBits,
+    TargetBytes,
     Threads,
     chosen_recipe,
     chosen_scheme,
+    mixture_lines,
 )
 from quantkit.cli.options.training import (
     Batch,
@@ -59,6 +63,12 @@ def quantize(
     strict: Strict = False,
     recipe: Recipe = None,
     embedding_bits: EmbeddingBits = None,
+    target_bits: TargetBits = None,
+    target_size: TargetBytes = None,
+    target_format: Annotated[
+        str,
+        typer.Option("--target-format", help="The container whose files the target is about: mlx, onnx, ..."),
+    ] = "compressed-tensors",
     calibration: Annotated[
         list[str] | None,
         typer.Option(
@@ -131,11 +141,17 @@ def quantize(
         QuantizeOptions,
         loads_in,
         open_checkpoint,
+        parse_target,
+        quantize_to_size,
     )
     from quantkit import quantize as make
     from quantkit import recover as train
+    from quantkit.errors import BadOption
 
     output = Output(as_json=as_json)
+    size = sizes.target_size(target_size, target_bits)
+    if size is not None and recover is not None:
+        raise BadOption("--recover trains weights of a given scheme", hint="leave the target size out")
     scheme = chosen_scheme(
         method, bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype, levels=levels
     )
@@ -172,7 +188,12 @@ def quantize(
     output.notes(checkpoint.notes)
     with output.progress(f"reading {model.name}") as progress:
         common: dict[str, Any] = {"compute": compute, "arch": arch, "overwrite": overwrite, "progress": progress}
-        if training is None:
+        if size is not None:
+            container, container_options = parse_target(target_format)
+            done = quantize_to_size(
+                checkpoint, out, size, options, container=container, container_options=container_options, **common
+            )
+        elif training is None:
             done = make(checkpoint, out, options, **common)
         else:
             trained = train(checkpoint, out, options, training, teacher=teacher, **common)
@@ -190,6 +211,7 @@ def quantize(
         rows,
         lines=[
             f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}",
+            *(mixture_lines(report["mixture"]) if "mixture" in report else ()),
             loading,
             *_calibration_lines(report["calibration"]),
             *(training_lines(report["training"]) if training is not None else ()),
