@@ -21,10 +21,11 @@ from quantkit.exporters.gguf.metadata import ARCHITECTURES, CONFIG_KEY, QUANTIZA
 from quantkit.exporters.gguf.tensors import LONG_FACTORS, SHORT_FACTORS
 from quantkit.exporters.gguf.vocabulary import END_KEYS, END_TEXTS
 from quantkit.files.json_file import parse_json
+from quantkit.models.architectures._rope_spec import longrope_attention_factor
 from quantkit.models.architectures.minicpm3 import with_shared_eps
 from quantkit.models.config import token_ids_value
 from quantkit.models.recognition import parse_config
-from quantkit.models.spec import ModelSpec, longrope_attention_factor
+from quantkit.models.spec import ModelSpec
 from quantkit.tensors.scheme import Scheme, scheme_from_json
 
 _KNOWN_KEYS = frozenset(

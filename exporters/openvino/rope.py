@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from quantkit.exporters.openvino.graph import Graph, Shape, Value
-from quantkit.models.spec import ModelSpec, RopeSpec
+from quantkit.models.architectures._rope_spec import RopeSpec
+from quantkit.models.spec import ModelSpec
 
 
 def tables(graph: Graph, spec: ModelSpec, positions: Value) -> tuple[Value, Value]:

@@ -27,10 +27,9 @@ from quantkit.calibration.folds import fold_names, folds_of, token_weights
 from quantkit.calibration.samples import Samples
 from quantkit.calibration.statistics import Counted, LayerStatistics, Rows, cross_products, input_statistics
 from quantkit.errors import NonFiniteValues
-from quantkit.models.architectures._layer_group import LayerGroup
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import CPU, read_float32
-from quantkit.models.spec import EMBEDDING, ModelSpec, Role
+from quantkit.models.spec import EMBEDDING, LayerGroup, ModelSpec, Role
 from quantkit.models.torch_model import Block, rotary_tables
 from quantkit.tensors.views import TensorView
 from quantkit.threads import torch_map

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantkit.files.planned_files import PlannedTensor
+from quantkit.models.architectures._rope_spec import RopeSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.family.recognition import described
-from quantkit.models.spec import LINEAR_ROLES, ModelSpec, RopeSpec
+from quantkit.models.spec import LINEAR_ROLES, ModelSpec
 from quantkit.progress import Progress
 from quantkit.tensors.gridded import common_grid
 from quantkit.tensors.scheme import PER_ROW

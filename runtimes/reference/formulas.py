@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.models.spec import RopeSpec
+from quantkit.models.architectures._rope_spec import RopeSpec
 from quantkit.tensors.scheme import PER_ROW
 
 

@@ -16,20 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import BadConfig, UnsupportedModel
 from quantkit.models.architectures._config_keys import READ, Shape, check_keys, code_asked_for, unknown_keys
-from quantkit.models.architectures._layer_group import LayerGroup
 from quantkit.models.architectures._rope import LLAMA_TYPES, read_rope, rope_notes
 from quantkit.models.architectures._sparse import KEY, read_sparse
 from quantkit.models.config import decoder_config
 from quantkit.models.config_reader import ConfigReader, shown
-from quantkit.models.spec import (
-    BLOCKS,
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD,
-    ModelSpec,
-    Role,
-    TensorSlot,
-)
+from quantkit.models.spec import BLOCKS, EMBEDDING, FINAL_NORM, HEAD, LayerGroup, ModelSpec, Role, TensorSlot
 
 if TYPE_CHECKING:
     from quantkit.models.torch_model import Block

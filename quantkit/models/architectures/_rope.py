@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.errors import BadConfig, UnsupportedModel
+from quantkit.models.architectures._rope_spec import RopeSpec, longrope_attention_factor
 from quantkit.models.architectures._rope_types import AMPLITUDE, FACTOR, KEYS, STRETCHES, Frame
 from quantkit.models.config_reader import ConfigReader, shown
-from quantkit.models.spec import RopeSpec, longrope_attention_factor
 
 ORIGINAL = "original_max_position_embeddings"
 NEW_NAME, OLD_NAME = "rope_parameters", "rope_scaling"

@@ -23,11 +23,10 @@ from quantkit.errors import BadConfig, UnsupportedModel
 from quantkit.models.architectures._config_keys import Shape, check_keys
 from quantkit.models.architectures._dense_decoder import MAX_DIMENSION, MAX_HEAD_DIM, DenseDecoder
 from quantkit.models.architectures._latent import NORM_EPS, LatentSpec
-from quantkit.models.architectures._layer_group import LayerGroup
 from quantkit.models.architectures._rope import MINICPM_TYPES, OLD_NAME
 from quantkit.models.architectures.minicpm import scalars
 from quantkit.models.config_reader import ConfigReader, shown
-from quantkit.models.spec import ModelSpec, Role
+from quantkit.models.spec import LayerGroup, ModelSpec, Role
 
 if TYPE_CHECKING:
     from quantkit.models.architectures._latent_block import LatentBlock

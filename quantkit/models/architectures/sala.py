@@ -19,19 +19,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from quantkit.errors import BadConfig, UnsupportedModel
 from quantkit.models.architectures._dense_decoder import LAYER_NAMES, DenseDecoder
-from quantkit.models.architectures._layer_group import LayerGroup
 from quantkit.models.architectures._lightning import LightningSpec
 from quantkit.models.architectures.minicpm import scalars
 from quantkit.models.config_reader import ConfigReader, shown
-from quantkit.models.spec import (
-    BLOCKS,
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD,
-    ModelSpec,
-    Role,
-    TensorSlot,
-)
+from quantkit.models.spec import BLOCKS, EMBEDDING, FINAL_NORM, HEAD, LayerGroup, ModelSpec, Role, TensorSlot
 
 if TYPE_CHECKING:
     from torch import nn

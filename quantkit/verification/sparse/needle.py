@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import BadOption
+from quantkit.models.architectures._rope_spec import RopeSpec
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import COARSE, EMBEDDING, NORM_ROLES, ModelSpec, Role, RopeSpec, SparseSpec, architecture
+from quantkit.models.spec import COARSE, EMBEDDING, NORM_ROLES, ModelSpec, Role, SparseSpec, architecture
 from quantkit.protocols import Session
 from quantkit.tensors.views import TensorView
 from quantkit.verification.sparse.oracle import SparseOracle

@@ -18,10 +18,11 @@ from quantkit.errors import GoldenMismatch, MalformedFile, MissingDependency, Qu
 from quantkit.files.json_file import parse_json
 from quantkit.models.architectures._latent import LatentSpec
 from quantkit.models.architectures._lightning import LightningSpec
+from quantkit.models.architectures._rope_spec import RopeSpec
 from quantkit.models.architectures.minicpm3 import with_norms_of
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.layouts.small_files import is_legal
-from quantkit.models.spec import ModelSpec, RopeSpec, SparseSpec
+from quantkit.models.spec import ModelSpec, SparseSpec
 from quantkit.text.sentencepiece_model import TokenKind
 from quantkit.text.templates import OLD_TEMPLATE_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
 from quantkit.text.tokenizer import open_tokenizer

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from quantkit.models.spec import RopeSpec
+from quantkit.models.architectures._rope_spec import RopeSpec
 from quantkit.runtimes.reference.formulas import attend, rms_norm, rope_angles, rotate, round_to_int8, silu, softmax
 from quantkit.tensors.scheme import PER_ROW
 
