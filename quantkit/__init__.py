@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quantkit.errors import QuantkitError as QuantkitError
     from quantkit.models.checkpoint import Checkpoint as Checkpoint
     from quantkit.models.inspection import inspection as inspection
+    from quantkit.pipeline.card.planned import model_card as model_card
     from quantkit.pipeline.importance import measure_importance as measure_importance
     from quantkit.pipeline.options import QuantizeOptions as QuantizeOptions
     from quantkit.pipeline.planning.plan import Plan as Plan
@@ -100,8 +101,9 @@ _HOMES = {
     "leftovers": "artifacts.leftovers",
     "loads_in": "pipeline.planning.verdicts",
     "loss_picture": "training.curve",
-    "open_checkpoint": "registry",
     "measure_importance": "pipeline.importance",
+    "model_card": "pipeline.card.planned",
+    "open_checkpoint": "registry",
     "parse_target": "pipeline.planning.target",
     "plan": "pipeline.planning.plan",
     "quantize": "pipeline.runs",
@@ -150,6 +152,7 @@ __all__ = [
     "loads_in",
     "loss_picture",
     "measure_importance",
+    "model_card",
     "open_checkpoint",
     "parse_target",
     "plan",

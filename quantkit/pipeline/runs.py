@@ -14,6 +14,7 @@ from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture, with_source_dtypes
+from quantkit.pipeline.card.planned import with_card
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.quantization import Quantization
 from quantkit.progress import Progress
@@ -69,6 +70,7 @@ def quantize(
     check_dense(source, "quantize")
     run = Quantization(with_architecture(source, arch), options, compute=compute, progress=progress)
     planned = registry.exporter(INTERMEDIATE).prepare(with_source_dtypes(run.checkpoint, source), AS_IT_IS)
+    planned = with_card(planned, run.checkpoint, run.about(), run.report)
     return _written(run, planned, Path(out), source, overwrite=overwrite)
 
 
@@ -100,7 +102,7 @@ def export(
     """
     checkpoint = registry.open_checkpoint(source) if isinstance(source, (str, Path)) else source
     check_dense(checkpoint, "export")
-    planned = registry.exporter(format).prepare(checkpoint, options)
+    planned = with_card(registry.exporter(format).prepare(checkpoint, options), checkpoint)
     if options.blocks is not None and options.blocks.imatrix is not None:
         preflight(planned, Path(out), inputs=(options.blocks.imatrix,), overwrite=overwrite)
     return publish(
@@ -149,6 +151,7 @@ def export_calibrated(
     schemes = exporter.schemes(dense, replace(options, arch="native"))
     run = Quantization(dense, replace(quantization, schemes=schemes), compute=compute, progress=progress)
     planned = exporter.prepare(with_source_dtypes(run.checkpoint, source), replace(options, arch="native"))
+    planned = with_card(planned, run.checkpoint, run.about(), run.report)
     return _written(run, planned, Path(out), source, overwrite=overwrite)
 
 

@@ -67,7 +67,12 @@ def misread(model: Checkpoint) -> str | None:
     return None
 
 
+def _usage(model: Checkpoint) -> str:
+    return "mlx_lm.chat --model FOLDER"
+
+
 MLX_LM = KernelRules(
+    usage=_usage,
     name="mlx-lm",
     engine="mlx",
     containers=("mlx",),
