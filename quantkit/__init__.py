@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from quantkit.verification.evaluation.figures import Evaluation as Evaluation
     from quantkit.verification.golden import Golden as Golden
     from quantkit.verification.golden import read_golden as read_golden
+    from quantkit.verification.page.writing import report_page as report_page
     from quantkit.verification.proof import verify as verify
     from quantkit.verification.recording import record_golden as record_golden
     from quantkit.verification.report import Report as Report
@@ -110,6 +111,7 @@ _HOMES = {
     "read_golden": "verification.golden",
     "record_golden": "verification.recording",
     "recover": "pipeline.recovery.runs",
+    "report_page": "verification.page.writing",
     "verify": "verification.proof",
 }
 """Public name to the module that it lives in."""
@@ -160,6 +162,7 @@ __all__ = [
     "read_golden",
     "record_golden",
     "recover",
+    "report_page",
     "verify",
 ]
 
