@@ -21,7 +21,7 @@ LINE, TITLE = 17, 20
 """Heights of one artifact's line in a row, and of the row's title."""
 COLORS = 8
 """Beyond so many series all are gray."""
-STEPS = 6
+STEPS = 11
 """Shades of a heat map."""
 
 
@@ -35,8 +35,8 @@ class Mark:
 
 
 def color(number: int) -> str:
-    """The class of a series."""
-    return f"c{number}" if number <= COLORS else "c0"
+    """The class of a series; one that is alone has the number 0."""
+    return f"c{number or 1}" if number <= COLORS else "c0"
 
 
 def rows(
@@ -49,7 +49,7 @@ def rows(
     """A row for each title with a line for each of its marks, along one scale."""
     values = [x for marks in titles.values() for mark in marks for x in (mark.value, mark.limit) if x is not None]
     along = scale(values, LEFT, WIDTH - RIGHT)
-    parts, top = [], 16.0
+    parts, top = [], 20.0
     for title, marks in titles.items():
         parts.append(f'<text x="0" y="{top + 12:g}" class="strong">{escape(title)}</text>')
         for line, mark in enumerate(marks):
@@ -60,14 +60,15 @@ def rows(
 
 def _line(mark: Mark, along: Scale, y: float, text: Callable[[float | None], str], title: str) -> Iterator[str]:
     shown = text(mark.value)
+    named = f"{mark.number}, " if mark.number else ""
     limit = f", limit {text(mark.limit)}" if mark.limit is not None else ""
-    yield f'<g class="{color(mark.number)}"><title>{escape(f"{mark.number}, {title}: {shown}{limit}")}</title>'
+    yield f'<g class="{color(mark.number)}"><title>{escape(f"{named}{title}: {shown}{limit}")}</title>'
     if mark.limit is not None and math.isfinite(mark.limit):
         x = along(mark.limit)
         yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 6:g}" y2="{y + 6:g}" class="limit"/>'
     if math.isfinite(mark.value):
         x = along(mark.value)
-        yield f'<line x1="{LEFT}" x2="{x:.1f}" y1="{y:g}" y2="{y:g}" class="stem"/>'
+        yield f'<line x1="{along.base:.1f}" x2="{x:.1f}" y1="{y:g}" y2="{y:g}" class="stem"/>'
         yield _numbered(mark.number, x, y)
     yield f'<text x="{WIDTH}" y="{y + 4:g}" text-anchor="end">{escape(shown)}</text></g>'
 
@@ -75,7 +76,7 @@ def _line(mark: Mark, along: Scale, y: float, text: Callable[[float | None], str
 def _numbered(number: int, x: float, y: float) -> str:
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7.5"/>'
-        f'<text x="{x:.1f}" y="{y + 3.6:.1f}" text-anchor="middle" class="on">{number}</text>'
+        f'<text x="{x:.1f}" y="{y + 3.6:.1f}" text-anchor="middle" class="on">{number or ""}</text>'
     )
 
 
@@ -120,9 +121,9 @@ def heat(errors: LayerErrors) -> str:
     """Kinds of matrices down, layers across; the darker (on a dark page the lighter), the larger the error."""
     layers = 1 + max((layer for kind in errors.kinds.values() for layer in kind), default=0)
     kinds = {kind: found for kind, found in errors.kinds.items() if set(found) != {-1}}
-    shade = shades(errors)
+    edges = bounds(errors)
     left, row = 76, 20
-    cell = min(30.0, (WIDTH - left) / max(layers, 1))
+    cell = min(56.0, (WIDTH - left) / max(layers, 1))
     parts = []
     for number, (kind, found) in enumerate(kinds.items()):
         top = number * row
@@ -130,7 +131,7 @@ def heat(errors: LayerErrors) -> str:
         for layer, error in sorted(found.items()):
             place = f'x="{left + layer * cell:.2f}" y="{top}" width="{max(cell - 1, 1):.2f}" height="{row - 2}"'
             told = escape(f"layer {layer}, {kind}: {figure(error)}")
-            parts.append(f'<rect {place} class="s{shade(error)}"><title>{told}</title></rect>')
+            parts.append(f'<rect {place} class="s{_shade(error, edges)}"><title>{told}</title></rect>')
     bottom = len(kinds) * row
     every = next(step for step in (1, 2, 5, 10, 20, 50, 100) if step * cell >= 18 or step == 100)
     for layer in range(0, layers, every):
@@ -141,17 +142,16 @@ def heat(errors: LayerErrors) -> str:
 
 
 def bounds(errors: LayerErrors) -> list[float]:
-    """The least error of every shade, and the largest error; in equal ratios."""
-    found = [error for kind in errors.kinds.values() for error in kind.values() if error > 0] or [1.0]
+    """The least error of every shade, and the largest error, of all layers; in equal ratios."""
+    kinds = errors.kinds.values()
+    found = [error for kind in kinds for layer, error in kind.items() if layer >= 0 and error > 0] or [1.0]
     least, most = min(found), max(found)
     ratio = (most / least) ** (1 / STEPS)
     return [least * ratio**step for step in range(STEPS)] + [most]
 
 
-def shades(errors: LayerErrors) -> Callable[[float], int]:
-    """An error's shade, 0 to `STEPS` - 1."""
-    edges = bounds(errors)[1:-1]
-    return lambda error: sum(error > edge for edge in edges)
+def _shade(error: float, edges: Sequence[float]) -> int:
+    return sum(error > edge for edge in edges[1:-1])
 
 
 def _down(along: Scale, top: float, bottom: float, *, below: bool = False) -> Iterator[str]:

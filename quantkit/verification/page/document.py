@@ -40,7 +40,7 @@ def document(subjects: Sequence[Subject], compared_with: str | None) -> str:
             f"<style>{style()}</style></head><body><main>",
             f"<h1>{_count(len(subjects))}</h1>",
             f'<p class="soft">{against}, by quantkit {__version__}.</p>',
-            '<div class="grid2">',
+            '<div class="grid2 cards">',
             *map(_card, subjects),
             "</div>",
             '<div class="grid2">',
@@ -63,7 +63,7 @@ def _data(subjects: Sequence[Subject]) -> str:
 
 
 def _chip(number: int) -> str:
-    return f'<span class="chip {color(number)}">{number}</span>'
+    return f'<span class="chip {color(number)}">{number}</span>' if number else ""
 
 
 def _card(one: Subject) -> str:
@@ -72,9 +72,9 @@ def _card(one: Subject) -> str:
         "format": f"{report.format}, {report.precision}",
         "size": f"{one.size / 1e6:.3g} MB" if one.size is not None else None,
         "bits per weight": f"{one.bits:.2f}" if one.bits is not None else None,
-        "engine": report.engine or "none: the numpy reference alone",
+        "engine": report.engine or "none, numpy reference",
         "KL": f"{figure(check.kl)} nats" if check is not None else None,
-        "same most likely token": percent(check.top1) if check is not None else None,
+        "top-1 equal": percent(check.top1) if check is not None else None,
     }
     steps = "".join(
         f"<dt>{MARKS.get(step.status, '–')} {step.name}</dt><dd>{escape(step.says)}{_problems(step.problems)}</dd>"
@@ -107,13 +107,14 @@ def _figures(subjects: Sequence[Subject]) -> Iterator[str]:
         yield _figure("KL of each prompt", told, rows(kls, logarithmic, figure, label="KL of each prompt") + table)
         tops = prompts(subjects, lambda found: Mark(0, found.top1))
         told = "Share of positions whose most likely token is the original's."
-        table = _table(("prompt", "artifact", "same token"), _rows_of(tops, subjects, percent))
-        label = "same most likely token"
-        yield _figure("Same most likely token", told, rows(tops, shares, percent, label=label) + table)
+        table = _table(("prompt", "artifact", "top-1 equal"), _rows_of(tops, subjects, percent))
+        label = "top-1 of each prompt"
+        yield _figure("Top-1 of each prompt", told, rows(tops, shares, percent, label=label) + table)
     for one in subjects:
         if one.errors is not None:
             heading = "Error of each layer" + (f": {one.name}" if len(subjects) > 1 else "")
-            yield _figure(heading, f"Squared and relative, of its {one.errors.of}.", _heat(one.errors))
+            scale = " Every artifact has a scale of its own." if len(subjects) > 1 else ""
+            yield _figure(heading, f"Squared and relative, of its {one.errors.of}.{scale}", _heat(one.errors))
 
 
 def _figure(heading: str, caption: str, inside: str) -> str:
@@ -132,14 +133,14 @@ def _rows_of(
     for prompt, marks in found.items():
         for mark in marks:
             limit = (text(mark.limit),) if mark.limit is not None else ()
-            yield (prompt, f"{mark.number}  {names[mark.number]}", text(mark.value), *limit)
+            yield (prompt, f"{mark.number or ''} {names[mark.number]}".strip(), text(mark.value), *limit)
 
 
 def _heat(errors: LayerErrors) -> str:
     edges = bounds(errors)
     swatches = "".join(f'<i class="s{number}"></i>' for number in range(len(edges) - 1))
     ends = [f"<span>{figure(edge)}</span>" for edge in (edges[0], edges[-1])]
-    legend = f'<div class="legend">{ends[0]}{swatches}{ends[1]}</div>'
+    legend = f'<div class="legend shades">{ends[0]}{swatches}{ends[1]}</div>'
     outer = [(kind, "", figure(found[-1])) for kind, found in errors.kinds.items() if -1 in found]
     inner = [
         (kind, str(layer), figure(error))

@@ -12,10 +12,12 @@ from typing import Any
 from quantkit import registry
 from quantkit.artifacts.manifest import read_manifest
 from quantkit.errors import QuantkitError
+from quantkit.models.spec import LINEAR_ROLES
 from quantkit.verification.report import Check, Report
 
 OF_OUTPUTS, OF_WEIGHTS = "outputs on the calibration text", "weights"
 """What an error is of: ||(W - Q) X||^2 / ||W X||^2, or ||W - Q||^2 / ||W||^2."""
+ORDER = {f"{role.value}_proj": place for place, role in enumerate(LINEAR_ROLES)}
 _IN_A_LAYER = re.compile(r"model\.layers\.(\d+)\.(?:\w+\.)*(\w+)\.weight")
 
 
@@ -31,8 +33,8 @@ class LayerErrors:
 class Subject:
     """One artifact.
 
-    number: its place on the page, from 1. report: what `verify` found. size: bytes of its files, None where that is
-    not known. weights: how many it has. errors: None where its manifest has none.
+    number: its place on the page, from 1, and 0 where it is alone. report: what `verify` found. size: bytes of its
+    files, None where that is not known. weights: how many it has. errors: None where its manifest has none.
     """
 
     number: int
@@ -81,7 +83,8 @@ def layer_errors(manifest: Mapping[str, Any]) -> LayerErrors | None:
             kinds.setdefault(kind, {})[layer] = error
         if kinds:
             calibrated = of == OF_OUTPUTS and (manifest["report"].get("calibration") is not None)
-            return LayerErrors(OF_OUTPUTS if calibrated else OF_WEIGHTS, kinds)
+            ordered = sorted(kinds.items(), key=lambda item: (ORDER.get(item[0], len(ORDER)), item[0]))
+            return LayerErrors(OF_OUTPUTS if calibrated else OF_WEIGHTS, dict(ordered))
     return None
 
 

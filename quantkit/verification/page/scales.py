@@ -13,7 +13,7 @@ MOST_TICKS = 6
 class Scale:
     """Values from `low` to `high` along pixels from `start` to `stop`; values beyond lie at the ends.
 
-    ticks: the values that are named, with their names.
+    ticks: the values that are named, with their names. base: the pixel that lines to a value begin at.
     """
 
     low: float
@@ -22,6 +22,7 @@ class Scale:
     stop: float
     logarithmic: bool
     ticks: tuple[tuple[float, str], ...]
+    base: float
 
     def __call__(self, value: float) -> float:
         """The pixel of a value."""
@@ -38,15 +39,15 @@ def logarithmic(values: Sequence[float], start: float, stop: float) -> Scale:
     last = max(last, first + 1)
     step = math.ceil((last - first + 1) / MOST_TICKS)
     ticks = tuple((10.0**power, f"1e{power:+03d}") for power in range(first, last + 1, step))
-    return Scale(10.0**first, 10.0**last, start, stop, True, ticks)
+    return Scale(10.0**first, 10.0**last, start, stop, True, ticks, start)
 
 
 def shares(values: Sequence[float], start: float, stop: float) -> Scale:
-    """From 1 down to a round share below the least of `values`, in percent."""
+    """From 1 down to a round share below the least of `values`, in percent; a line is as long as what is lost."""
     least = min((value for value in values if math.isfinite(value)), default=1.0)
     room = next(room for room in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if 1 - room <= least or room == 1.0)
     ticks = tuple((1 - room * part, f"{100 * (1 - room * part):.3g} %") for part in (1.0, 0.5, 0.0))
-    return Scale(1 - room, 1.0, start, stop, False, ticks)
+    return Scale(1 - room, 1.0, start, stop, False, ticks, stop)
 
 
 def from_zero(values: Sequence[float], start: float, stop: float) -> Scale:
@@ -56,7 +57,7 @@ def from_zero(values: Sequence[float], start: float, stop: float) -> Scale:
     step = next(step for step in (unit / 5, unit / 2, unit, 2 * unit) if most / step <= MOST_TICKS - 1)
     count = math.ceil(most / step)
     ticks = tuple((step * number, f"{step * number:.6g}") for number in range(count + 1))
-    return Scale(0.0, step * count, start, stop, False, ticks)
+    return Scale(0.0, step * count, start, stop, False, ticks, start)
 
 
 def figure(value: float | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 LIGHT = {
     "page": "#f9f9f7", "card": "#ffffff", "ink": "#0b0b0b", "soft": "#52514e", "line": "#e1e0d9",
     "good": "#006300", "bad": "#c02f2f", "on": "#ffffff",
@@ -30,6 +32,7 @@ p{margin:0 0 10px}
 figcaption{font-size:13px;margin-bottom:8px}
 .grid2{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(100%%,330px),1fr));align-items:start;
 margin-top:14px}
+.cards{grid-template-columns:repeat(auto-fit,minmax(min(100%%,290px),1fr))}
 .card,figure{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px;margin:0;min-width:0}
 .name{overflow-wrap:anywhere;font-weight:600}
 .verdict{font-weight:600}
@@ -49,8 +52,11 @@ svg .limit{stroke:var(--ink);stroke-width:2}
 svg circle{fill:var(--mark);stroke:var(--card);stroke-width:1.5}
 .chip{background:var(--mark)}
 .legend{display:flex;flex-wrap:wrap;gap:2px 0;font-size:12px;color:var(--soft);margin-top:6px;align-items:center}
-.legend span{margin-right:12px;overflow-wrap:anywhere}
-.legend i{width:26px;height:10px;margin-right:1px}
+.legend>span{margin-right:12px;overflow-wrap:anywhere}
+.shades{flex-wrap:nowrap;white-space:nowrap}
+.shades>span{margin-right:8px}
+.shades i+span{margin:0 0 0 7px}
+.legend i{width:14px;height:10px;margin-right:1px}
 details{margin-top:8px}
 summary{cursor:pointer;font-size:13px}
 .scroll{overflow-x:auto}
@@ -63,14 +69,23 @@ td.n,th.n{text-align:right}
 
 def style() -> str:
     """The style sheet."""
+    shades = _shades()
     by_day, by_night = (
         "".join(f"--{name}:{value};" for name, value in theme.items())
         + "".join(f"--c{number}:{pair[night]};" for number, pair in enumerate(SERIES))
-        + "".join(f"--s{number}:{value};" for number, value in enumerate(SHADES[::-1] if night else SHADES))
+        + "".join(f"--s{number}:{value};" for number, value in enumerate(shades[::-1] if night else shades))
         for night, theme in enumerate((LIGHT, DARK))
     )
     marks = "".join(f".c{number}{{--mark:var(--c{number})}}" for number in range(len(SERIES)))
-    shades = "".join(
-        f".s{number}{{fill:var(--s{number});background:var(--s{number})}}" for number in range(len(SHADES))
-    )
-    return RULES % (by_day, by_night) + marks + shades
+    numbers = range(len(shades))
+    cells = "".join(f".s{number}{{fill:var(--s{number});background:var(--s{number})}}" for number in numbers)
+    return RULES % (by_day, by_night) + marks + cells
+
+
+def _shades() -> list[str]:
+    """`SHADES`, with one between each two."""
+    found = [SHADES[0]]
+    for one, other in pairwise(SHADES):
+        mixed = ((int(one[at : at + 2], 16) + int(other[at : at + 2], 16)) // 2 for at in (1, 3, 5))
+        found += ["#" + "".join(f"{part:02x}" for part in mixed), other]
+    return found

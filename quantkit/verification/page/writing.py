@@ -61,8 +61,9 @@ def report_page(
         verify(path, golden=recorded, against=against, engine=engine, prompts=prompts, progress=work.stage(str(path)))
         for path in paths
     )
+    first = 1 if len(paths) > 1 else 0
     subjects = [
-        subject(number, path, report) for number, (path, report) in enumerate(zip(paths, reports, strict=True), 1)
+        subject(number, path, report) for number, (path, report) in enumerate(zip(paths, reports, strict=True), first)
     ]
     original = against if against is not None else golden if isinstance(golden, (str, Path)) else None
     compared_with = Path(original).name if original is not None else "its original" if recorded is not None else None
