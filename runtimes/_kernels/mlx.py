@@ -68,7 +68,7 @@ def misread(model: Checkpoint) -> str | None:
 
 
 def _usage(model: Checkpoint) -> str:
-    return "mlx_lm.chat --model FOLDER"
+    return 'mlx_lm.generate --model FOLDER --prompt "The sky is"'
 
 
 MLX_LM = KernelRules(

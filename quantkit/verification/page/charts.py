@@ -14,7 +14,7 @@ from quantkit.verification.page.facts import LayerErrors, Subject
 from quantkit.verification.page.scales import Scale, figure, from_zero, logarithmic
 from quantkit.verification.report import Comparison
 
-WIDTH = 360
+WIDTH = 330
 LEFT, RIGHT = 24, 68
 """Of a row's line: room for its number, and for its figure."""
 LINE, TITLE = 17, 20

@@ -24,13 +24,13 @@ RULES = """
 @media(prefers-color-scheme:dark){:root{%s}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1080px;margin:0 auto;padding:20px 16px 48px}
+main{max-width:1140px;margin:0 auto;padding:20px 16px 48px}
 h1{font-size:22px;line-height:1.25;margin:0 0 4px}
 h2{font-size:16px;margin:0 0 2px}
 p{margin:0 0 10px}
 .soft,figcaption,summary{color:var(--soft)}
 figcaption{font-size:13px;margin-bottom:8px}
-.grid2{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(100%%,330px),1fr));align-items:start;
+.grid2{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(100%%,350px),1fr));align-items:start;
 margin-top:14px}
 .cards{grid-template-columns:repeat(auto-fit,minmax(min(100%%,290px),1fr))}
 .card,figure{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px;margin:0;min-width:0}
