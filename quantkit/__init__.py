@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from quantkit.verification.evaluation.figures import Evaluation as Evaluation
     from quantkit.verification.golden import Golden as Golden
     from quantkit.verification.golden import read_golden as read_golden
+    from quantkit.verification.page.facts import ReportedArtifact as ReportedArtifact
     from quantkit.verification.page.writing import report_page as report_page
     from quantkit.verification.proof import verify as verify
     from quantkit.verification.recording import record_golden as record_golden
@@ -84,6 +85,7 @@ _HOMES = {
     "QuantkitError": "errors",
     "Recipe": "pipeline.recipe",
     "Report": "verification.report",
+    "ReportedArtifact": "verification.page.facts",
     "Sampling": "verification.continuation",
     "Scheme": "tensors.scheme",
     "Speed": "verification.speed",
@@ -135,6 +137,7 @@ __all__ = [
     "QuantkitError",
     "Recipe",
     "Report",
+    "ReportedArtifact",
     "Sampling",
     "Scheme",
     "Speed",

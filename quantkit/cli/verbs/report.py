@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quantkit.cli.options.shared import Json
-from quantkit.cli.output import Output
+from quantkit.cli.output import Output, human_size, table
 
 
 def report(
@@ -37,7 +37,7 @@ def report(
 
     output = Output(as_json=as_json)
     with output.progress(f"checking the files of {artifacts[0].name}") as progress:
-        reports = report_page(
+        found = report_page(
             artifacts,
             out,
             golden=golden,
@@ -47,8 +47,24 @@ def report(
             overwrite=overwrite,
             progress=progress,
         )
-    lines = [f"{found.path}: {found.verdict} ({found.format}, {found.precision})" for found in reports]
-    data = {"path": str(out), "passed": all(found.passed for found in reports)}
-    output.result({**data, "reports": [found.to_json() for found in reports]}, lines=[*lines, f"{out}: the page"])
-    if not data["passed"]:
+    passed = all(one.report.passed for one in found)
+    figures = ("size", "bits per weight", "KL", "top-1")
+    rows = table("artifact", *figures, "verdict", right=figures)
+    for one in found:
+        rows.add_row(
+            one.report.path,
+            human_size(one.size) if one.size is not None else "",
+            f"{one.bits:.2f}" if one.bits is not None else "",
+            f"{one.kl:.2e}" if one.kl is not None else "",
+            f"{one.top1:.2%}" if one.top1 is not None else "",
+            one.report.verdict,
+        )
+    data = {
+        "path": str(out),
+        "passed": passed,
+        "sizes": [one.size for one in found],
+        "reports": [one.report.to_json() for one in found],
+    }
+    output.result(data, rows, lines=[f"{out}: the page"])
+    if not passed:
         raise typer.Exit(1)

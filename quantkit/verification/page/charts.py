@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from quantkit.verification.page.facts import LayerErrors, Subject
+from quantkit.verification.page.facts import LayerErrors, ReportedArtifact
 from quantkit.verification.page.scales import Scale, figure, from_zero, logarithmic
 from quantkit.verification.report import Comparison
 
@@ -80,7 +80,7 @@ def _numbered(number: int, x: float, y: float) -> str:
     )
 
 
-def prompts(subjects: Sequence[Subject], of: Callable[[Comparison], Mark]) -> dict[str, list[Mark]]:
+def prompts(subjects: Sequence[ReportedArtifact], of: Callable[[Comparison], Mark]) -> dict[str, list[Mark]]:
     """The marks of every prompt, in the order of the first artifact that has it."""
     found: dict[str, list[Mark]] = {}
     for one in subjects:
@@ -90,7 +90,7 @@ def prompts(subjects: Sequence[Subject], of: Callable[[Comparison], Mark]) -> di
     return found
 
 
-def size_against_kl(subjects: Sequence[Subject]) -> str | None:
+def size_against_kl(subjects: Sequence[ReportedArtifact]) -> str | None:
     """Megabytes across, KL upwards; None where fewer than two artifacts have both."""
     points = [
         (one, one.size / 1e6, one.original.kl)

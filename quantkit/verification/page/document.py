@@ -11,7 +11,7 @@ from html import escape
 
 from quantkit import __version__
 from quantkit.verification.page.charts import Mark, bounds, color, heat, prompts, rows, size_against_kl
-from quantkit.verification.page.facts import LayerErrors, Subject
+from quantkit.verification.page.facts import LayerErrors, ReportedArtifact
 from quantkit.verification.page.scales import figure, logarithmic, percent, shares
 from quantkit.verification.page.style import style
 from quantkit.verification.report import FAILED, PASSED
@@ -24,7 +24,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 MARKS = {PASSED: "✓", FAILED: "✗"}
 
 
-def document(subjects: Sequence[Subject], compared_with: str | None) -> str:
+def document(subjects: Sequence[ReportedArtifact], compared_with: str | None) -> str:
     """The whole page. compared_with: a name for what the artifacts were held to."""
     title = ", ".join(one.name for one in subjects)
     against = f"Held to what {escape(compared_with)} predicts" if compared_with else "Held to no original"
@@ -57,7 +57,7 @@ def _count(number: int) -> str:
     return "One artifact, verified" if number == 1 else f"{number} artifacts, verified side by side"
 
 
-def _data(subjects: Sequence[Subject]) -> str:
+def _data(subjects: Sequence[ReportedArtifact]) -> str:
     reports = [one.report.to_json() for one in subjects]
     return json.dumps(reports, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
 
@@ -66,7 +66,7 @@ def _chip(number: int) -> str:
     return f'<span class="chip {color(number)}">{number}</span>' if number else ""
 
 
-def _card(one: Subject) -> str:
+def _card(one: ReportedArtifact) -> str:
     report, check = one.report, one.original
     facts = {
         "format": f"{report.format}, {report.precision}",
@@ -96,7 +96,7 @@ def _problems(problems: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(problem)}</li>' for problem in problems)}</ul>" if problems else ""
 
 
-def _figures(subjects: Sequence[Subject]) -> Iterator[str]:
+def _figures(subjects: Sequence[ReportedArtifact]) -> Iterator[str]:
     scatter = size_against_kl(subjects)
     if scatter is not None:
         yield _figure("Size against KL", "Lower and further left is better.", scatter + _legend(subjects))
@@ -121,13 +121,13 @@ def _figure(heading: str, caption: str, inside: str) -> str:
     return f"<figure><h2>{escape(heading)}</h2><figcaption>{escape(caption)}</figcaption>{inside}</figure>"
 
 
-def _legend(subjects: Sequence[Subject]) -> str:
+def _legend(subjects: Sequence[ReportedArtifact]) -> str:
     names = "".join(f"<span>{_chip(one.number)}{escape(one.name)}</span>" for one in subjects)
     return f'<div class="legend">{names}</div>'
 
 
 def _rows_of(
-    found: Mapping[str, Sequence[Mark]], subjects: Sequence[Subject], text: Callable[[float | None], str]
+    found: Mapping[str, Sequence[Mark]], subjects: Sequence[ReportedArtifact], text: Callable[[float | None], str]
 ) -> Iterator[tuple[str, ...]]:
     names = {one.number: one.name for one in subjects}
     for prompt, marks in found.items():

@@ -30,8 +30,8 @@ class LayerErrors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """One artifact.
+class ReportedArtifact:
+    """An artifact on a page.
 
     number: its place on the page, from 1, and 0 where it is alone. report: what `verify` found. size: bytes of its
     files, None where that is not known. weights: how many it has. errors: None where its manifest has none.
@@ -55,12 +55,22 @@ class Subject:
         return found[-1] if found else None
 
     @property
+    def kl(self) -> float | None:
+        """Mean over all positions of all prompts, in nats; None where nothing was held to the original."""
+        return self.original.kl if self.original is not None else None
+
+    @property
+    def top1(self) -> float | None:
+        """Share of all positions with the original's most likely token; None as for `kl`."""
+        return self.original.top1 if self.original is not None else None
+
+    @property
     def bits(self) -> float | None:
         """Bits per weight, of all files."""
         return 8 * self.size / self.weights if self.size is not None and self.weights else None
 
 
-def subject(number: int, path: Path, report: Report) -> Subject:
+def subject(number: int, path: Path, report: Report) -> ReportedArtifact:
     """The facts of the artifact `path`; what cannot be read of it is unknown here, and told by the report."""
     manifest: Mapping[str, Any] = {}
     weights = None
@@ -70,7 +80,7 @@ def subject(number: int, path: Path, report: Report) -> Subject:
     except QuantkitError:
         pass
     size = sum(entry["size"] for entry in manifest["files"].values()) if "files" in manifest else None
-    return Subject(number=number, report=report, size=size, weights=weights, errors=layer_errors(manifest))
+    return ReportedArtifact(number=number, report=report, size=size, weights=weights, errors=layer_errors(manifest))
 
 
 def layer_errors(manifest: Mapping[str, Any]) -> LayerErrors | None:

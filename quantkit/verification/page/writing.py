@@ -10,9 +10,8 @@ from quantkit.errors import BadOption
 from quantkit.progress import Progress, StagedWork
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.page.document import GENERATOR, document
-from quantkit.verification.page.facts import subject
+from quantkit.verification.page.facts import ReportedArtifact, subject
 from quantkit.verification.proof import verify
-from quantkit.verification.report import Report
 
 
 def report_page(
@@ -25,7 +24,7 @@ def report_page(
     prompts: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> tuple[Report, ...]:
+) -> tuple[ReportedArtifact, ...]:
     """Verify artifacts, and write what was found as one HTML page that loads nothing.
 
     The page has KL and the share of equal most likely tokens of each prompt, the error of each layer that the manifest
@@ -39,7 +38,7 @@ def report_page(
         progress: told how much of the work is done.
 
     Returns:
-        The reports, in the order of `artifacts`. The page is written whether or not they passed.
+        What was found, in the order of `artifacts`. The page is written whether or not they passed.
 
     Raises:
         BadOption: no artifact, or the same twice. OutputExists, WriteFailed, NoSpace: the page cannot be written there.
@@ -62,10 +61,10 @@ def report_page(
         for path in paths
     )
     first = 1 if len(paths) > 1 else 0
-    subjects = [
+    found = tuple(
         subject(number, path, report) for number, (path, report) in enumerate(zip(paths, reports, strict=True), first)
-    ]
+    )
     original = against if against is not None else golden if isinstance(golden, (str, Path)) else None
     compared_with = Path(original).name if original is not None else "its original" if recorded is not None else None
-    write_plain(page, document(subjects, compared_with).encode(), overwrite=overwrite)
-    return reports
+    write_plain(page, document(found, compared_with).encode(), overwrite=overwrite)
+    return found

@@ -16,7 +16,7 @@ from quantkit.cli.app import main
 from quantkit.errors import BadOption, OutputExists, WriteFailed
 from quantkit.verification.page.charts import bounds
 from quantkit.verification.page.document import DATA, document
-from quantkit.verification.page.facts import OF_OUTPUTS, OF_WEIGHTS, LayerErrors, Subject, layer_errors
+from quantkit.verification.page.facts import OF_OUTPUTS, OF_WEIGHTS, LayerErrors, ReportedArtifact, layer_errors
 from quantkit.verification.page.scales import figure, from_zero, logarithmic, percent, shares
 from quantkit.verification.report import FAILED, PASSED, Check, Comparison, Report, Step
 from tests.support.browser import shown
@@ -45,7 +45,7 @@ def report(path: str, kls: dict[str, float], *, status: str = PASSED) -> Report:
     )  # fmt: skip
 
 
-def subjects(count: int, layers: int = 62) -> list[Subject]:
+def subjects(count: int, layers: int = 62) -> list[ReportedArtifact]:
     """Artifacts with odd names, figures of many sizes, and as many layers as the largest model has."""
     found = []
     for number in range(1, count + 1):
@@ -56,7 +56,7 @@ def subjects(count: int, layers: int = 62) -> list[Subject]:
         name = HOSTILE if number == 1 else f"a-rather-long-name-of-an-artifact-number-{number}-q4_k_m.gguf"
         made = report(f"/somewhere/{name}", kls, status=FAILED if number == 2 else PASSED)
         errors = LayerErrors(OF_WEIGHTS, {**kinds, "lm_head": {-1: 0.5}})
-        found.append(Subject(number=number, report=made, size=10**6 * number, weights=10**6, errors=errors))
+        found.append(ReportedArtifact(number=number, report=made, size=10**6 * number, weights=10**6, errors=errors))
     return found
 
 
