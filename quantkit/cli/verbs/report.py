@@ -49,7 +49,7 @@ def report(
         )
     passed = all(one.report.passed for one in found)
     figures = ("size", "bits per weight", "KL", "top-1")
-    rows = table("artifact", *figures, "verdict", right=figures)
+    rows = table("artifact", *figures, "engine", "", right=figures)
     for one in found:
         rows.add_row(
             one.report.path,
@@ -57,7 +57,8 @@ def report(
             f"{one.bits:.2f}" if one.bits is not None else "",
             f"{one.kl:.2e}" if one.kl is not None else "",
             f"{one.top1:.2%}" if one.top1 is not None else "",
-            one.report.verdict,
+            one.report.engine or "none",
+            f"FAILED at {one.report.failed.name}" if one.report.failed is not None else "passed",
         )
     data = {
         "path": str(out),
