@@ -21,7 +21,9 @@ def main(model: str, out: str) -> None:
     report = quantkit.verify(run.path, golden=folder / "golden.bin", engine="reference", prompts=3)
     print(*report.lines(), sep="\n")
     assert report.passed
-    quantkit.report_page([run.path], folder / "report.html", golden=folder / "golden.bin", engine="reference", prompts=3)
+    quantkit.report_page(
+        [run.path], folder / "report.html", golden=folder / "golden.bin", engine="reference", prompts=3
+    )
     print("the card that a hub reads:", *quantkit.model_card(run.path).splitlines()[:12], sep="\n")
     for piece in quantkit.generate(run.path, "import json", quantkit.Sampling(max_tokens=16)):
         print(piece, end="", flush=True)
