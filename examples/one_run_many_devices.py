@@ -30,7 +30,7 @@ def main(model: str, out: str) -> None:
         done = quantkit.export(container, run.path, folder / name)
         print(f"{done.path}: {done.size:,} bytes, {quantkit.loads_in(done.path)}")
 
-    # mlx-lm gets a folded model, in which some matrices are multiplied by powers of two; this one is the same everywhere.
+    # mlx-lm gets a folded model, some of whose matrices are multiplied by powers of two; this one is the same in all.
     original = quantkit.open_checkpoint(folder / "int4").weights
     for name in exports.values():
         weights = quantkit.open_checkpoint(folder / name).weights
