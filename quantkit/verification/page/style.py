@@ -30,10 +30,11 @@ h2{font-size:16px;margin:0 0 2px}
 p{margin:0 0 10px}
 .soft,figcaption,summary{color:var(--soft)}
 figcaption{font-size:13px;margin-bottom:8px}
-.grid2{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(100%%,350px),1fr));align-items:start;
+.cards{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(100%%,290px),1fr));align-items:start;
 margin-top:14px}
-.cards{grid-template-columns:repeat(auto-fit,minmax(min(100%%,290px),1fr))}
+.figures{columns:330px;column-gap:14px;margin-top:14px}
 .card,figure{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px;margin:0;min-width:0}
+figure{margin-bottom:14px;break-inside:avoid}
 .name{overflow-wrap:anywhere;font-weight:600}
 .verdict{font-weight:600}
 .good{color:var(--good)}.bad{color:var(--bad)}
@@ -42,7 +43,7 @@ dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums;overflow-wrap
 ul{margin:6px 0 0;padding-left:18px;overflow-wrap:anywhere}
 .chip{display:inline-block;min-width:20px;padding:0 5px;border-radius:10px;text-align:center;color:var(--on);
 font-size:12px;line-height:20px;margin-right:6px}
-svg{display:block;width:100%%;max-width:460px;height:auto;font:12px system-ui,-apple-system,"Segoe UI",sans-serif}
+svg{display:block;width:100%%;max-width:400px;height:auto;font:12px system-ui,-apple-system,"Segoe UI",sans-serif}
 svg text{fill:var(--soft);font-variant-numeric:tabular-nums}
 svg text.strong{fill:var(--ink);font-weight:600}
 svg text.on{fill:var(--on);font-size:10.5px;font-weight:600}
