@@ -6,6 +6,7 @@ import html
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,18 @@ def test_a_mark_is_where_its_figure_is(synthetic: Path) -> None:
             places = [circle.bounding_box()["x"] for circle in figure_.query_selector_all("circle")][: len(values)]
             assert places == sorted(places)
             assert places[0] < places[-1]
+
+
+def test_the_figure_of_an_artifact_is_the_engines_from_the_original() -> None:
+    names = ("reference against original", "llama-cpp against reference", "llama-cpp against original")
+    checks = [
+        Check(name, "kl", None, (comparison("code", kl),)) for name, kl in zip(names, (0.1, 0.2, 0.3), strict=True)
+    ]
+    steps = (Step("predictions", PASSED, "", (), tuple(checks[:1])), Step("engine", PASSED, "", (), tuple(checks[1:])))
+    found = Report(path="x", format="gguf", precision="", engine="llama-cpp", compared="original", steps=steps)
+    assert ReportedArtifact(number=0, report=found, size=None, weights=None, errors=None).kl == 0.3
+    alone = replace(found, steps=steps[:1], engine=None)
+    assert ReportedArtifact(number=0, report=alone, size=None, weights=None, errors=None).kl == 0.1
 
 
 def test_strangers_names_are_text(synthetic: Path) -> None:
