@@ -19,7 +19,20 @@ from typing import TYPE_CHECKING
 import typer
 from rich.markup import escape as escape_markup
 
-from quantkit.cli.verbs import bench, demo, export, formats, golden, imatrix, inspect, plan, quantize, report, run, verify
+from quantkit.cli.verbs import (
+    bench,
+    demo,
+    export,
+    formats,
+    golden,
+    imatrix,
+    inspect,
+    plan,
+    quantize,
+    report,
+    run,
+    verify,
+)
 from quantkit.cli.verbs.eval import evaluate
 from quantkit.errors import Interrupted, QuantkitError, one_line
 

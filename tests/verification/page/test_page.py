@@ -149,9 +149,9 @@ def test_the_figure_of_an_artifact_is_the_engines_from_the_original() -> None:
     ]
     steps = (Step("predictions", PASSED, "", (), tuple(checks[:1])), Step("engine", PASSED, "", (), tuple(checks[1:])))
     found = Report(path="x", format="gguf", precision="", engine="llama-cpp", compared="original", steps=steps)
-    assert ReportedArtifact(number=0, report=found, size=None, weights=None, errors=None).kl == 0.3
+    assert ReportedArtifact(number=0, report=found, size=None, weights=None, errors=None).kl == pytest.approx(0.3)
     alone = replace(found, steps=steps[:1], engine=None)
-    assert ReportedArtifact(number=0, report=alone, size=None, weights=None, errors=None).kl == 0.1
+    assert ReportedArtifact(number=0, report=alone, size=None, weights=None, errors=None).kl == pytest.approx(0.1)
 
 
 def test_strangers_names_are_text(synthetic: Path) -> None:
