@@ -22,9 +22,8 @@ MAX_SMALL_FILE_BYTES = 64 << 20
 
 _SMALL_FILES = ("added_tokens.json", "chat_template.json", "generation_config.json", "special_tokens_map.json")
 _TEMPLATE_FOLDER = "additional_chat_templates"
-_MANIFEST, _CARD = "quantkit.json", "README.md"
-_OWN_FILES = (_MANIFEST, CONFIG_NAME, "quantize_config.json")
-"""Read by whoever knows the container, and written anew; so is the card of an artifact that has a manifest."""
+_OWN_FILES = ("quantkit.json", CONFIG_NAME, "quantize_config.json")
+"""Read by whoever knows the container, and written anew."""
 _LEGAL = ("license", "licence", "notice", "copying")
 _LEGAL_SUFFIXES = (".txt", ".md", ".rst")
 _MOST_NAMED = 440
@@ -92,8 +91,7 @@ def file_notes(config: Mapping[str, Any], names: Sequence[str], shards: Collecti
     ]
     code = [name for name in names if name.endswith(".py") and not (ours and name == CONFIG_CLASS_FILE)]
     unread = sorted([*code, *pickles(names)])
-    anew = (_CARD,) if _MANIFEST in names else ()
-    left = [name for name in names if not (_is_known(name) or name in (*anew, *shards, *unread))]
+    left = [name for name in names if not (_is_known(name) or name in shards or name in unread)]
     left += [f"{name} ({'code' if name in code else 'a pickle'}, never read)" for name in unread]
     if left:
         shown = [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -16,8 +16,8 @@ from quantkit.artifacts.file_pair import MANIFEST_NAME
 from quantkit.artifacts.manifest import SIDECAR_SUFFIX
 from quantkit.artifacts.output_paths import size_text
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.layouts.front_matter import front_matter_bytes
 from quantkit.pipeline.card.about import About
-from quantkit.pipeline.card.front_matter import front_matter
 from quantkit.protocols import Kernel
 from quantkit.tensors.views import QuantizedView
 
@@ -99,24 +99,23 @@ def _head(subject: Subject) -> str:
     about, model = subject.about, subject.model
     exporter = registry.exporter(model.format)
     widths = sorted({view.scheme.bits for view in model.weights.values() if isinstance(view, QuantizedView)})
-    return front_matter(
-        {
-            "license": about.license,
-            "license_name": about.license_name,
-            "license_link": about.license_link,
-            "language": about.language,
-            "base_model": about.base_model,
-            "base_model_relation": "quantized" if about.base_model else None,
-            "library_name": exporter.library if isinstance(exporter, OfLibrary) else None,
-            "pipeline_tag": "text-generation",
-            "tags": [model.format, *(f"{bits}-bit" for bits in widths), model.spec.architecture, "quantkit"],
-        }
-    )
+    said: dict[str, str | Sequence[str] | None] = {
+        "license": about.license,
+        "license_name": about.license_name,
+        "license_link": about.license_link,
+        "language": about.language,
+        "base_model": about.base_model,
+        "base_model_relation": "quantized" if about.base_model else None,
+        "library_name": exporter.library if isinstance(exporter, OfLibrary) else None,
+        "pipeline_tag": "text-generation",
+        "tags": [model.format, *(f"{bits}-bit" for bits in widths), model.spec.architecture, "quantkit"],
+    }
+    return front_matter_bytes({key: value for key, value in said.items() if value}).decode()
 
 
 def _facts(subject: Subject) -> Iterator[str]:
     about, weights = subject.about, subject.model.weights.values()
-    kinds = Counter(str(w.scheme) if isinstance(w, QuantizedView) else w.stored_as or DENSE for w in weights)
+    kinds = Counter(str(w.scheme) if isinstance(w, QuantizedView) else DENSE for w in weights)
     yield from ("| | |", "|---|---|")
     yield f"| weights | {', '.join(f'{count} tensors {kind}' for kind, count in kinds.items())} |"
     yield f"| size | {size_text(subject.size)} in {sum(weight.size for weight in weights):,} weights |"

@@ -41,7 +41,10 @@ def with_card(
     def measured() -> About:
         return told if report is None else told.measured(report())
 
-    files = (*planned.files, _card_file(planned, model, told, measured)) if planned.folder else planned.files
+    files = planned.files
+    if planned.folder:  # where the source's own card travels, this one takes its place
+        others = (file for file in files if file.name != CARD_NAME)
+        files = (*others, _card_file(planned, model, told, measured))
     return replace(planned, files=files, further=lambda: {ABOUT: measured().to_json()})
 
 

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from quantkit.artifacts.manifest import CARD_NAME, read_manifest
+from quantkit.artifacts.manifest import read_manifest
 from quantkit.errors import QuantkitError
-from quantkit.files.member import CACHED_MODEL, SNAPSHOTS, open_member
+from quantkit.files.member import CACHED_MODEL, SNAPSHOTS
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.family.members import MEMBERS
-from quantkit.models.layouts.small_files import is_legal
+from quantkit.models.layouts.front_matter import Card, read_front_matter
+from quantkit.models.layouts.small_files import CARD_NAME, is_legal
 from quantkit.pipeline.card.about import ABOUT, About, awaited
-from quantkit.pipeline.card.front_matter import (
-    LANGUAGE,
-    LICENSE_ID,
-    LICENSE_LINK,
-    LICENSE_NAME,
-    REPOSITORY,
-    fitting,
-    read_front_matter,
-)
 from quantkit.protocols import Method
 
-MAX_CARD_BYTES = 4 << 20
+LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
+LICENSE_NAME = re.compile(r"[\w .+-]{1,80}")
+LICENSE_LINK = re.compile(r"(https://[\w./%#?=&+-]{1,200}|[\w.-]{1,80})")
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,8})?")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+"""OWNER/NAME on a hub."""
 OWNER, FAMILY = "openbmb", ("MiniCPM", "BitCPM", "AgentCPM")
 """Who publishes the members that are called so."""
 TEXTS = {
@@ -47,17 +45,16 @@ def about(model: Checkpoint) -> About:
             return known
     path = model.path.resolve()
     name, repository = _called(path)
-    said = _card(model.path) if path.is_dir() else {}
-    found = {key: fitting(said.get(key, ()), shape) for key, shape in (("license", LICENSE_ID), ("language", LANGUAGE))}
-    license_id = next(iter(found["license"]), None) or _license_by_text(model)
+    said = _card(model)
+    license_id = _first(said, "license", LICENSE_ID) or _license_by_text(model)
     named = license_id == "other"
     return About(
         name=name,
         base_model=repository,
         license=license_id,
-        license_name=next(iter(fitting(said.get("license_name", ()), LICENSE_NAME)), None) if named else None,
-        license_link=next(iter(fitting(said.get("license_link", ()), LICENSE_LINK)), None) if named else None,
-        language=found["language"],
+        license_name=_first(said, "license_name", LICENSE_NAME) if named else None,
+        license_link=_first(said, "license_link", LICENSE_LINK) if named else None,
+        language=_fitting(said, "language", LANGUAGE),
     )
 
 
@@ -79,10 +76,21 @@ def _called(path: Path) -> tuple[str, str | None]:
     return name, f"{OWNER}/{name}" if ours else None
 
 
-def _card(folder: Path) -> dict[str, tuple[str, ...]]:
+def _card(model: Checkpoint) -> Card:
     with suppress(QuantkitError):
-        return read_front_matter(open_member(folder, CARD_NAME).read_all(MAX_CARD_BYTES).decode("utf-8", "replace"))
+        return read_front_matter(model.files[CARD_NAME]()) if CARD_NAME in model.files else {}
     return {}
+
+
+def _fitting(said: Card, key: str, shape: re.Pattern[str]) -> tuple[str, ...]:
+    """What a card says under `key`, as far as it looks like what it should be; each once."""
+    value = said.get(key, ())
+    values = [value] if isinstance(value, str) else value
+    return tuple(dict.fromkeys(one for one in values if shape.fullmatch(one)))
+
+
+def _first(said: Card, key: str, shape: re.Pattern[str]) -> str | None:
+    return next(iter(_fitting(said, key, shape)), None)
 
 
 def _license_by_text(model: Checkpoint) -> str | None:

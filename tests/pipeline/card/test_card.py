@@ -179,13 +179,6 @@ def test_what_a_folder_says_of_itself(tmp_path: Path) -> None:
     assert (odd.license, odd.language) == (None, ())
 
 
-def test_a_link_out_of_the_folder_is_not_read(tmp_path: Path) -> None:
-    write_tiny_checkpoint(tmp_path / "m")
-    (tmp_path / "outside").write_text(SAID)
-    (tmp_path / "m" / "README.md").symlink_to(tmp_path / "outside")
-    assert about(quantkit.open_checkpoint(tmp_path / "m")).license is None
-
-
 @pytest.mark.parametrize("data", [None, [], {}, {"name": 3}, {"name": ""}])
 def test_a_manifest_of_a_stranger_may_say_nothing(data: object) -> None:
     assert About.from_json(data) is None
