@@ -14,7 +14,8 @@ from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture, with_source_dtypes
-from quantkit.pipeline.card.planned import with_card
+from quantkit.pipeline.card.planned import with_card, with_head
+from quantkit.pipeline.card.source import about
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.quantization import Quantization
 from quantkit.progress import Progress
@@ -102,7 +103,9 @@ def export(
     """
     checkpoint = registry.open_checkpoint(source) if isinstance(source, (str, Path)) else source
     check_dense(checkpoint, "export")
-    planned = with_card(registry.exporter(format).prepare(checkpoint, options), checkpoint)
+    known = about(checkpoint)
+    planned = registry.exporter(format).prepare(with_head(checkpoint, known, format), options)
+    planned = with_card(planned, checkpoint, known)
     if options.blocks is not None and options.blocks.imatrix is not None:
         preflight(planned, Path(out), inputs=(options.blocks.imatrix,), overwrite=overwrite)
     return publish(

@@ -74,7 +74,7 @@ def card(subject: Subject) -> str:
     name = _SPECIAL.sub(r"\\\1", about.name)
     manifest = MANIFEST_NAME if subject.folder else f"{FILE}{SIDECAR_SUFFIX}"
     lines = [
-        _head(subject),
+        head(subject),
         f"# {name}: {model.format}",
         "",
         f"{name} as {model.format}: {registry.exporter(model.format).summary}. Written by quantkit {subject.version}.",
@@ -95,7 +95,8 @@ def card(subject: Subject) -> str:
     return "\n".join(lines)
 
 
-def _head(subject: Subject) -> str:
+def head(subject: Subject) -> str:
+    """The block at the head."""
     about, model = subject.about, subject.model
     exporter = registry.exporter(model.format)
     widths = sorted({view.scheme.bits for view in model.weights.values() if isinstance(view, QuantizedView)})

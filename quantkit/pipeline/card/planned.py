@@ -14,7 +14,7 @@ from quantkit.files.planned_files import PlannedArtifact, PlannedFile, Unit
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_architecture
 from quantkit.pipeline.card.about import ABOUT, About
-from quantkit.pipeline.card.page import Subject, card
+from quantkit.pipeline.card.page import Subject, card, head
 from quantkit.pipeline.card.source import about
 from quantkit.pipeline.planning.verdicts import as_written
 
@@ -67,6 +67,20 @@ def _card_file(planned: PlannedArtifact, model: Checkpoint, told: About, measure
 def _target(options: Mapping[str, Any]) -> str | None:
     target = options.get("target")
     return target if isinstance(target, str) else None
+
+
+def with_head(model: Checkpoint, known: About, container: str) -> Checkpoint:
+    """`model` as an exporter is given it: where it was quantized, the card beside it is of what it is to become.
+
+    Containers that keep what a card says in keys of their own would else say what it was, in other sizes than planned.
+    """
+    if known.method is None:
+        return model
+    subject = Subject(
+        about=known, model=replace(model, format=container), target=None, folder=True, size=0, version=__version__
+    )
+    data = head(subject).encode()
+    return replace(model, files={**model.files, CARD_NAME: lambda: data})
 
 
 def model_card(artifact: str | Path) -> str:

@@ -23,7 +23,7 @@ from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture
 from quantkit.models.inspection import AttentionCost, attention_costs, sparse_facts
 from quantkit.pipeline.card.about import About
-from quantkit.pipeline.card.planned import with_card
+from quantkit.pipeline.card.planned import with_card, with_head
 from quantkit.pipeline.card.source import about, begun
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import decided, planned
@@ -148,7 +148,8 @@ def plan(
 def _target(checkpoint: Checkpoint, known: About, name: str, options: ExportOptions) -> Target:
     exporter = registry.exporter(name)
     try:
-        artifact = with_card(exporter.prepare(checkpoint, options), checkpoint, known)
+        artifact = exporter.prepare(with_head(checkpoint, known, name), options)
+        artifact = with_card(artifact, checkpoint, known)
     except UnsupportedSpec as refusal:
         return Target(
             format=name,

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
@@ -92,9 +93,14 @@ def test_a_single_file_has_a_card_that_is_printed_and_stays_alone(
     assert printed == quantkit.model_card(out)
     assert "llama-cli -m FILE.gguf" in printed
     assert ModelCard(printed).data.base_model == "owner/Some_Model-1B"
+    said = {name: found.contents() for name, found in GGUFReader(out).fields.items()}
+    assert (said["general.license"], said["general.languages"]) == ("apache-2.0", ["zh", "en"])
+    assert {"gguf", "quantkit"} <= set(said["general.tags"])
+    assert "compressed-tensors" not in said["general.tags"]
+    assert said["general.base_model.0.repo_url"] == "https://huggingface.co/owner/Some_Model-1B"
 
 
-@pytest.mark.parametrize("target", ["compressed-tensors", "gptq", "hf:bf16", "mlx", "openvino"])
+@pytest.mark.parametrize("target", ["compressed-tensors", "gptq", "gguf:q4_0", "hf:bf16", "mlx", "openvino"])
 def test_a_plan_knows_the_size_of_the_card(target: str, original: Path, quantized: Path, tmp_path: Path) -> None:
     scheme = quantkit.AffineGroups(bits=4, group_size=128)
     (planned,) = quantkit.plan(original, [target], quantkit.QuantizeOptions(method="rtn", scheme=scheme)).targets

@@ -16,7 +16,7 @@ from quantkit.cli.app import main
 from quantkit.errors import BadOption, UnsupportedSpec
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.spec import Role
-from quantkit.pipeline.card.planned import with_card
+from quantkit.pipeline.card.planned import with_card, with_head
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planning.attention import attention_line
 from quantkit.pipeline.planning.plan import Plan, parse_target, plan
@@ -40,7 +40,7 @@ def planned_for(folder: Path, *targets: str, recipe: Recipe | None = None, spec:
 
 
 def with_its_card(run: Quantization, name: str, options: ExportOptions) -> PlannedArtifact:
-    planned = registry.exporter(name).prepare(run.checkpoint, options)
+    planned = registry.exporter(name).prepare(with_head(run.checkpoint, run.about(), name), options)
     return with_card(planned, run.checkpoint, run.about(), run.report)
 
 
