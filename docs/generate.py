@@ -1,4 +1,4 @@
-"""Write docs/cli.md, docs/api.md and the tables of README.md from the code itself; `--check` only compares.
+"""Write docs/cli.md, docs/api.md, docs/concepts.svg and the tables of README.md; `--check` only compares.
 
 tests/test_docs.py runs the check, so that help, tables and code cannot drift apart.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 from api_page import api_page
+from concepts_picture import picture
 
 from quantkit import registry
 from quantkit.cli.app import app
@@ -80,7 +81,8 @@ def readme() -> str:
 
 def main() -> int:
     """Write the pages, or with `--check` return 1 if one is out of date."""
-    pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "docs" / "api.md": api_page(), ROOT / "README.md": readme()}
+    made = {"cli.md": cli_page(), "api.md": api_page(), "concepts.svg": picture()}
+    pages = {**{ROOT / "docs" / name: text for name, text in made.items()}, ROOT / "README.md": readme()}
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" not in sys.argv:
         for path in stale:

@@ -82,6 +82,7 @@ class AWQ:
     targets = ()
     widths = (BITS,)
     engines = ("vllm", "reference")
+    library = "transformers"
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder whose settings name this method."""

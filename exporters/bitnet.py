@@ -68,6 +68,7 @@ class BitNet:
     targets = ()
     widths = ()
     engines = ("transformers", "reference")
+    library = "transformers"
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder whose config.json names this method."""

@@ -40,6 +40,7 @@ class HuggingFace:
     targets = ()
     widths = ()
     engines = ("transformers", "vllm", "reference")
+    library = "transformers"
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder with weights that no `quantization_config` describes, and not one of MLX.

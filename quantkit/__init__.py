@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quantkit.errors import QuantkitError as QuantkitError
     from quantkit.models.checkpoint import Checkpoint as Checkpoint
     from quantkit.models.inspection import inspection as inspection
+    from quantkit.pipeline.card.planned import model_card as model_card
     from quantkit.pipeline.importance import measure_importance as measure_importance
     from quantkit.pipeline.mixtures.runs import export_to_size as export_to_size
     from quantkit.pipeline.mixtures.runs import quantize_to_size as quantize_to_size
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from quantkit.verification.evaluation.figures import Evaluation as Evaluation
     from quantkit.verification.golden import Golden as Golden
     from quantkit.verification.golden import read_golden as read_golden
+    from quantkit.verification.page.facts import ReportedArtifact as ReportedArtifact
+    from quantkit.verification.page.writing import report_page as report_page
     from quantkit.verification.proof import verify as verify
     from quantkit.verification.recording import record_golden as record_golden
     from quantkit.verification.report import Report as Report
@@ -86,6 +89,7 @@ _HOMES = {
     "QuantkitError": "errors",
     "Recipe": "pipeline.recipe",
     "Report": "verification.report",
+    "ReportedArtifact": "verification.page.facts",
     "Sampling": "verification.continuation",
     "Scheme": "tensors.scheme",
     "Speed": "verification.speed",
@@ -106,8 +110,9 @@ _HOMES = {
     "leftovers": "artifacts.leftovers",
     "loads_in": "pipeline.planning.verdicts",
     "loss_picture": "training.curve",
-    "open_checkpoint": "registry",
     "measure_importance": "pipeline.importance",
+    "model_card": "pipeline.card.planned",
+    "open_checkpoint": "registry",
     "parse_target": "pipeline.planning.target",
     "plan": "pipeline.planning.plan",
     "quantize": "pipeline.runs",
@@ -116,6 +121,7 @@ _HOMES = {
     "read_golden": "verification.golden",
     "record_golden": "verification.recording",
     "recover": "pipeline.recovery.runs",
+    "report_page": "verification.page.writing",
     "verify": "verification.proof",
 }
 """Public name to the module that it lives in."""
@@ -139,6 +145,7 @@ __all__ = [
     "QuantkitError",
     "Recipe",
     "Report",
+    "ReportedArtifact",
     "Sampling",
     "Scheme",
     "Speed",
@@ -160,6 +167,7 @@ __all__ = [
     "loads_in",
     "loss_picture",
     "measure_importance",
+    "model_card",
     "open_checkpoint",
     "parse_target",
     "plan",
@@ -169,6 +177,7 @@ __all__ = [
     "read_golden",
     "record_golden",
     "recover",
+    "report_page",
     "verify",
 ]
 

@@ -77,6 +77,7 @@ class CompressedTensors:
     targets = ()
     widths = tuple(range(2, 9))
     engines = ("transformers", "vllm", "reference")
+    library = "transformers"
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder whose config.json names this method."""

@@ -75,6 +75,7 @@ class GPTQ:
     targets = ()
     widths = BITS
     engines = ("vllm", "reference")
+    library = "transformers"
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder whose config.json, or quantize_config.json, describes such weights."""

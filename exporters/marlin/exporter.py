@@ -91,6 +91,7 @@ class Marlin:
     targets = tuple(TARGETS)
     widths = (BITS,)
     engines = ("reference",)
+    library = "transformers"
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder whose config.json, or a file name of CPM.cu's, tells of Marlin's order."""

@@ -75,6 +75,7 @@ class MLX:
     targets = ()
     widths = tuple(bits for bits in BITS if bits > 1)
     engines = ("mlx", "mlx-numpy", "reference")
+    library = "mlx"
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder whose config has `quantization`, or whose dense weights MLX wrote."""

@@ -76,6 +76,7 @@ class ONNX:
     targets = ()
     widths = CHOICES
     engines = ("onnxruntime", "onnxruntime-genai", "onnx-numpy", "reference")
+    library = "onnx"
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder with a model.onnx."""

@@ -63,6 +63,7 @@ class OpenVINO:
     targets = ()
     widths = WIDTHS[1:]
     engines = ("openvino", "openvino-numpy", "reference")
+    library = "openvino"
 
     def recognizes(self, path: Path) -> bool:
         """Whether `path` is a folder with such a graph in it."""

@@ -33,6 +33,8 @@ from quantkit.files.planned_files import PlannedArtifact
 from quantkit.files.source_file import SourceFile
 
 SIDECAR_SUFFIX = ".quantkit.json"
+CARD_NAME = "README.md"
+"""The model card: people write in it, and no engine reads it."""
 MANIFEST_VERSION = 1
 MAX_MANIFEST_BYTES = 64 << 20
 READ_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".json", ".jinja", ".model", ".py")
@@ -147,7 +149,7 @@ def check_files(path: Path, manifest: Mapping[str, Any] | None = None) -> list[s
 
     Returns:
         Notes that are no failure, one line each: there is no manifest; a file that the manifest does not list, and that
-        no loader reads.
+        no loader reads; a model card that is not as it was written.
 
     Raises:
         VerificationFailed: files that are missing, renamed, truncated, too long, changed, or unlisted where loaders
@@ -163,9 +165,10 @@ def check_files(path: Path, manifest: Mapping[str, Any] | None = None) -> list[s
     files: Mapping[str, Mapping[str, Any]] = manifest["files"]
     if path.is_dir():
         present = {entry.name for entry in path.iterdir()} - {MANIFEST_NAME}
-        problems = [_member_problem(path, name, entry) for name, entry in files.items() if name in present]
+        weighty = {name: entry for name, entry in files.items() if name != CARD_NAME}
+        problems = [_member_problem(path, name, entry) for name, entry in weighty.items() if name in present]
         unlisted = present - set(files)
-        for name in sorted(set(files) - present):
+        for name in sorted(set(weighty) - present):
             renamed = _same_content(path, unlisted, files[name])
             unlisted -= {renamed}
             problems.append(f"'{name}' is missing" + (f", it was renamed to '{renamed}'" if renamed else ""))
@@ -179,9 +182,16 @@ def check_files(path: Path, manifest: Mapping[str, Any] | None = None) -> list[s
     found = [problem for problem in problems if problem]
     if found:
         raise VerificationFailed(f"{path}: {'; '.join(found)}", hint="copy or export it again")
+    left = sorted(unlisted - set(intruders))
     return [
-        f"{path}: '{name}' is not in the manifest; it was not checked" for name in sorted(unlisted - set(intruders))
+        *_card_notes(path, files),
+        *(f"{path}: '{name}' is not in the manifest; it was not checked" for name in left),
     ]
+
+
+def _card_notes(path: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    problem = _member_problem(path, CARD_NAME, files[CARD_NAME]) if path.is_dir() and CARD_NAME in files else None
+    return [f"{path}: {problem}; no engine reads it"] if problem else []
 
 
 def _member_problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:

@@ -159,7 +159,7 @@ def _write_stage(
         check_unchanged(sources)  # first, because hashing stumbles over a change, too, and says less
         files = {file.name: {"size": file.size, "sha256": digests[file.name].result()} for file in planned.files}
         manifest = {**describe(planned), "source": hashed.result(), "files": files, "report": reported}
-        manifest["figures"] = planned.figures()
+        manifest |= {"figures": planned.figures(), **planned.further()}
         if planned.measure is not None:
             written = destination.stage if planned.folder else destination.stage / planned.files[0].name
             manifest["weights"] = planned.measure(written)

@@ -19,7 +19,20 @@ from typing import TYPE_CHECKING
 import typer
 from rich.markup import escape as escape_markup
 
-from quantkit.cli.verbs import bench, demo, export, formats, golden, imatrix, inspect, plan, quantize, run, verify
+from quantkit.cli.verbs import (
+    bench,
+    demo,
+    export,
+    formats,
+    golden,
+    imatrix,
+    inspect,
+    plan,
+    quantize,
+    report,
+    run,
+    verify,
+)
 from quantkit.cli.verbs.eval import evaluate
 from quantkit.errors import Interrupted, QuantkitError, one_line
 
@@ -43,6 +56,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "golden": golden.golden,
     "verify": verify.verify,
     "eval": evaluate,
+    "report": report.report,
     "run": run.run,
     "bench": bench.bench,
     "demo": demo.demo,

@@ -63,7 +63,7 @@ class PlannedArtifact:
     format: the exporter's name. folder: False for a single-file container, whose one file takes the output's name.
     options: what influences the bytes, recorded in the manifest.
     notes: what the user should know, each made `one_line`.
-    figures: what is known once every unit was produced, for the manifest.
+    figures: what is known once every unit was produced, for the manifest. further: the same, as keys of their own.
     measure: reads the finished files, given where they lie (the folder, or the single file), and says what the manifest
     records of the numbers in them; None = nothing is.
     stored: the quantized weights that lie in the artifact on another scheme than in its source, or of which it is told
@@ -81,6 +81,7 @@ class PlannedArtifact:
     stored: Mapping[str, QuantizedView] = field(default_factory=dict)
     name_keywords: tuple[str, ...] = ()
     measure: Callable[[Path], Mapping[str, Any]] | None = None
+    further: Callable[[], Mapping[str, Any]] = dict
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(map(one_line, self.notes)))

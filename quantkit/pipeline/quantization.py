@@ -23,6 +23,8 @@ from quantkit.calibration.samples import Samples, merged
 from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.pipeline.card.about import About
+from quantkit.pipeline.card.source import begun
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import decided, planned
 from quantkit.pipeline.planning.peak_memory import check_memory, generation_peak
@@ -135,6 +137,10 @@ class Quantization:
             resolve(planned, out), hashlib.sha256(key + further).digest() if further else key
         ) as self._journal:
             yield self._journal
+
+    def about(self) -> About:
+        """What its model card tells, before it begins."""
+        return begun(self._source, self._method.name, self._methods)
 
     @property
     def writing(self) -> Progress:

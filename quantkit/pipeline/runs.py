@@ -17,6 +17,8 @@ from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture, with_source_dtypes
+from quantkit.pipeline.card.planned import with_card, with_head
+from quantkit.pipeline.card.source import about
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.quantization import Quantization
 from quantkit.progress import Progress
@@ -72,6 +74,7 @@ def quantize(
     check_dense(source, "quantize")
     run = Quantization(with_architecture(source, arch), options, compute=compute, progress=progress)
     planned = registry.exporter(INTERMEDIATE).prepare(with_source_dtypes(run.checkpoint, source), AS_IT_IS)
+    planned = with_card(planned, run.checkpoint, run.about(), run.report)
     return written(run, planned, Path(out), source, overwrite=overwrite)
 
 
@@ -103,7 +106,9 @@ def export(
     """
     checkpoint = registry.open_checkpoint(source) if isinstance(source, (str, Path)) else source
     check_dense(checkpoint, "export")
-    planned = registry.exporter(format).prepare(checkpoint, options)
+    known = about(checkpoint)
+    planned = registry.exporter(format).prepare(with_head(checkpoint, known, format), options)
+    planned = with_card(planned, checkpoint, known)
     if options.blocks is not None and options.blocks.imatrix is not None:
         preflight(planned, Path(out), inputs=(options.blocks.imatrix,), overwrite=overwrite)
     return publish(
@@ -167,7 +172,8 @@ def solving(
     schemes = exporter.schemes(dense, replace(options, arch="native"))
     quantization = replace(quantization, schemes=schemes)
     run = Quantization(dense, quantization, compute=compute, samples=samples, progress=progress)
-    return run, exporter.prepare(with_source_dtypes(run.checkpoint, source), replace(options, arch="native"))
+    planned = exporter.prepare(with_source_dtypes(run.checkpoint, source), replace(options, arch="native"))
+    return run, with_card(planned, run.checkpoint, run.about(), run.report)
 
 
 def written(

@@ -1,6 +1,6 @@
 """The proof: an artifact still is the model that it was made from, and the engine computes what the artifact says.
 
-    files        every file is the one that its manifest describes
+    files        every file is the one that its manifest describes; a model card may be edited
     identity     every scalar of the model, its tokenizer, template and end tokens are the original's
     numbers      every tensor holds the original's numbers, or what the run recorded that it made of them
     predictions  the reference runtime on the artifact predicts what the original predicts

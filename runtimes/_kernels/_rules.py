@@ -63,6 +63,11 @@ def takes_any(asked: object) -> None:
     """No refusal, no remark."""
 
 
+def no_usage(model: Checkpoint) -> str:
+    """Nothing that one could type."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelRules:
     """A kernel that is told by its rules; see `quantkit.protocols.Kernel`.
@@ -72,6 +77,8 @@ class KernelRules:
     sparsely: how it attends to a model with a `sparse_config`, None = densely.
     fuses: whether it makes one matrix of each of `ModelSpec.groups`. pads: whether it pads matrices that are not whole
     tiles, at every step. affine: whether it takes schemes with integer zero points only.
+    title: what people call the engine, empty = as the kernel. usage: lines of a shell or of Python that run an artifact
+    called FOLDER, or FILE.gguf; for model cards.
     """
 
     name: str
@@ -87,6 +94,8 @@ class KernelRules:
     fuses: bool = False
     affine: bool = True
     pads: bool = False
+    title: str = ""
+    usage: Callable[[Checkpoint], str] = no_usage
 
     def verdict(self, model: Checkpoint) -> Verdict:
         """Ask every rule, first those on the whole model, then those on its matrices in order."""

@@ -6,6 +6,7 @@ Source: GPTQModel 7.7.0 `nn_modules/qlinear/torch.py`, `models/auto.py`; benchma
 
 from __future__ import annotations
 
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.runtimes._kernels._rules import KernelRules, Matrix
 from quantkit.tensors.scheme import PER_ROW
 
@@ -18,8 +19,22 @@ def _torch(matrix: Matrix) -> str | None:
     return None
 
 
+def _usage(model: Checkpoint) -> str:
+    return """\
+from gptqmodel import GPTQModel
+
+model = GPTQModel.load("FOLDER")
+print(model.tokenizer.decode(model.generate("The sky is")[0]))"""
+
+
 KERNELS = (
     KernelRules(
-        name="gptqmodel-torch", engine="gptqmodel", containers=("gptq",), architectures=("llama",), check=_torch
+        name="gptqmodel-torch",
+        engine="gptqmodel",
+        containers=("gptq",),
+        architectures=("llama",),
+        title="GPTQModel",
+        usage=_usage,
+        check=_torch,
     ),
 )

@@ -37,7 +37,13 @@ def _slower(model: Checkpoint) -> str | None:
     return next((remark for kind, remark in SLOWER.items() if kind in types), None)
 
 
+def _usage(model: Checkpoint) -> str:
+    return "llama-cli -m FILE.gguf"
+
+
 GGML = KernelRules(
+    title="llama.cpp",
+    usage=_usage,
     name="llama.cpp",
     engine="llama-cpp",
     containers=("gguf",),

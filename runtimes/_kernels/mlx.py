@@ -67,7 +67,12 @@ def misread(model: Checkpoint) -> str | None:
     return None
 
 
+def _usage(model: Checkpoint) -> str:
+    return 'mlx_lm.generate --model FOLDER --prompt "The sky is"'
+
+
 MLX_LM = KernelRules(
+    usage=_usage,
     name="mlx-lm",
     engine="mlx",
     containers=("mlx",),

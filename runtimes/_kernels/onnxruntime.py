@@ -44,6 +44,21 @@ def _check_attention(model: Checkpoint) -> str | None:
     return None
 
 
+def _usage(model: Checkpoint) -> str:
+    return """\
+import onnxruntime_genai
+
+model = onnxruntime_genai.Model("FOLDER")
+tokenizer = onnxruntime_genai.Tokenizer(model)
+settings = onnxruntime_genai.GeneratorParams(model)
+settings.set_search_options(max_length=64)
+generator = onnxruntime_genai.Generator(model, settings)
+generator.append_tokens(tokenizer.encode("The sky is"))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))"""
+
+
 ONNXRUNTIME = KernelRules(
     name="onnxruntime",
     engine="onnxruntime",
@@ -54,6 +69,7 @@ ONNXRUNTIME = KernelRules(
 GENAI = KernelRules(
     name="onnxruntime-genai",
     engine="onnxruntime-genai",
+    usage=_usage,
     containers=("onnx",),
     check=_check,
     check_model=_check_attention,

@@ -22,7 +22,17 @@ def _growing(model: Checkpoint) -> str | None:
     )
 
 
+def _usage(model: Checkpoint) -> str:
+    return """\
+import openvino_genai
+
+pipeline = openvino_genai.LLMPipeline("FOLDER", "CPU")
+print(pipeline.generate("The sky is", max_new_tokens=64))"""
+
+
 OPENVINO = KernelRules(
+    title="OpenVINO GenAI",
+    usage=_usage,
     name="openvino",
     engine="openvino",
     containers=("openvino",),

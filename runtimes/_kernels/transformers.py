@@ -46,7 +46,21 @@ def _rounding(model: Checkpoint) -> str | None:
     return "rounds the inputs of its layers to int8" if model.format == "bitnet" else None
 
 
+def _usage(model: Checkpoint) -> str:
+    setting = _dequantizing(model)
+    names = ", ".join(filter(None, ("AutoModelForCausalLM", "AutoTokenizer", setting and setting.partition("(")[0])))
+    how = f", quantization_config={setting}" if setting else ""
+    return f"""\
+from transformers import {names}
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER"{how})
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+ids = tokenizer("The sky is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0]))"""
+
+
 DENSE = KernelRules(
+    usage=_usage,
     name="transformers",
     engine="transformers",
     containers=("hf", "compressed-tensors", "bitnet"),

@@ -44,6 +44,10 @@ def _norms(model: Checkpoint) -> str | None:
     return f"it adds {eps:g} in the norms of latent attention, where the model's own code adds {latent.norm_eps:g}"
 
 
+def _usage(model: Checkpoint) -> str:
+    return " ".join(filter(None, ("vllm serve FOLDER", _config_class(model))))
+
+
 def _any(matrix: Matrix) -> str | None:
     """What both kernels refuse."""
     if Role.EMBED in matrix.roles:
@@ -90,6 +94,8 @@ CPU = KernelRules(
     engine="vllm",
     containers=CONTAINERS,
     architectures=ARCHITECTURES,
+    title="vLLM",
+    usage=_usage,
     check=_cpu,
     check_model=_model,
     setting=_config_class,
@@ -101,6 +107,8 @@ CUDA_MARLIN = KernelRules(
     engine="vllm",
     containers=CONTAINERS,
     architectures=ARCHITECTURES,
+    title="vLLM",
+    usage=_usage,
     check=_marlin,
     check_model=_model,
     setting=_config_class,

@@ -1,4 +1,5 @@
 """The model card: what README.md says at its head about a model, as keys of a GGUF file and back.
 
-`front_matter.py` reads and writes the head, `entries.py` the keys. May import what every plug-in may.
+`quantkit.models.layouts.front_matter` reads and writes the head, `entries.py` the keys.
+May import what every plug-in may.
 """

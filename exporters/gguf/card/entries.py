@@ -16,11 +16,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from quantkit.exporters.gguf.card.front_matter import Card, front_matter_bytes, read_front_matter
 from quantkit.exporters.gguf.container.file import GGUFFile
 from quantkit.exporters.gguf.container.header import entry, string_array
 from quantkit.exporters.gguf.container.types import ValueType
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.layouts.front_matter import Card, front_matter_bytes, read_front_matter
 from quantkit.models.layouts.small_files import CARD_NAME
 
 NAME, SIZE_LABEL = "general.name", "general.size_label"

@@ -14,15 +14,22 @@ from quantkit.cli.output import Output, human_size, table
 def inspect(
     path: Annotated[Path, typer.Argument(help="A model folder, a quantized folder, or a single-file artifact.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Print its model card instead, as it lies in folders: README.md.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a model is: family, shapes, types, quantization, bits per weight.
 
     Reads headers, the first rows of linear weights, and all of them where they are ternary.
     """
-    from quantkit import inspection, leftovers, open_checkpoint
+    from quantkit import inspection, leftovers, model_card, open_checkpoint
 
     output = Output(as_json=as_json)
+    if card:
+        text = model_card(path)
+        output.result({"card": text}, lines=text.splitlines())
+        return
     checkpoint = open_checkpoint(path)
     with output.progress(f"reading {path.name}") as progress:
         found = inspection(checkpoint, progress=progress)

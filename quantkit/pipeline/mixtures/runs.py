@@ -15,6 +15,7 @@ from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture, with_source_dtypes
+from quantkit.pipeline.card.planned import with_card
 from quantkit.pipeline.mixtures.grids import Grids, with_choice
 from quantkit.pipeline.mixtures.mixture import Chosen, Groups, sizes
 from quantkit.pipeline.mixtures.search import Search
@@ -161,7 +162,7 @@ def export_to_size(
     further = {"mixture": mixture.to_json()}
     if not solved:
         return publish(
-            mixable.plan(mixture.chosen),
+            with_card(mixable.plan(mixture.chosen), dense),
             Path(out),
             inputs=source.inputs,
             overwrite=overwrite,
@@ -217,6 +218,7 @@ def quantize_to_size(
     chosen = replace(options, recipe=with_choice(options.recipe, mixture.chosen))
     run = Quantization(dense, chosen, compute=compute, samples=samples, progress=progress)
     made = registry.exporter(INTERMEDIATE).prepare(with_source_dtypes(run.checkpoint, source), AS_IT_IS)
+    made = with_card(made, run.checkpoint, run.about(), run.report)
     further = {"mixture": {"container": container, **mixture.to_json()}}
     return written(run, made, Path(out), source, overwrite=overwrite, further=further)
 

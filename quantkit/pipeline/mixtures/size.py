@@ -12,7 +12,7 @@ MOST_BITS = 32.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSize:
-    """The most that the files of an artifact may take. nbytes or bits_per_weight, one of them.
+    """The most that the files of an artifact may take, its model card aside. nbytes or bits_per_weight, one of them.
 
     Bits per weight are those that every verb prints: bytes of all files times eight, over the weights of the model.
     """

@@ -22,6 +22,9 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture
 from quantkit.models.inspection import AttentionCost, attention_costs, sparse_facts
+from quantkit.pipeline.card.about import About
+from quantkit.pipeline.card.planned import with_card, with_head
+from quantkit.pipeline.card.source import about, begun
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import decided, planned
 from quantkit.pipeline.planning.attention import attention_line
@@ -107,12 +110,13 @@ def plan(
     """
     checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
     check_dense(checkpoint, "plan artifacts of")
-    result, method, scheme = checkpoint, None, None
+    result, method, scheme, known = checkpoint, None, None, about(checkpoint)
     tokens, weighed, writing, methods = 0, 0, 0, {}
     if options is not None:
         decisions = decided(checkpoint, options)
         method, scheme, used = decisions.method, decisions.scheme, decisions.methods.values()
         methods = {name: one.name for name, one in decisions.methods.items()}
+        known = begun(checkpoint, method.name, decisions.methods)
         wanted = options.calibration.sequences * options.calibration.length
         tokens = wanted if any(one.needs_calibration for one in used) else 0
         weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
@@ -132,7 +136,7 @@ def plan(
         tensors=dict(Counter(weight.type for weight in weights)),
         weights=weights,
         targets=tuple(
-            _target(result, *(parse_target(target) if isinstance(target, str) else target)) for target in targets
+            _target(result, known, *(parse_target(target) if isinstance(target, str) else target)) for target in targets
         ),
         peak_memory_bytes=max(peak_memory(checkpoint.spec, tokens, weighed), writing),
         seconds=_seconds(checkpoint, tokens, weighed),
@@ -141,10 +145,11 @@ def plan(
     )
 
 
-def _target(checkpoint: Checkpoint, name: str, options: ExportOptions) -> Target:
+def _target(checkpoint: Checkpoint, known: About, name: str, options: ExportOptions) -> Target:
     exporter = registry.exporter(name)
     try:
-        artifact = exporter.prepare(checkpoint, options)
+        artifact = exporter.prepare(with_head(checkpoint, known, name), options)
+        artifact = with_card(artifact, checkpoint, known)
     except UnsupportedSpec as refusal:
         return Target(
             format=name,

@@ -25,6 +25,7 @@ from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.folding import with_source_dtypes
 from quantkit.models.spec import BLOCKS
+from quantkit.pipeline.card.about import About
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.quantization import Quantization
 from quantkit.pipeline.recovery.work import check_training_memory, recovery_work
@@ -118,6 +119,10 @@ class Recovery:
     def follow(self) -> None:
         """Train along with the first process, which quantizes meanwhile; nothing comes of it here."""
         self._train(_roughly(self._source, self._start), None)
+
+    def about(self) -> About:
+        """What its model card tells: not the figures of the start, which training changes."""
+        return replace(self._run.about(), trained=self._training.steps, errors={})
 
     @property
     def writing(self) -> Progress:

@@ -11,6 +11,7 @@ from quantkit.calibration.compute import Compute, check_torch
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture
+from quantkit.pipeline.card.planned import with_card
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.runs import AS_IT_IS, INTERMEDIATE, ONE_THREAD
 from quantkit.progress import Progress
@@ -110,6 +111,7 @@ def _recovered(
         run.follow()
         return None
     planned = registry.exporter(INTERMEDIATE).prepare(run.checkpoint, AS_IT_IS)
+    planned = with_card(planned, run.checkpoint, run.about())
     inputs = (*source.inputs, *(teacher.inputs if teacher is not None else ()))
     clean_up(planned, target)
     preflight(planned, target, inputs=inputs, overwrite=overwrite, journal_size=run.journal_size())

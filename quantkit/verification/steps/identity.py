@@ -21,7 +21,7 @@ from quantkit.models.architectures._lightning import LightningSpec
 from quantkit.models.architectures._rope_spec import RopeSpec
 from quantkit.models.architectures.minicpm3 import with_norms_of
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.layouts.small_files import is_legal
+from quantkit.models.layouts.small_files import CARD_NAME, is_legal
 from quantkit.models.spec import ModelSpec, SparseSpec
 from quantkit.text.sentencepiece_model import TokenKind
 from quantkit.text.templates import OLD_TEMPLATE_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
@@ -59,7 +59,8 @@ class TextFacts:
 
     vocabulary: SHA-256 over text, score (float32) and kind of every token by id. template: SHA-256 of the chat
     template, the kind of its line ends and a last one aside; None = there is none. rules: special tokens and what
-    encoding adds. files: SHA-256 of every other file that travels with the model but licences, JSON in canonical form.
+    encoding adds. files: SHA-256 of every other file that travels with the model but licences and its card, JSON in
+    canonical form.
     """
 
     vocabulary: str | None
@@ -77,7 +78,7 @@ def text_facts(checkpoint: Checkpoint) -> TextFacts:
     files = {
         name: _file_digest(name, read())
         for name, read in sorted(checkpoint.files.items())
-        if not (name in OWN_FILES or name.startswith(TEMPLATE_FOLDER) or is_legal(name))
+        if not (name in (*OWN_FILES, CARD_NAME) or name.startswith(TEMPLATE_FOLDER) or is_legal(name))
     }
     if not has_vocabulary(checkpoint):
         return TextFacts(None, None, {}, files)

@@ -14,10 +14,13 @@ from quantkit.artifacts.manifest import manifest_path
 from quantkit.artifacts.publishing import publish
 from quantkit.cli.app import main
 from quantkit.errors import BadOption, UnsupportedSpec
+from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.spec import Role
+from quantkit.pipeline.card.planned import with_card, with_head
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planning.attention import attention_line
 from quantkit.pipeline.planning.plan import Plan, parse_target, plan
+from quantkit.pipeline.quantization import Quantization
 from quantkit.pipeline.recipe import Recipe
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
@@ -36,6 +39,11 @@ def planned_for(folder: Path, *targets: str, recipe: Recipe | None = None, spec:
     return plan(folder, targets, QuantizeOptions(method="rtn", scheme=spec, recipe=recipe or Recipe()))
 
 
+def with_its_card(run: Quantization, name: str, options: ExportOptions) -> PlannedArtifact:
+    planned = registry.exporter(name).prepare(with_head(run.checkpoint, run.about(), name), options)
+    return with_card(planned, run.checkpoint, run.about(), run.report)
+
+
 def size_on_disk(path: Path) -> int:
     files = [path] if path.is_file() else [file for file in path.iterdir() if file != manifest_path(path)]
     return sum(file.stat().st_size for file in files)
@@ -48,7 +56,7 @@ def test_the_planned_size_is_what_is_written(target: str, tiny_checkpoint: Path,
     name, options = parse_target(target)
     run = quantized(registry.open_checkpoint(tiny_checkpoint), INT4, "rtn")
     out = tmp_path / "out-marlin.gguf"
-    publish(registry.exporter(name).prepare(run.checkpoint, options), out)
+    publish(with_its_card(run, name, options), out)
     assert found.size == size_on_disk(out)
 
 
@@ -57,7 +65,7 @@ def test_the_planned_size_follows_the_recipe(tiny_checkpoint: Path, tmp_path: Pa
     run = quantized(registry.open_checkpoint(tiny_checkpoint), INT4, "rtn", recipe=MIXED)
     out = tmp_path / "mixed"
     name, options = parse_target("compressed-tensors")
-    publish(registry.exporter(name).prepare(run.checkpoint, options), out)
+    publish(with_its_card(run, name, options), out)
     assert made.targets[0].size == size_on_disk(out)
     assert made.targets[0].size != planned_for(tiny_checkpoint, "compressed-tensors").targets[0].size
     assert made.tensors == {"bfloat16": 12, "int8 g128 sym": 2, "int4 g128 sym": 6}

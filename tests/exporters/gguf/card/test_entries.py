@@ -11,8 +11,8 @@ import pytest
 from gguf.metadata import Metadata
 
 from quantkit.exporters.gguf.card.entries import size_label
-from quantkit.exporters.gguf.card.front_matter import read_front_matter
 from quantkit.exporters.gguf.container.file import read_gguf
+from quantkit.models.layouts.front_matter import read_front_matter
 from tests.support.gguf_models import EXPORTER, dense, write
 
 CARDS = {

@@ -7,7 +7,7 @@ import random
 import pytest
 import yaml
 
-from quantkit.exporters.gguf.card.front_matter import MAX_BYTES, front_matter_bytes, read_front_matter
+from quantkit.models.layouts.front_matter import MAX_BYTES, front_matter_bytes, read_front_matter
 
 CARD = """---
 # a comment
