@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.cli.completion import COMPLETION, answered, completion_script
+from quantkit.cli.completion import COMPLETION, answered, print_script
 from quantkit.cli.verbs import bench, demo, export, formats, golden, inspect, plan, quantize, run, verify
 from quantkit.errors import Interrupted, QuantkitError, nearest, one_line
 
@@ -76,8 +76,7 @@ def _options(
         typer.echo(f"quantkit {__version__}")
         raise typer.Exit
     if completion is not None:
-        typer.echo(completion_script(completion))
-        raise typer.Exit
+        raise typer.Exit(print_script(context.command, completion))
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
     context.obj = debug
@@ -96,11 +95,12 @@ def complete() -> int | None:
 
 
 class _Interrupts:
-    """SIGINT, SIGTERM and SIGHUP, except one that is ignored (nohup), raise KeyboardInterrupt while they are `heeded`, and are counted otherwise.
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt while they are `heeded`, and are counted otherwise.
 
-    Python drops an exception that is raised inside a finalizer, with a traceback on stderr; an interrupt that comes
-    there is repeated by an alarm instead. So is one that comes during an import, where C extensions print it, and turn
-    it into another error (`ml_dtypes`, when it imports numpy).
+    A SIGTERM or SIGHUP that is ignored, as nohup has it, stays so. Python drops an exception that is raised inside a
+    finalizer, with a traceback on stderr; an interrupt that comes there is repeated by an alarm instead. So is one that
+    comes during an import, where C extensions print it, and turn it into another error (`ml_dtypes`, when it imports
+    numpy).
     """
 
     def __init__(self) -> None:

@@ -6,6 +6,7 @@ The script has the shell call quantkit itself, with what was typed in the enviro
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any
 
 COMPLETION = "_QUANTKIT_COMPLETE"
@@ -13,23 +14,25 @@ COMPLETION = "_QUANTKIT_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 
 
-def completion_script(shell: str) -> str:
-    """What a shell runs to complete the words of quantkit.
+def print_script(command: Any, shell: str) -> int:  # noqa: ANN401 - a group of click, wherever this typer keeps it
+    """Print what a shell runs to complete the words of quantkit; returns an exit code.
 
     Raises:
         BadOption: another shell than `SHELLS`.
     """
-    from typer.completion import get_completion_script
-
     from quantkit.errors import chosen
 
     shell = chosen(shell, SHELLS, problem=f"no completion for the shell {shell[:80]!r}")
-    return get_completion_script(prog_name="quantkit", complete_var=COMPLETION, shell=shell)
+    return _asked(command, f"source_{shell}")
 
 
-def answered(command: Any) -> int:  # noqa: ANN401 - a group of click, wherever this typer keeps click
+def answered(command: Any) -> int:  # noqa: ANN401
     """Print how the command line in the environment may go on; returns an exit code."""
-    from typer.completion import completion_init, shell_complete
+    return _asked(command, os.environ[COMPLETION])
 
-    completion_init()
-    return shell_complete(command, {}, "quantkit", COMPLETION, os.environ[COMPLETION])
+
+def _asked(command: Any, instruction: str) -> int:  # noqa: ANN401
+    typer_completion: Any = import_module("typer.completion")  # it does not declare what it exports
+    typer_completion.completion_init()
+    code: int = typer_completion.shell_complete(command, {}, "quantkit", COMPLETION, instruction)
+    return code

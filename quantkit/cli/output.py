@@ -44,21 +44,26 @@ class Output:
         self.stdout = Console(soft_wrap=True, highlight=False)
         self.stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
-    def result(self, data: Mapping[str, Any], *tables: Table, lines: Sequence[str] = ()) -> None:
-        """Print `data` as JSON, or `lines` and `tables` as text."""
+    def result(self, data: Mapping[str, Any], *parts: Table | str, lines: Sequence[str] = ()) -> None:
+        """Print `data` as JSON, or as text `lines` and then `parts`, tables and lines."""
         if self.as_json:
             write_json(data)
             return
-        for line in lines:
-            say(self.stdout, escaped(line))
-        for number, shown in enumerate(tables):
-            headings, rows = shown.lines(self.stdout.width)
-            if number and rows:
+        shown = [part for part in (*lines, *parts) if isinstance(part, str) or part.rows]
+        for before, part in zip([None, *shown], shown, strict=False):
+            if isinstance(before, Table):
                 self.stdout.print()
-            for heading in headings if rows else ():
-                self.stdout.print(heading, markup=False, style="bold")
-            for row in rows:
-                self.stdout.print(row, markup=False)
+            if isinstance(part, str):
+                say(self.stdout, escaped(part))
+            else:
+                self._table(part)
+
+    def _table(self, table: Table) -> None:
+        headings, rows = table.lines(self.stdout.width)
+        for heading in headings:
+            self.stdout.print(heading, markup=False, style="bold")
+        for row in rows:
+            self.stdout.print(row, markup=False)
 
     def stream(self, text: str) -> None:
         """Write a piece of the result as it stands; on a terminal, control characters are shown and not obeyed."""

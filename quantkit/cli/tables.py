@@ -1,7 +1,7 @@
 """Tables and lines of text that fit a width without cutting a word.
 
-A table whose words fit side by side has columns, which give way where they have room to. Any other becomes a list: every
-row is its first cell, and below it the others with their headings. A word that is wider than everything stands as it is.
+A table whose words fit side by side has columns, which give way where they have room to. Any other becomes a list: of
+every row the first cell, and below it the others with their headings. A word that is wider than all of it stays whole.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def wrapped_words(text: str, width: int) -> list[str]:
 
 def text_width(text: str) -> int:
     """Columns of a terminal that `text` takes; most Chinese characters take two."""
-    from rich.cells import cell_len  # noqa: PLC0415 - rich takes time to import, and --help does without
+    from rich.cells import cell_len
 
     return cell_len(text)
 

@@ -14,12 +14,21 @@ if TYPE_CHECKING:
 METHODS = "rtn (round to nearest), gptq or awq (calibrated), ternary (taken over, else calibrated), exact (taken over)."
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, at the very end.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write; must not exist.")]
+Tensors = Annotated[bool, typer.Option("--tensors", help="List every weight.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress; warnings and errors stay.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace what quantkit wrote there, at the very end, or unfinished work of another run."
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write: a new name, or an empty folder.")]
 Arch = Annotated[
     str,
     typer.Option(
-        "--arch", help="native: keep the family's own architecture. llama: fold its scalars into a plain Llama."
+        "--arch",
+        autocompletion=lambda: ["native", "llama"],
+        help="native: keep the family's own architecture. llama: fold its scalars into a plain Llama.",
     ),
 ]
 Target = Annotated[

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Target, Threads
-from quantkit.cli.output import Output, human_size
+from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Quiet, Target, Threads
+from quantkit.cli.output import Output, called, human_size
 
 CALIBRATED = "calibrated"
 """The algorithm that is a run of its own."""
@@ -101,6 +101,7 @@ def export(
     ] = False,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write SOURCE as FORMAT. Quantized weights are carried code for code, or refused; never quantized twice."""
@@ -122,7 +123,7 @@ def export(
     if (calibration or samples is not None) and algorithm != CALIBRATED:
         option = "--calibration" if calibration else "--samples"
         raise BadOption(f"{option} is for --algorithm calibrated", hint="add it; llama.cpp's own way takes no text")
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     blocks = BlockOptions(
         algorithm=algorithm,
         tensor_types=tuple(tensor_types or ()),
@@ -145,7 +146,7 @@ def export(
     )
     checkpoint = open_checkpoint(source)
     output.notes(checkpoint.notes)
-    with output.progress(f"reading {source.name}") as progress:
+    with output.progress(f"reading {called(source)}") as progress:
         if algorithm == CALIBRATED:
             text = CalibrationOptions(files=tuple(map(CalibrationFile.parse, calibration or ())))
             if samples is not None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Json, Out, Overwrite, Variant
-from quantkit.cli.output import Output, human_size, table
+from quantkit.cli.options.shared import Json, Out, Overwrite, Quiet, Variant
+from quantkit.cli.output import Output, called, human_size, table
 
 
 def golden(
@@ -23,6 +23,7 @@ def golden(
     ] = "dense",
     variant: Variant = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Record what the original model is and predicts, for `verify --golden`: its scalars, tokenizer, digests and
@@ -30,10 +31,10 @@ def golden(
     """
     from quantkit import open_checkpoint, record_golden
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     checkpoint = open_checkpoint(model)
     output.notes(checkpoint.notes)
-    with output.progress(f"reading {model.name}") as progress:
+    with output.progress(f"reading {called(model)}") as progress:
         done = record_golden(
             checkpoint,
             out,
@@ -52,5 +53,5 @@ def golden(
     output.result(
         {"path": str(out), "size": done.size, "prompts": prompts},
         rows,
-        lines=[f"{out}: {human_size(done.size)}, {model.name} on {len(prompts)} prompts"],
+        lines=[f"{out}: {human_size(done.size)}, {called(model)} on {len(prompts)} prompts"],
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from quantkit.cli.layers import calibration_lines, error_line, error_table, summary
 from quantkit.cli.options.shared import (
     METHODS,
     Arch,
@@ -20,10 +20,12 @@ from quantkit.cli.options.shared import (
     Levels,
     Out,
     Overwrite,
+    Quiet,
     Recipe,
     Samples,
     Strict,
     Symmetric,
+    Tensors,
     Threads,
     chosen_recipe,
     chosen_scheme,
@@ -41,7 +43,7 @@ from quantkit.cli.options.training import (
     training_options,
     write_curve,
 )
-from quantkit.cli.output import Output, human_size, table
+from quantkit.cli.output import Output, called, human_size
 
 
 def quantize(
@@ -118,6 +120,8 @@ def quantize(
     ] = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    tensors: Tensors = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Quantize a dense model's linear layers; embedding and head where told so; norms keep their type.
@@ -135,7 +139,7 @@ def quantize(
     from quantkit import quantize as make
     from quantkit import recover as train
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     scheme = chosen_scheme(
         method, bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype, levels=levels
     )
@@ -170,7 +174,7 @@ def quantize(
     compute = Compute(threads=threads or os.cpu_count() or 1, device=device, bfloat16=bfloat16)
     checkpoint = open_checkpoint(model)
     output.notes(checkpoint.notes)
-    with output.progress(f"reading {model.name}") as progress:
+    with output.progress(f"reading {called(model)}") as progress:
         common: dict[str, Any] = {"compute": compute, "arch": arch, "overwrite": overwrite, "progress": progress}
         if training is None:
             done = make(checkpoint, out, options, **common)
@@ -182,37 +186,23 @@ def quantize(
     output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
     output.notes(done.leftovers)
     report, loading = done.manifest["report"], loads_in(done.path)
-    rows = table("layer", "error", right=("error",))
-    for name, tensor in report["tensors"].items():
-        rows.add_row(name, f"{tensor['error']:.2e}" + (f"  {tensor['fallback']}" if tensor["fallback"] else ""))
-    output.result(
-        {"path": str(out), "size": done.size, "loads_in": loading, "report": report},
-        rows,
-        lines=[
-            f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}",
-            loading,
-            *_calibration_lines(report["calibration"]),
-            *(training_lines(report["training"]) if training is not None else ()),
-        ],
-    )
+    errors = {name: float(tensor["error"]) for name, tensor in report["tensors"].items()}
+    fallbacks = {name: tensor["fallback"] for name, tensor in report["tensors"].items() if tensor["fallback"]}
     if training is not None:
         write_curve(out, report["training"], output)
+    output.result(
+        {"path": str(out), "size": done.size, "loads_in": loading, "errors": summary(errors), "report": report},
+        *([error_table(errors, fallbacks, every=tensors)] if errors else []),
+        lines=[
+            f"{out}: {scheme}, {human_size(done.size)}, {len(errors)} layers by {report['method']}",
+            loading,
+            *calibration_lines(report["calibration"]),
+            *(training_lines(report["training"]) if training is not None else ()),
+            *([error_line(errors, every=tensors)] if errors else []),
+        ],
+    )
     if report["calibration"] is not None:
         output.notes(report["calibration"]["notes"])
-    for name, tensor in report["tensors"].items():
-        if tensor["fallback"]:
-            output.note(f"{name}: rounded to nearest: {tensor['fallback']}")
-
-
-def _calibration_lines(calibration: Mapping[str, Any] | None) -> Iterator[str]:
-    """What was calibrated on, and how much error is left on each source, with it and without it."""
-    if calibration is None:
-        return
-    if calibration["own_text"] is not None:
-        yield calibration["own_text"]
-    for source in calibration["sources"]:
-        lost = "" if source["kl"] is None else f", KL {source['kl']:.1e}"
-        yield f"{source['name']}: {source['sequences']:,} sequences, {source['tokens']:,} tokens{lost}"
-    for name, errors in calibration["left_out"].items():
-        with_it, without = errors["error_with"], errors["error_without"]
-        yield f"error of layers on {name}: {with_it:.2e}; {without:.2e} for codes chosen without it"
+    if fallbacks:
+        name, why = next(iter(fallbacks.items()))
+        output.note(f"note: {len(fallbacks)} of {len(errors)} layers are rounded to nearest ({name}: {why})")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.cli.options.shared import Attention, Engine, Json, Variant
+from quantkit.cli.options.shared import Attention, Engine, Json, Quiet, Variant
 from quantkit.cli.output import Output
 from quantkit.errors import BadOption, MalformedFile, ReadFailed
 
@@ -56,12 +56,13 @@ def run(
     engine: Engine = "auto",
     attention: Attention = None,
     variant: Variant = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt, streaming. The engine only computes logits; sampling is the same everywhere."""
     from quantkit import Sampling, generate
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     options = _chat_options(system, tools, template, template_option or [])
     if options is not None and not chat:
         raise BadOption("--system, --tools, --template and --template-option shape a chat", hint="add --chat")
