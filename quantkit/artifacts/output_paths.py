@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.artifacts.current_folder import is_current
 from quantkit.artifacts.file_pair import MANIFEST_NAME
 from quantkit.artifacts.hidden_names import LOCK, OLD, RUN, STAGE, WORK, beside
-from quantkit.artifacts.manifest import SIDECAR_SUFFIX, describe, encoded, is_bare
+from quantkit.artifacts.manifest import SIDECAR_SUFFIX, describe, encoded, is_bare, read_manifest
 from quantkit.artifacts.stage_writer import refusals
-from quantkit.errors import BadOption, NoSpace, OutputExists, UnsafePath, WriteFailed
+from quantkit.errors import BadOption, NoSpace, OutputExists, UnsafePath, WriteFailed, and_more
 from quantkit.files.planned_files import PlannedArtifact
 
 MANIFEST_ALLOWANCE = 1 << 20
@@ -168,12 +169,17 @@ def _check_parent(destination: Destination) -> None:
 
 
 def check_vacant(destination: Destination, overwrite: bool) -> None:
-    """Raise `OutputExists` when the name is taken, or with `overwrite` by something that must not be replaced."""
+    """Raise `OutputExists` when the name is taken, or with `overwrite` by what quantkit did not write.
+
+    An empty folder is no obstacle to a folder.
+    """
     try:
         mode = os.lstat(destination.path).st_mode
     except FileNotFoundError:
         return
     shown = destination.shown
+    if destination.folder and stat.S_ISDIR(mode) and not any(destination.path.iterdir()):
+        return
     if not overwrite:
         raise OutputExists(f"{shown} already exists", hint="choose another name, or replace it with --overwrite")
     if stat.S_ISLNK(mode):
@@ -181,17 +187,32 @@ def check_vacant(destination: Destination, overwrite: bool) -> None:
     if not destination.folder:
         if not stat.S_ISREG(mode):
             raise OutputExists(f"{shown} is not a file and cannot be replaced by one", hint="choose another name")
-        return
-    if not stat.S_ISDIR(mode):
+    elif not stat.S_ISDIR(mode):
         raise OutputExists(f"{shown} is not a folder and cannot be replaced by one", hint="choose another name")
-    if not os.access(destination.path, os.R_OK | os.W_OK | os.X_OK):
+    elif not os.access(destination.path, os.R_OK | os.W_OK | os.X_OK):
         raise WriteFailed(f"{shown}: no permission to replace it")
-    names = {entry.name for entry in destination.path.iterdir()}
-    if names and not {"config.json", MANIFEST_NAME} & names:
+    elif is_current(destination.path):
+        raise OutputExists(f"{shown} is the current folder, which is not replaced", hint="cd elsewhere, and name it")
+    _check_written_by_us(destination)
+
+
+def _check_written_by_us(destination: Destination) -> None:
+    """Raise `OutputExists` for what has no manifest, and for a folder with more in it than its manifest lists."""
+    shown = destination.shown
+    manifest = read_manifest(destination.path)
+    if manifest is None:
         raise OutputExists(
-            f"{shown} holds files but no model (neither config.json nor {MANIFEST_NAME}); it is not replaced",
+            f"{shown} was not written by quantkit (it has no {MANIFEST_NAME}); it is not replaced",
             hint="choose another name, or remove it yourself",
         )
+    if destination.folder:
+        own = {*manifest["files"], MANIFEST_NAME}
+        others = sorted(entry.name for entry in destination.path.iterdir() if entry.name not in own)
+        if others:
+            raise OutputExists(
+                f"{shown} holds {others[0][:80]!r}{and_more(others)}, not written by quantkit; it is not replaced",
+                hint="move that away, or choose another name",
+            )
 
 
 def _check_space(destination: Destination, planned: PlannedArtifact, journal_size: int) -> None:

@@ -89,6 +89,7 @@ def write_curve(out: Path, training: Mapping[str, Any], output: Output) -> None:
     if drawn is None:
         output.note("no picture of the loss without matplotlib: pip install 'quantkit[training]'")
         return
-    target = out.with_name(f"{out.name}.loss.png")
+    place = out if out.name not in ("", "..") else out.resolve()
+    target = place.with_name(f"{place.name}.loss.png")
     target.write_bytes(drawn)
     output.note(f"the loss on the way: {target}")
