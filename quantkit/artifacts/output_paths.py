@@ -13,7 +13,7 @@ from quantkit.artifacts.file_pair import MANIFEST_NAME
 from quantkit.artifacts.hidden_names import LOCK, OLD, RUN, STAGE, WORK, beside
 from quantkit.artifacts.manifest import SIDECAR_SUFFIX, describe, encoded, is_bare, read_manifest
 from quantkit.artifacts.stage_writer import refusals
-from quantkit.errors import BadOption, NoSpace, OutputExists, UnsafePath, WriteFailed, and_more
+from quantkit.errors import BadOption, NoSpace, OutputExists, ReadFailed, UnsafePath, WriteFailed, and_more
 from quantkit.files.planned_files import PlannedArtifact
 
 MANIFEST_ALLOWANCE = 1 << 20
@@ -199,7 +199,11 @@ def check_vacant(destination: Destination, overwrite: bool) -> None:
 def _check_written_by_us(destination: Destination) -> None:
     """Raise `OutputExists` for what has no manifest, and for a folder with more in it than its manifest lists."""
     shown = destination.shown
-    manifest = read_manifest(destination.path)
+    with refusals(f"{shown}: cannot tell whether it may be replaced"):
+        try:
+            manifest = read_manifest(destination.path)
+        except ReadFailed as error:
+            raise error.__context__ or error  # noqa: B904 - what the system said
     if manifest is None:
         raise OutputExists(
             f"{shown} was not written by quantkit (it has no {MANIFEST_NAME}); it is not replaced",

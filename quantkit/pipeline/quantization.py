@@ -118,11 +118,14 @@ class Quantization:
             self._stream = self._stream or self._open_stream()
 
     @contextmanager
-    def journal(self, planned: PlannedArtifact, out: Path, *, further: bytes = b"") -> Iterator[Journal | None]:
+    def journal(
+        self, planned: PlannedArtifact, out: Path, *, further: bytes = b"", discard: bool = False
+    ) -> Iterator[Journal | None]:
         """Within it finished blocks are kept beside `out`, and those that a killed run has kept are not done again.
 
         Enter it before `calibrate`, and leave it after publishing. Without calibration nothing is kept, unless there
-        are `further` steps: what decides their bytes beside all that decides the codes.
+        are `further` steps: what decides their bytes beside all that decides the codes. What a run with other options
+        has kept is refused, unless it is to be discarded.
 
         Raises:
             What `quantkit.artifacts.journal.Journal` and `quantkit.pipeline.resumption.run_key` raise.
@@ -131,9 +134,9 @@ class Quantization:
             yield None
             return
         key = run_key(self._source, self._wanted(self.checkpoint), self._options, self._compute, given=self._given)
-        with Journal(
-            resolve(planned, out), hashlib.sha256(key + further).digest() if further else key
-        ) as self._journal:
+        key = hashlib.sha256(key + further).digest() if further else key
+        described = f"{self._method.name} {self._scheme}"
+        with Journal(resolve(planned, out), key, described=described, discard=discard) as self._journal:
             yield self._journal
 
     @property

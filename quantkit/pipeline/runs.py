@@ -156,6 +156,7 @@ def _written(
     """Quantize and write; what an earlier run of the same kind has finished is not done again."""
     clean_up(planned, out)
     preflight(planned, out, inputs=source.inputs, overwrite=overwrite, journal_size=run.journal_size())
-    with run.journal(planned, out):
+    with run.journal(planned, out, discard=overwrite) as journal:
         run.calibrate()
-        return publish(planned, out, inputs=source.inputs, overwrite=overwrite, progress=run.writing, report=run.report)
+        done = publish(planned, out, inputs=source.inputs, overwrite=overwrite, progress=run.writing, report=run.report)
+        return done if journal is None else replace(done, resumed=journal.recalled)
