@@ -48,8 +48,8 @@ def wider_notes(carried: Iterable[tuple[BlockType, Weight]]) -> Iterator[str]:
     )
     for (scheme, block), count in kinds.items():
         yield (
-            f"{count} weights of {scheme} are stored as {block.name.lower()}, in {block.bits} bits: the numbers are the "
-            f"same, and the file is as large as one of {block.bits} bits"
+            f"{count} weights of {scheme} are stored as {block.name.lower()}, in {block.bits} bits: no number changes, "
+            f"and the file is as large as one of {block.bits} bits"
         )
 
 

@@ -57,6 +57,9 @@ class Journal:
         described: what the run is to do, in a few words.
         discard: whether what another run has finished may be thrown away.
 
+    Attributes:
+        found: how many steps of this run were there when it was entered.
+
     Raises:
         OutputExists: on entering, when a living process works on the same output, or when another run has finished
             steps for it and they are not to be discarded.
@@ -68,7 +71,7 @@ class Journal:
         self._shown = destination.shown
         self._head = f"{key.hex()}\n{described}\n".encode()
         self._discard = discard
-        self._found = 0
+        self.found = 0
         self._refused = False
         self._folder = destination.work
         self._lock = Lock(destination.run, destination.shown)
@@ -99,7 +102,7 @@ class Journal:
         key = self._folder / KEY
         before = key.read_bytes() if key.exists() else b""
         if before[:HEAD_BYTES] == self._head[:HEAD_BYTES]:
-            self._found = len(kept)
+            self.found = len(kept)
             return
         if kept and not self._discard:
             whose = before[HEAD_BYTES:].decode(errors="replace").strip() or "another run"
@@ -142,7 +145,7 @@ class Journal:
             OutputExists: they were other bytes before, so what follows from these would be lost.
             NoSpace, WriteFailed: the system refuses.
         """
-        before = self._read(name) if self._found and not self._discard else None
+        before = self._read(name) if self.found and not self._discard else None
         if before is not None and before[1] != data:
             self._refused = True
             raise self._other("a run", self._steps_kept(), f"the {name} that it began with were others")
@@ -192,7 +195,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        worth = self._found > 0 or (self._steps + self._states > 0 and error is not None and _is_passing(error))
+        worth = self.found > 0 or (self._steps + self._states > 0 and error is not None and _is_passing(error))
         kept = error is not None and worth
         if not kept:
             with suppress(OSError):

@@ -41,6 +41,7 @@ class Output:
     def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self._warned: set[str] = set()
         self.stdout = Console(soft_wrap=True, highlight=False)
         self.stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -77,8 +78,10 @@ class Output:
         say(self.stderr, text, label="error:", style="bold red")
 
     def warn(self, text: str) -> None:
-        """A line on stderr that nobody is to overlook."""
-        say(self.stderr, one_line(text), label="warning:", style="bold yellow")
+        """A line on stderr that nobody is to overlook, once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            say(self.stderr, one_line(text), label="warning:", style="bold yellow")
 
     def note(self, text: str) -> None:
         """A line that is not the result, on stderr."""
@@ -94,10 +97,27 @@ class Output:
     def progress(self, what: str) -> Iterator[Progress]:
         """Show on stderr how far the work in the block is: `what` at first, then what the progress is told."""
         if self.quiet:
-            yield unwatched
+            yield _Told(unwatched, self)
             return
-        with shown(self.stderr, what) as progress:
-            yield progress
+        with shown(self.stderr, what) as estimate:
+            yield _Told(estimate, self)
+
+
+class _Told:
+    """What long work speaks to: figures go to `progress`, words to the output."""
+
+    def __init__(self, progress: Progress, output: Output) -> None:
+        self._progress = progress
+        self._output = output
+
+    def __call__(self, what: str, done: float, total: float, /) -> None:
+        self._progress(what, done, total)
+
+    def say(self, text: str, /, *, loud: bool) -> None:
+        if loud:
+            self._output.warn(text)
+        else:
+            self._output.note(f"note: {text}")
 
 
 def say(console: Console, line: str, *, label: str = "", style: str = "") -> None:

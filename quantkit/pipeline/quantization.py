@@ -29,8 +29,9 @@ from quantkit.pipeline.planning.peak_memory import check_memory, generation_peak
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
 from quantkit.pipeline.source_report import source_reports
+from quantkit.pipeline.text_fitness import amount_warnings
 from quantkit.pipeline.weight_errors import WeightErrors
-from quantkit.progress import Progress
+from quantkit.progress import Progress, say
 from quantkit.protocols import Layer, Method, TensorReport
 from quantkit.solver.smoothing import smoothable
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -73,6 +74,7 @@ class Quantization:
         self._options = options
         self._compute = compute
         self._given = samples
+        self._progress = progress
         decisions = decided(source, options, threads=compute.threads, progress=progress)
         method = self._method = decisions.method
         self._scheme = decisions.scheme
@@ -137,6 +139,9 @@ class Quantization:
         key = hashlib.sha256(key + further).digest() if further else key
         described = f"{self._method.name} {self._scheme}"
         with Journal(resolve(planned, out), key, described=described, discard=discard) as self._journal:
+            if self._journal.found:
+                text = f"going on with what a run that was stopped has finished: {self._journal.found} steps"
+                say(self._progress, text)
             yield self._journal
 
     @property
@@ -269,9 +274,19 @@ class Quantization:
             samples = self._read_samples()
             coverage = samples.coverage
             check_memory(self._source.spec, coverage.sequences, coverage.tokens, weighs=self._weighs)
+        samples = self._judged(samples)
         if self._journal is not None:
             self._journal.keep(SAMPLES_STEP, encoded_samples(samples))
         return samples
+
+    def _judged(self, samples: Samples) -> Samples:
+        """`samples` with what is wrong with their amount, which is said at once."""
+        weights = self.checkpoint.weights
+        widths = {weights[name].shape[1] for name, method in self._methods.items() if method.needs_calibration}
+        warnings = (*samples.coverage.warnings, *amount_warnings(samples, widths))
+        for warning in warnings:
+            say(self._progress, warning, loud=True)
+        return replace(samples, coverage=replace(samples.coverage, warnings=warnings))
 
     def _read_samples(self) -> Samples:
         """Files first: a bad one is found before anything is generated."""

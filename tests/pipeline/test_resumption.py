@@ -165,7 +165,7 @@ def test_a_changed_option_starts_afresh(
     model: Path, stopped: Path, solved: list[int], changes: dict[str, object]
 ) -> None:
     kept = content(work(stopped))
-    with pytest.raises(OutputExists, match="was stopped and has left 4 finished steps, .*other") as refusal:
+    with pytest.raises(OutputExists, match=r"was stopped and has left 4 finished steps, .*other") as refusal:
         quantize(model, stopped, **changes)  # type: ignore[arg-type]
     assert "continue it, or --overwrite to throw its work away" in (refusal.value.hint or "")
     assert content(work(stopped)) == kept

@@ -185,6 +185,8 @@ def quantize(
             done = trained
     output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
     output.notes(done.leftovers)
+    if done.resumed:
+        output.note(f"note: {done.resumed} steps were finished before by a run that was stopped")
     report, loading = done.manifest["report"], loads_in(done.path)
     errors = {name: float(tensor["error"]) for name, tensor in report["tensors"].items()}
     fallbacks = {name: tensor["fallback"] for name, tensor in report["tensors"].items() if tensor["fallback"]}
@@ -203,6 +205,8 @@ def quantize(
     )
     if report["calibration"] is not None:
         output.notes(report["calibration"]["notes"])
+        for warning in report["calibration"]["warnings"]:
+            output.warn(warning)
     if fallbacks:
         name, why = next(iter(fallbacks.items()))
         output.note(f"note: {len(fallbacks)} of {len(errors)} layers are rounded to nearest ({name}: {why})")
