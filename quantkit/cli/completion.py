@@ -6,12 +6,34 @@ The script has the shell call quantkit itself, with what was typed in the enviro
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 COMPLETION = "_QUANTKIT_COMPLETE"
 """The variable in the environment of a call that asks how a command line goes on."""
 SHELLS = ("bash", "zsh", "fish")
+
+
+def plugins(room: str, *further: str) -> Callable[[], list[str]]:
+    """What completes the name of a plug-in of a room, or one of the words `further`."""
+
+    def words() -> list[str]:
+        from quantkit import names
+
+        return [*further, *names(room)]
+
+    return words
+
+
+def one_of(*words: str) -> Callable[[], list[str]]:
+    """What completes one of `words`."""
+    return lambda: list(words)
+
+
+def in_lower_case(word: str | None) -> str | None:
+    """A word that is taken in any case."""
+    return None if word is None else word.lower()
 
 
 def print_script(command: Any, shell: str) -> int:  # noqa: ANN401 - a group of click, wherever this typer keeps it

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.cli.completion import in_lower_case, one_of, plugins
+
 if TYPE_CHECKING:
     from quantkit import Recipe as Rules
     from quantkit import Scheme
@@ -27,7 +29,8 @@ Arch = Annotated[
     str,
     typer.Option(
         "--arch",
-        autocompletion=lambda: ["native", "llama"],
+        autocompletion=one_of("native", "llama"),
+        callback=in_lower_case,
         help="native: keep the family's own architecture. llama: fold its scalars into a plain Llama.",
     ),
 ]
@@ -49,6 +52,8 @@ Attention = Annotated[
     str | None,
     typer.Option(
         "--attention",
+        autocompletion=one_of("dense", "sparse"),
+        callback=in_lower_case,
         help="dense, or sparse as the model's sparse_config says (docs/sparse.md).",
         show_default="as the artifact attends by itself",
     ),
@@ -57,14 +62,23 @@ Variant = Annotated[
     str | None,
     typer.Option(
         "--variant",
+        autocompletion=one_of("minicpm4.1", "minicpm4", "cpm.cu"),
+        callback=in_lower_case,
         help="Of sparse attention, as which published code: minicpm4.1, minicpm4 or cpm.cu.",
         show_default="minicpm4.1",
     ),
 ]
-Engine = Annotated[str, typer.Option("--engine", help="auto, or the name of an engine (see `quantkit formats`).")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        autocompletion=plugins("runtimes", "auto"),
+        help="auto, or the name of an engine (see `quantkit formats`).",
+    ),
+]
 Method = Annotated[
     str | None,
-    typer.Option("--method", help=METHODS, show_default=False),
+    typer.Option("--method", autocompletion=plugins("methods"), help=METHODS, show_default=False),
 ]
 Recipe = Annotated[
     Path | None,

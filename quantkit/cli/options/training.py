@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.cli.completion import in_lower_case
+
 if TYPE_CHECKING:
     from quantkit import TrainingOptions
     from quantkit.cli.output import Output
@@ -44,6 +46,7 @@ Objective = Annotated[
     str | None,
     typer.Option(
         "--objective",
+        callback=in_lower_case,
         help="--recover: distillation (teacher), decoupled (text, then teacher), joint (both at once) or qat (text).",
         show_default="distillation",
     ),

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from quantkit.cli.completion import in_lower_case, plugins
 from quantkit.cli.options.shared import Arch, Json, Out, Overwrite, Quiet, Target, Threads
 from quantkit.cli.output import Output, called, human_size
 
@@ -17,7 +18,12 @@ CALIBRATED = "calibrated"
 
 
 def export(
-    format: Annotated[str, typer.Argument(metavar="FORMAT", help="hf, gguf, ... (see `quantkit formats`).")],  # noqa: A002
+    format: Annotated[  # noqa: A002
+        str,
+        typer.Argument(
+            metavar="FORMAT", autocompletion=plugins("exporters"), help="hf, gguf, ... (see `quantkit formats`)."
+        ),
+    ],
     source: Annotated[Path, typer.Argument(help="A model folder, a quantized folder, or a single-file artifact.")],
     out: Out,
     type: Annotated[  # noqa: A002 - the option's name
@@ -37,6 +43,7 @@ def export(
         str | None,
         typer.Option(
             "--ops",
+            callback=in_lower_case,
             help="onnx: contrib, the engine's own operators, or standard, those of ONNX alone.",
             show_default="contrib",
         ),
@@ -54,6 +61,7 @@ def export(
         str,
         typer.Option(
             "--attention",
+            callback=in_lower_case,
             metavar="[dense|sparse]",
             help="onnx: to all tokens, or to blocks of them as the model's sparse_config says.",
         ),
@@ -62,6 +70,7 @@ def export(
         str | None,
         typer.Option(
             "--algorithm",
+            callback=in_lower_case,
             help="gguf: how dense weights are quantized. reference: as llama.cpp does it, types of tensors and bytes; "
             "calibrated: by quantkit's solver, in the same types.",
             show_default="reference for types with K and IQ4",
@@ -179,7 +188,7 @@ def export(
             f"note: {len(rounded)} quantized weights are rounded to {done.manifest['options']['type']}, a value by at "
             f"most {share:.2g} of itself ({worst})"
         )
-    loading = loads_in(done.path, target=target)
+    loading = loads_in(done.path, target=options.target)
     weights = sum(weight.size for weight in checkpoint.weights.values())
     output.result(
         {

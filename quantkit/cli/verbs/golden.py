@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from quantkit.cli.completion import in_lower_case
 from quantkit.cli.options.shared import Json, Out, Overwrite, Quiet, Variant
 from quantkit.cli.output import Output, called, human_size, table
 
@@ -19,7 +20,12 @@ def golden(
         typer.Option("--quantized", help="Take a quantized model for the original, where nobody has another."),
     ] = False,
     attention: Annotated[
-        str, typer.Option("--attention", help="sparse: record as well what sparse attention does on a long prompt.")
+        str,
+        typer.Option(
+            "--attention",
+            callback=in_lower_case,
+            help="sparse: record as well what sparse attention does on a long prompt.",
+        ),
     ] = "dense",
     variant: Variant = None,
     overwrite: Overwrite = False,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from quantkit.cli.completion import in_lower_case, plugins
 from quantkit.cli.layers import calibration_lines, error_line, error_table, summary
 from quantkit.cli.options.shared import (
     METHODS,
@@ -49,14 +50,19 @@ from quantkit.cli.output import Output, called, human_size
 def quantize(
     model: Annotated[Path, typer.Argument(help="A dense model: a folder, or any artifact with 16 or 32-bit weights.")],
     out: Out,
-    method: Annotated[str, typer.Option("--method", help=METHODS)] = "gptq",
+    method: Annotated[str, typer.Option("--method", autocompletion=plugins("methods"), help=METHODS)] = "gptq",
     bits: Bits = None,
     group_size: GroupSize = None,
     symmetric: Symmetric = None,
     levels: Levels = None,
     scale_dtype: Annotated[
         str | None,
-        typer.Option("--scale-dtype", help="float16, bfloat16 or float32.", show_default="float16, ternary bfloat16"),
+        typer.Option(
+            "--scale-dtype",
+            callback=in_lower_case,
+            help="float16, bfloat16 or float32.",
+            show_default="float16, ternary bfloat16",
+        ),
     ] = None,
     strict: Strict = False,
     recipe: Recipe = None,
@@ -109,7 +115,9 @@ def quantize(
         typer.Option("--seed", min=0, help="Seed of generated text, and of the order of training text."),
     ] = 0,
     arch: Arch = "native",
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda: what calibrated methods compute on.")] = "cpu",
+    device: Annotated[
+        str, typer.Option("--device", callback=in_lower_case, help="cpu or cuda: what calibrated methods compute on.")
+    ] = "cpu",
     bfloat16: Annotated[
         bool | None,
         typer.Option(

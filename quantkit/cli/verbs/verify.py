@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from quantkit.cli.completion import plugins
 from quantkit.cli.options.shared import Attention, Json, Quiet, Variant
 from quantkit.cli.output import Output, called
 
@@ -21,6 +22,7 @@ def verify(
         str,
         typer.Option(
             "--engine",
+            autocompletion=plugins("runtimes", "auto", "none"),
             help="auto, an engine's name (see `quantkit formats`), reference for no other, none to run nothing.",
         ),
     ] = "auto",
