@@ -13,7 +13,7 @@ from difflib import get_close_matches
 
 MAX_MESSAGE = 500
 """Characters of a message or a hint: names and values in it come from strangers' files."""
-NEAR = 0.5
+NEAR = 0.6
 """How alike two words must be, 0 to 1, for one to be what the other was meant to be."""
 
 

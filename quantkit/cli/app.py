@@ -177,7 +177,9 @@ def _run(arguments: list[str], interrupts: _Interrupts) -> int:
         code = _fail(error, arguments, f"{where}{error.strerror or error}", None)
     except Exception as error:
         # What is interrupted while it is imported may fail in any way.
-        code = _stopped(error, arguments) if interrupts.count else _fail(error, arguments, *_explained(error))
+        code = (
+            _stopped(error, arguments) if interrupts.count else _fail(error, arguments, *_explained(error, arguments))
+        )
     return code
 
 
@@ -185,20 +187,20 @@ def _stopped(error: BaseException, arguments: Sequence[str]) -> int:
     return _fail(error, arguments, "interrupted; nothing was published", None, Interrupted.exit_code)
 
 
-def _explained(error: Exception) -> tuple[str, str]:
+def _explained(error: Exception, arguments: Sequence[str]) -> tuple[str, str]:
     """Message and hint for a usage error of click, and for what nobody expected."""
     usage_error = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this typer keeps click
     format_message: Callable[[], str] | None = getattr(error, "format_message", None)
     if isinstance(error, usage_error) and format_message is not None:
-        return _usage(error, format_message())
+        return _usage(error, format_message(), next((word for word in arguments if word in VERBS), None))
     return f"internal error ({type(error).__name__}: {error})", f"run again with {DEBUG}"
 
 
-def _usage(error: Exception, message: str) -> tuple[str, str]:
+def _usage(error: Exception, message: str, verb: str | None) -> tuple[str, str]:
     """A wrong word on the command line; the hint names the nearest right one, and the page that lists them all."""
-    context: Any = getattr(error, "ctx", None)
+    context: Any = getattr(error, "ctx", None)  # None where a value is missing
     commands: Mapping[str, Any] = getattr(context.command, "commands", {}) if context is not None else {}
-    page = f"{context.command_path if context is not None else 'quantkit'} --help"
+    page = f"{context.command_path if context is not None else f'quantkit {verb}'} --help"
     wrong = getattr(error, "option_name", None)
     near = None
     if wrong is not None and hasattr(error, "possibilities"):

@@ -72,6 +72,8 @@ def verify(
     path = Path(path)
     if not path.exists():
         raise unreadable(path, registry.names("exporters"))
+    if isinstance(golden, (str, Path)) and Path(golden).is_dir():
+        raise BadOption(f"{golden} is a folder, not a golden file", hint=f"compare with a model by --against {golden}")
     recorded = read_golden(Path(golden)) if isinstance(golden, (str, Path)) else golden
     checked_attention(attention, variant)
     options = VerifyOptions(

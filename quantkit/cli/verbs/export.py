@@ -122,6 +122,7 @@ def export(
         ExportOptions,
         QuantizeOptions,
         loads_in,
+        names,
         open_checkpoint,
         parse_target,
     )
@@ -129,6 +130,8 @@ def export(
     from quantkit import export_calibrated as solve
     from quantkit.errors import BadOption
 
+    if str(source) in names("exporters") and format not in names("exporters"):
+        raise BadOption(f"{format[:80]!r} is no format", hint=f"the format goes first: export {source} {format}")
     if (calibration or samples is not None) and algorithm != CALIBRATED:
         option = "--calibration" if calibration else "--samples"
         raise BadOption(f"{option} is for --algorithm calibrated", hint="add it; llama.cpp's own way takes no text")
