@@ -139,11 +139,20 @@ def check_apart(destination: Destination, inputs: Sequence[Path]) -> None:
     """Refuse to touch a name that is an input, or a folder that an input lies in, by device and inode."""
     for path in inputs:
         # Both the way that was given and the one behind links: replacing a folder of links would lose the links.
-        ways = [path.absolute(), path.resolve()]
+        ways = [_straight(path.absolute()), path.resolve()]
         holders = {_identity(step) for way in ways for step in (way, *way.parents)}
         for name in destination.names():
             if os.path.lexists(name) and _identity(name) in holders:
                 raise OutputExists(f"{destination.shown} is, or holds, the input {path}", hint="choose another output")
+
+
+def _straight(path: Path) -> Path:
+    """A path without `..`, and with its links from the last one on: ../m does not lie in the current folder."""
+    parts = path.parts
+    if ".." not in parts:
+        return path
+    last = len(parts) - parts[::-1].index("..")
+    return Path(*parts[:last]).resolve().joinpath(*parts[last:])
 
 
 def _identity(path: Path) -> tuple[int, int]:

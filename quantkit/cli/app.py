@@ -157,7 +157,7 @@ def _run(arguments: list[str], interrupts: _Interrupts) -> int:
         with interrupts.raised():
             command = typer.main.get_command(app)
             # Anywhere in the line: it is wanted when a command has failed, and is then put at its end.
-            words = [DEBUG, *(word for word in arguments if word != DEBUG)] if DEBUG in arguments else arguments
+            words = [DEBUG] * (DEBUG in arguments) + [word for word in arguments if word != DEBUG]
             with command.make_context("quantkit", words) as context:
                 command.invoke(context)
         code = 0

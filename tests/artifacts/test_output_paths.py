@@ -135,6 +135,18 @@ def test_a_folder_that_holds_the_input_is_never_replaced(tmp_path: Path, source:
     refused(OutputExists, "is, or holds, the input", snapshot, inputs=inputs, overwrite=True)
 
 
+def test_an_input_beside_the_current_folder_is_not_in_it(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    way = Path("..", source.parent.name, source.name)
+    preflight(DEMO, Path(), inputs=[way])
+    (source.parent / "sub").mkdir()
+    monkeypatch.chdir(source.parent / "sub")
+    refused(OutputExists, "is, or holds, the input", source.parent, inputs=[Path("..", source.name)], overwrite=True)
+
+
 def test_the_stage_never_replaces_an_input(tmp_path: Path) -> None:
     stage = tmp_path / ".out.quantkit-part"
     stage.write_text("weights")

@@ -1,7 +1,7 @@
-"""Command lines, right and wrong, as a stranger types them: exit code, one line, a hint that leads somewhere, clean JSON.
+"""Command lines, right and wrong, as a stranger types them: exit code, one line, a hint that leads somewhere, JSON.
 
-Each is run as it stands and once more with `--json`. A hint is followed: the page that it names is opened, the path
-that it gives is there, options in it exist, and a line that is mended as it says is understood.
+Each is run as it stands, and once more with `--json --quiet`. A hint is followed: the page that it names is opened,
+the path that it gives is there, options in it exist, and a line that is mended as it says is understood.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ RIGHT = [
     right(
         f"quantize model --samples 2 --length 32 --calibration short.txt --only-files --out {OUT}",
         "14 layers by gptq",
-        warns=("warning: short.txt: only", "warning: the calibration text is too short"),
+        warns=("warning: the calibration text is too short",),
     ),
     right(f"export gguf int4 --out {OUT}.gguf", "bits per weight", "llama-cpp"),
     right(f"export GGUF model --type BF16 --out {OUT}.gguf", "16."),
@@ -114,7 +114,8 @@ WRONG = [
     wrong("plan model --to gguf:q4_9", "q4_9", hint=("did you mean q4_", "types of gguf: f32, f16")),
     wrong("quantize", "model", hint="quantkit quantize --help"),
     wrong("quantize model", "--out", hint="quantkit quantize --help"),
-    wrong("quantize model --out", "--out", hint="quantkit quantize --help"),
+    wrong("quantize model --out", "--out", hint="quantkit quantize --help", json=False),
+    wrong("quantize model --out --json", "--out needs a name", hint="--out ./--json"),
     wrong(
         f"quantize model --out {OUT} --methd rtn",
         "no option --methd",
@@ -219,8 +220,9 @@ def typed(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         return code, shown.out, shown.err
 
     yield type_in
-    for path in made:
-        shutil.rmtree(path, ignore_errors=True)
+    for place in made:
+        for path in (place, *place.parent.glob(f"{place.name}.*")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("one", TRIES, ids=lambda one: one.line or "nothing")
@@ -229,7 +231,7 @@ def test_a_line_says_what_it_must(one: Try, typed: Any, world: Path) -> None:
     assert code == one.code, err
     assert "Traceback" not in err
     assert "internal error" not in err
-    if code == 2 and not out.strip():
+    if code == 2 and (not out.strip() or "--json" in one.line):
         hint = checked_error(err, one)
         assert_leads_somewhere(hint, world, typed)
         if one.mended is not None:
@@ -253,7 +255,7 @@ def checked_error(err: str, one: Try) -> str:
         assert word in message, f"{word!r} is not in {message!r}"
     for word in one.hint:
         assert word in hint, f"{word!r} is not in {hint!r}"
-    assert one.hint or not hint
+    assert one.hint or not hint, hint
     return hint.removesuffix(")")
 
 
@@ -265,23 +267,21 @@ def options() -> set[str]:
 
 
 def assert_leads_somewhere(hint: str, world: Path, typed: Any) -> None:
-    page = re.search(r"quantkit( \w+)? --help", hint)
+    page = re.search(r"quantkit ((?:\w+ )?--help)", hint)
     if page is not None:
-        code, out, _ = typed(page[0].removeprefix("quantkit"))
+        code, out, _ = typed(page[1])
         assert (code, out[:6]) == (0, "Usage:")
     assert set(re.findall(r"(?<!\S)--[a-z-]+", hint)) <= options()
     for place in re.findall(r"give (?:it|the folder|its snapshot): (\S+)", hint):
         assert (world / place).exists(), place
-    meant = re.search(r"did you mean (\S+)\?", hint)
-    assert meant is None or meant[1]
 
 
 @pytest.mark.parametrize("one", [one for one in TRIES if one.json], ids=lambda one: one.line)
 def test_the_same_line_with_json_gives_one_object(one: Try, typed: Any) -> None:
-    code, out, err = typed(one.line, "--json", folder=one.folder, stdin=one.stdin)
-    if one.line.endswith("--out"):  # --json is taken for the name
-        return
+    code, out, err = typed(one.line, "--json", "--quiet", folder=one.folder, stdin=one.stdin)
     assert code == one.code, err
+    assert all(line.startswith(("warning: ", "error: ")) for line in err.splitlines()), err
+    assert bool(one.warns) >= ("warning: " in err)
     found = json.loads(out)
     assert isinstance(found, dict)
     assert_identifiers(found)
@@ -316,15 +316,3 @@ def test_every_verb_can_give_json_and_be_quiet(verb: str) -> None:
     group: Any = typer.main.get_command(app)
     flags = {flag for each in group.commands[verb].params for flag in each.opts}
     assert {"--json", "--quiet", "-q"} <= flags
-
-
-@pytest.mark.parametrize("one", [one for one in RIGHT if one.json], ids=lambda one: one.line)
-def test_quiet_leaves_warnings_and_results(one: Try, typed: Any) -> None:
-    if "quantize" in one.line and one.warns:
-        _, out, err = typed(one.line, "--quiet", folder=one.folder, stdin=one.stdin)
-        assert out
-        assert all(line.startswith("warning: ") for line in err.splitlines()), err
-        assert err
-    else:
-        _, out, err = typed(one.line, "--quiet", folder=one.folder, stdin=one.stdin)
-        assert (bool(out), err) == (True, "")

@@ -24,7 +24,23 @@ Overwrite = Annotated[
         "--overwrite", help="Replace what quantkit wrote there, at the very end, or unfinished work of another run."
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write: a new name, or an empty folder.")]
+
+
+def named(out: Path) -> Path:
+    """`out`; raises `BadOption` where an option stands in its place."""
+    if str(out).startswith("-"):
+        from quantkit.errors import BadOption
+
+        raise BadOption(
+            f"--out needs a name, and {str(out)[:80]!r} stands there", hint=f"--out ./{out}, if that is meant"
+        )
+    return out
+
+
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", callback=named, help="Where to write: a new name, or an empty folder."),
+]
 Arch = Annotated[
     str,
     typer.Option(

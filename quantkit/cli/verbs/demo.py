@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Json, Overwrite, Quiet, Threads
+from quantkit.cli.options.shared import Json, Overwrite, Quiet, Threads, named
 from quantkit.cli.output import Output, human_size, table
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what the demo writes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=named, help="Folder for what the demo writes.")],
     threads: Threads = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
