@@ -12,6 +12,8 @@ TYPE_CHECKING = False  # as type checkers read it; typing would be imported for 
 
 if TYPE_CHECKING:
     from quantkit.artifacts.leftovers import leftovers as leftovers
+    from quantkit.artifacts.provenance import Provenance as Provenance
+    from quantkit.artifacts.provenance import provenance as provenance
     from quantkit.artifacts.publishing import Published as Published
     from quantkit.calibration.compute import Compute as Compute
     from quantkit.calibration.samples import CalibrationFile as CalibrationFile
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from quantkit.registry import containers as containers
     from quantkit.registry import default_scheme as default_scheme
     from quantkit.registry import engines as engines
+    from quantkit.registry import names as names
     from quantkit.registry import open_checkpoint as open_checkpoint
     from quantkit.tensors.block_options import BlockOptions as BlockOptions
     from quantkit.tensors.scheme import Scheme as Scheme
@@ -84,6 +87,7 @@ _HOMES = {
     "Golden": "verification.golden",
     "OffsetGroups": "tensors.schemes.offset_groups",
     "Plan": "pipeline.planning.plan",
+    "Provenance": "artifacts.provenance",
     "Published": "artifacts.publishing",
     "QuantizeOptions": "pipeline.options",
     "QuantkitError": "errors",
@@ -112,9 +116,11 @@ _HOMES = {
     "loss_picture": "training.curve",
     "measure_importance": "pipeline.importance",
     "model_card": "pipeline.card.planned",
+    "names": "registry",
     "open_checkpoint": "registry",
     "parse_target": "pipeline.planning.target",
     "plan": "pipeline.planning.plan",
+    "provenance": "artifacts.provenance",
     "quantize": "pipeline.runs",
     "quantize_to_size": "pipeline.mixtures.runs",
     "reachable_sizes": "pipeline.mixtures.runs",
@@ -140,6 +146,7 @@ __all__ = [
     "Golden",
     "OffsetGroups",
     "Plan",
+    "Provenance",
     "Published",
     "QuantizeOptions",
     "QuantkitError",
@@ -168,9 +175,11 @@ __all__ = [
     "loss_picture",
     "measure_importance",
     "model_card",
+    "names",
     "open_checkpoint",
     "parse_target",
     "plan",
+    "provenance",
     "quantize",
     "quantize_to_size",
     "reachable_sizes",

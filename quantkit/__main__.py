@@ -22,12 +22,15 @@ def entry() -> None:
     try:
         import signal  # noqa: PLC0415 - it is imported where an interrupt is caught
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _leave)
-        from quantkit.cli.app import main  # noqa: PLC0415
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, _leave)
+        from quantkit.cli.app import complete, main  # noqa: PLC0415
     except KeyboardInterrupt:
         _leave()
-    code = main()
+    code = complete()
+    if code is None:
+        code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what was asked for is done; the interpreter only tidies up
     # `python -m` remembers an interrupt that left the text of an `exec`, as `dataclass` uses it, though it was caught
     # later, and ends by SIGINT instead of `code`. The next text makes it forget (`run_eval_code_obj`, pythonrun.c).

@@ -14,7 +14,7 @@ import importlib.util
 import pkgutil
 from pathlib import Path
 
-from quantkit.errors import BadOption
+from quantkit.errors import chosen
 
 
 def folders(room: str) -> list[Path]:
@@ -34,15 +34,14 @@ def load(room: str, name: str, kind: str, *, called: str | None = None) -> objec
 
     Args:
         room: a package, such as "quantkit.exporters".
-        name: one of `names(room)`.
+        name: one of `names(room)`, in any case.
         kind: what the plug-in is, such as "exporter"; in the plural where a file holds several.
         called: what users call it, where that is another word ("format").
 
     Raises:
         BadOption: there is no plug-in of that name.
     """
-    if name not in names(room):
-        raise BadOption(f"unknown {called or kind} {name!r}", hint=f"choose one of: {', '.join(names(room))}")
+    name = chosen(name, names(room), problem=f"unknown {called or kind} {name[:80]!r}")
     module = importlib.import_module(f"{room}.{name.replace('-', '_')}")
     if hasattr(module, "__path__"):
         module = importlib.import_module(f"{module.__name__}.{kind}")

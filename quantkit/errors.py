@@ -7,11 +7,14 @@ Every error that a user can cause is a `QuantkitError`. Its message is one line 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Collection, Iterator, Sized
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 MAX_MESSAGE = 500
 """Characters of a message or a hint: names and values in it come from strangers' files."""
+NEAR = 0.6
+"""How alike two words must be, 0 to 1, for one to be what the other was meant to be."""
 
 
 class QuantkitError(Exception):
@@ -57,6 +60,39 @@ def about(name: str) -> Iterator[None]:
 
 class BadOption(QuantkitError):
     """An option, or a combination of options, that means nothing."""
+
+
+def chosen(word: str, choices: Collection[str], *, problem: str, called: str = "choose one of") -> str:
+    """The one of `choices` that `word` is, in any case and with `_` or `-` alike.
+
+    Args:
+        word: what the user wrote.
+        choices: every word that there is.
+        problem: the message where there is no such word.
+        called: what the choices are, in front of their list.
+
+    Raises:
+        BadOption: there is none; the hint begins with the nearest.
+    """
+    known = {_folded(choice): choice for choice in choices}
+    found = known.get(_folded(word))
+    if found is not None:
+        return found
+    near = nearest(word, choices)
+    raise BadOption(
+        problem, hint=(f"did you mean {near}? " if near else "") + f"{called}: {', '.join(choices) or 'none'}"
+    )
+
+
+def nearest(word: str, choices: Collection[str]) -> str | None:
+    """The one of `choices` that is most like `word`; None where none is much like it."""
+    known = {_folded(choice): choice for choice in choices}
+    found = get_close_matches(_folded(word[:80]), known, n=1, cutoff=NEAR)
+    return known[found[0]] if found else None
+
+
+def _folded(word: str) -> str:
+    return word.lower().replace("_", "-")
 
 
 class MalformedFile(QuantkitError):

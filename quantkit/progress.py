@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from threading import Lock
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Progress(Protocol):
@@ -19,6 +19,20 @@ class Progress(Protocol):
 
     def __call__(self, what: str, done: float, total: float, /) -> None:
         """`total` may change as more becomes known; `done` does not shrink while `total` stays."""
+
+
+@runtime_checkable
+class Listener(Progress, Protocol):
+    """A `Progress` that is told in words as well what the user should know before the work is done."""
+
+    def say(self, text: str, /, *, loud: bool) -> None:
+        """One line. loud: what nobody is to overlook."""
+
+
+def say(progress: Progress | None, text: str, *, loud: bool = False) -> None:
+    """Tell `progress` in words, where it listens."""
+    if isinstance(progress, Listener):
+        progress.say(text, loud=loud)
 
 
 def unwatched(what: str, done: float, total: float, /) -> None:

@@ -58,10 +58,9 @@ class TensorReport:
     error_of_rounding: the same for round-to-nearest, where the method compared itself with it.
     strength: how far the weights were moved to make up for earlier layers, 0 to 1; None when that was not tried.
     fallback: None, or why the method's result was given up for round-to-nearest.
-    smoothing: exponent of the input scales (`quantkit.solver.smoothing_search`), 0 where none did better; None when
-        that was not tried.
-    left_out: what the error was measured on once more, None where it was not: on these sources it was `error_without`
-        for codes that were chosen without them, and `error_with` for the codes as they are.
+    smoothing: exponent of the input scales (`quantkit.solver.smoothing_search`), 0 = none did better, None = not tried.
+    left_out: what the error was measured on once more, if it was: `error_without` for codes that were chosen without
+        these sources, `error_with` for the codes as they are, `rounding_without` for round-to-nearest.
     """
 
     error: float
@@ -72,6 +71,7 @@ class TensorReport:
     left_out: str | None = None
     error_without: float | None = None
     error_with: float | None = None
+    rounding_without: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +15,7 @@ from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.scheme import SCALE_DTYPES, Scheme
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.schemes.offset_groups import OffsetGroups
+from quantkit.tensors.views import QuantizedView, Weight
 
 
 def holds(block: BlockType, scheme: Scheme, cols: int) -> bool:
@@ -34,6 +37,20 @@ def obstacle(block: BlockType, scheme: Scheme, cols: int) -> str | None:
     else:
         fits = isinstance(scheme, AffineGroups) and _direction(block, scheme) != 0
     return None if fits else f"{block.name} does not hold the codes of {scheme}"
+
+
+def wider_notes(carried: Iterable[tuple[BlockType, Weight]]) -> Iterator[str]:
+    """What is said of codes that lie in blocks of more bits than they have, a line for each kind."""
+    kinds = Counter(
+        (str(weight.scheme), block)
+        for block, weight in carried
+        if isinstance(weight, QuantizedView) and not block.ternary and weight.scheme.bits < block.bits
+    )
+    for (scheme, block), count in kinds.items():
+        yield (
+            f"{count} weights of {scheme} are stored as {block.name.lower()}, in {block.bits} bits: no number changes, "
+            f"and the file is as large as one of {block.bits} bits"
+        )
 
 
 def own_scheme(block: BlockType) -> AffineGroups | OffsetGroups:

@@ -47,7 +47,7 @@ from quantkit.exporters._widths import checked_bits
 from quantkit.exporters.gguf import blocks
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.card.entries import card_file
-from quantkit.exporters.gguf.carrying import carried_scheme, holds, own_scheme
+from quantkit.exporters.gguf.carrying import carried_scheme, holds, own_scheme, wider_notes
 from quantkit.exporters.gguf.choice import (
     TYPES,
     chosen_types,
@@ -271,6 +271,7 @@ def _notes(
     eight = [place.name for place in dense if chosen[place] is blocks.Q8_0]
     if len(dense) < len(chosen) and eight:
         yield f"{len(eight)} dense matrices ({eight[0]} ...) become q8_0 beside the quantized ones"
+    yield from wider_notes((block, model.weights[place.slot.name]) for place, block in chosen.items())
     if request is not None:
         yield from request.notes({place.name: (block, place.slot.shape) for place, block in chosen.items()})
     odd = [place.name for place in dense if chosen[place] is blocks.F16 and main not in PLAIN]

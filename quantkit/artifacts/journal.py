@@ -3,6 +3,7 @@
     .NAME.quantkit-work    a file per step: SHA-256 in hexadecimal, a newline, the step's bytes
     .NAME.quantkit-run     held while a process works on NAME
 
+`key` in that folder names the run, and what it was to do: work of another run is thrown away only where that is wanted.
 Once the output is about to be published, `seal` writes into the folder which output that is: `forget` tells by it that
 a run was killed after publishing, and its steps are of no use any more.
 
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from quantkit.artifacts.file_pair import MANIFEST_NAME
 from quantkit.artifacts.output_lock import Lock
-from quantkit.artifacts.output_paths import Destination
+from quantkit.artifacts.output_paths import Destination, size_text
 from quantkit.artifacts.stage_writer import refusals, sync_folder
 from quantkit.errors import Interrupted, NoSpace, OutputExists, QuantkitError, ReadFailed, SourceChanged, WriteFailed
 
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 HEAD_BYTES = 65
-SEAL = "published"
+KEY, SEAL = "key", "published"
+PART = ".part"
+"""Ends the name of a file that is being written."""
 CONTINUE = "run the same command again to continue"
 PASSING = (NoSpace, OutputExists, ReadFailed, SourceChanged, WriteFailed)
 """Errors after which the same command may go through; any other comes from the input and would come again."""
@@ -51,19 +54,30 @@ class Journal:
     Args:
         destination: the output that the run is to make.
         key: a digest of everything that decides the bytes of the steps.
+        described: what the run is to do, in a few words.
+        discard: whether what another run has finished may be thrown away.
+
+    Attributes:
+        found: how many steps of this run were there when it was entered.
 
     Raises:
-        OutputExists: on entering, when a living process works on the same output.
+        OutputExists: on entering, when a living process works on the same output, or when another run has finished
+            steps for it and they are not to be discarded.
         NoSpace, WriteFailed: the folder cannot be written, or belongs to another user.
         Interrupted: on leaving, in place of KeyboardInterrupt, when steps are kept.
     """
 
-    def __init__(self, destination: Destination, key: bytes) -> None:
+    def __init__(self, destination: Destination, key: bytes, *, described: str = "a run", discard: bool = True) -> None:
         self._shown = destination.shown
+        self._head = f"{key.hex()}\n{described}\n".encode()
+        self._discard = discard
+        self.found = 0
+        self._refused = False
         self._folder = destination.work
         self._lock = Lock(destination.run, destination.shown)
         self._last = key
         self._steps = 0
+        self._recalled = 0
         self._states = 0
 
     def __enter__(self) -> Self:
@@ -75,11 +89,44 @@ class Journal:
             if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():
                 raise WriteFailed(f"{self._folder} is not a folder of yours", hint="remove it")
             with refusals(f"{self._shown}: cannot keep finished work beside it"):
-                (self._folder / SEAL).unlink(missing_ok=True)  # of another run, which published
+                self._take_over()
         except BaseException as error:
             self._lock.__exit__(type(error), error, None)
             raise
         return self
+
+    def _take_over(self) -> None:
+        """Make what lies in the folder this run's, or refuse to; raises OSError."""
+        (self._folder / SEAL).unlink(missing_ok=True)  # of another run, which published
+        kept = self._steps_kept()
+        key = self._folder / KEY
+        before = key.read_bytes() if key.exists() else b""
+        if before[:HEAD_BYTES] == self._head[:HEAD_BYTES]:
+            self.found = len(kept)
+            return
+        if kept and not self._discard:
+            whose = before[HEAD_BYTES:].decode(errors="replace").strip() or "another run"
+            raise self._other(
+                whose, kept, "this one cannot go on with them: options, model or version of quantkit are others"
+            )
+        for path in kept:
+            path.unlink()
+        key.write_bytes(self._head)
+
+    def _steps_kept(self) -> list[Path]:
+        return [path for path in self._folder.iterdir() if path.name != KEY and path.suffix != PART]
+
+    def _other(self, whose: str, kept: Sequence[Path], why: str) -> OutputExists:
+        size = size_text(sum(path.stat().st_size for path in kept))
+        return OutputExists(
+            f"{self._shown}: {whose} was stopped and has left {len(kept)} finished steps, {size}; {why}",
+            hint="give that run's command again to continue it, or --overwrite to throw its work away",
+        )
+
+    @property
+    def recalled(self) -> int:
+        """How many steps were not done again."""
+        return self._recalled
 
     def recall(self, name: str) -> memoryview | None:
         """The bytes of the next step, if it was kept by a run with the same key and the same steps before it."""
@@ -88,10 +135,20 @@ class Journal:
             return None
         self._last, body = found
         self._steps += 1
+        self._recalled += 1
         return body
 
     def keep(self, name: str, data: bytes) -> None:
-        """Store the bytes of the next step; raises `NoSpace` or `WriteFailed`."""
+        """Store the bytes of the next step.
+
+        Raises:
+            OutputExists: they were other bytes before, so what follows from these would be lost.
+            NoSpace, WriteFailed: the system refuses.
+        """
+        before = self._read(name) if self.found and not self._discard else None
+        if before is not None and before[1] != data:
+            self._refused = True
+            raise self._other("a run", self._steps_kept(), f"the {name} that it began with were others")
         self._last = self._write(name, [data])
         self._steps += 1
 
@@ -119,7 +176,7 @@ class Journal:
     def _write(self, name: str, parts: Sequence[bytes | memoryview]) -> bytes:
         digest = self._digest(name, parts)
         with refusals(f"{self._shown}: cannot keep finished work beside it"):
-            part = self._folder / f"{name}.part"
+            part = self._folder / f"{name}{PART}"
             with part.open("wb") as file:
                 file.write(_head(digest))
                 file.writelines(parts)
@@ -138,7 +195,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        kept = self._steps + self._states > 0 and error is not None and _is_passing(error)
+        worth = self.found > 0 or (self._steps + self._states > 0 and error is not None and _is_passing(error))
+        kept = error is not None and worth
         if not kept:
             with suppress(OSError):
                 _remove(self._folder)
@@ -146,7 +204,7 @@ class Journal:
             self._lock.__exit__(kind, error, trace)
         if kept and isinstance(error, KeyboardInterrupt):
             raise Interrupted("interrupted; nothing was published", hint=CONTINUE) from error
-        if kept and isinstance(error, QuantkitError):
+        if kept and isinstance(error, QuantkitError) and not self._refused:
             error.hint = f"{error.hint}; then {CONTINUE}" if error.hint else CONTINUE
 
 

@@ -173,7 +173,7 @@ def check_files(path: Path, manifest: Mapping[str, Any] | None = None) -> list[s
             unlisted -= {renamed}
             problems.append(f"'{name}' is missing" + (f", it was renamed to '{renamed}'" if renamed else ""))
     else:
-        # The one file has the name that the user gave it, so it may differ from the planned one.
+        # The one file has the name that the user gave it, and may have another by now.
         problems = [_problem(lambda: SourceFile.open(path), path.name, entry) for entry in files.values()]
         problems += [] if files else [f"the manifest does not list '{path.name}'"]
         unlisted = set()

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.artifacts.current_folder import is_current
 from quantkit.artifacts.file_pair import MANIFEST_NAME
 from quantkit.artifacts.hidden_names import LOCK, OLD, RUN, STAGE, WORK, beside
-from quantkit.artifacts.manifest import SIDECAR_SUFFIX, describe, encoded, is_bare
+from quantkit.artifacts.manifest import SIDECAR_SUFFIX, describe, encoded, is_bare, read_manifest
 from quantkit.artifacts.stage_writer import refusals
-from quantkit.errors import BadOption, NoSpace, OutputExists, UnsafePath, WriteFailed
+from quantkit.errors import BadOption, NoSpace, OutputExists, ReadFailed, UnsafePath, WriteFailed, and_more
 from quantkit.files.planned_files import PlannedArtifact
 
 MANIFEST_ALLOWANCE = 1 << 20
@@ -138,11 +139,20 @@ def check_apart(destination: Destination, inputs: Sequence[Path]) -> None:
     """Refuse to touch a name that is an input, or a folder that an input lies in, by device and inode."""
     for path in inputs:
         # Both the way that was given and the one behind links: replacing a folder of links would lose the links.
-        ways = [path.absolute(), path.resolve()]
+        ways = [_straight(path.absolute()), path.resolve()]
         holders = {_identity(step) for way in ways for step in (way, *way.parents)}
         for name in destination.names():
             if os.path.lexists(name) and _identity(name) in holders:
                 raise OutputExists(f"{destination.shown} is, or holds, the input {path}", hint="choose another output")
+
+
+def _straight(path: Path) -> Path:
+    """A path without `..`, and with its links from the last one on: ../m does not lie in the current folder."""
+    parts = path.parts
+    if ".." not in parts:
+        return path
+    last = len(parts) - parts[::-1].index("..")
+    return Path(*parts[:last]).resolve().joinpath(*parts[last:])
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -168,12 +178,17 @@ def _check_parent(destination: Destination) -> None:
 
 
 def check_vacant(destination: Destination, overwrite: bool) -> None:
-    """Raise `OutputExists` when the name is taken, or with `overwrite` by something that must not be replaced."""
+    """Raise `OutputExists` when the name is taken, or with `overwrite` by what quantkit did not write.
+
+    An empty folder is no obstacle to a folder.
+    """
     try:
         mode = os.lstat(destination.path).st_mode
     except FileNotFoundError:
         return
     shown = destination.shown
+    if destination.folder and stat.S_ISDIR(mode) and not any(destination.path.iterdir()):
+        return
     if not overwrite:
         raise OutputExists(f"{shown} already exists", hint="choose another name, or replace it with --overwrite")
     if stat.S_ISLNK(mode):
@@ -181,17 +196,36 @@ def check_vacant(destination: Destination, overwrite: bool) -> None:
     if not destination.folder:
         if not stat.S_ISREG(mode):
             raise OutputExists(f"{shown} is not a file and cannot be replaced by one", hint="choose another name")
-        return
-    if not stat.S_ISDIR(mode):
+    elif not stat.S_ISDIR(mode):
         raise OutputExists(f"{shown} is not a folder and cannot be replaced by one", hint="choose another name")
-    if not os.access(destination.path, os.R_OK | os.W_OK | os.X_OK):
+    elif not os.access(destination.path, os.R_OK | os.W_OK | os.X_OK):
         raise WriteFailed(f"{shown}: no permission to replace it")
-    names = {entry.name for entry in destination.path.iterdir()}
-    if names and not {"config.json", MANIFEST_NAME} & names:
+    elif is_current(destination.path):
+        raise OutputExists(f"{shown} is the current folder, which is not replaced", hint="cd elsewhere, and name it")
+    _check_written_by_us(destination)
+
+
+def _check_written_by_us(destination: Destination) -> None:
+    """Raise `OutputExists` for what has no manifest, and for a folder with more in it than its manifest lists."""
+    shown = destination.shown
+    with refusals(f"{shown}: cannot tell whether it may be replaced"):
+        try:
+            manifest = read_manifest(destination.path)
+        except ReadFailed as error:
+            raise error.__context__ or error  # noqa: B904 - what the system said
+    if manifest is None:
         raise OutputExists(
-            f"{shown} holds files but no model (neither config.json nor {MANIFEST_NAME}); it is not replaced",
+            f"{shown} was not written by quantkit (it has no {MANIFEST_NAME}); it is not replaced",
             hint="choose another name, or remove it yourself",
         )
+    if destination.folder:
+        own = {*manifest["files"], MANIFEST_NAME}
+        others = sorted(entry.name for entry in destination.path.iterdir() if entry.name not in own)
+        if others:
+            raise OutputExists(
+                f"{shown} holds {others[0][:80]!r}{and_more(others)}, not written by quantkit; it is not replaced",
+                hint="move that away, or choose another name",
+            )
 
 
 def _check_space(destination: Destination, planned: PlannedArtifact, journal_size: int) -> None:

@@ -29,10 +29,11 @@ from threading import Event
 from typing import Any
 
 from quantkit.artifacts.atomic_rename import exchange, move_new
+from quantkit.artifacts.current_folder import fill, is_current, take_out
 from quantkit.artifacts.file_pair import MANIFEST_NAME, commit, settle
 from quantkit.artifacts.journal import forget, seal
 from quantkit.artifacts.leftovers import leftovers
-from quantkit.artifacts.manifest import check_files, describe, encoded, read_manifest
+from quantkit.artifacts.manifest import check_files, describe, encoded, is_bare, read_manifest
 from quantkit.artifacts.output_lock import Lock
 from quantkit.artifacts.output_paths import Destination, check_apart, check_vacant, preflight, resolve, size_text
 from quantkit.artifacts.stage_writer import StageWriter, allocate, refusals, sync_folder
@@ -53,13 +54,15 @@ class Published:
     """A finished artifact.
 
     path: where it lies. size: bytes of its files, the manifest aside. manifest: as written. leftovers: a line for
-    each folder beside it that other runs left when they were killed.
+    each folder beside it that other runs left when they were killed. resumed: how many steps of a run that was stopped
+    before were not done again.
     """
 
     path: Path
     size: int
     manifest: Mapping[str, Any]
     leftovers: tuple[str, ...] = ()
+    resumed: int = 0
 
 
 def publish(
@@ -79,7 +82,7 @@ def publish(
         out: name of the folder or file to make; its parent must exist.
         inputs: the weight files that `planned` reads. They are hashed into the manifest while units are produced, and
             must not change meanwhile.
-        overwrite: replace what is there, if it is a model. It stays whole until the new one is.
+        overwrite: replace what is there, if quantkit wrote it. It stays whole until the new one is.
         progress: told of bytes written, `planned.size` in all; in the caller's thread.
         report: called after the last unit; JSON values for the manifest.
 
@@ -149,7 +152,7 @@ def _write_stage(
     hashing = ThreadPoolExecutor(1, "quantkit-source")
     try:
         hashed = hashing.submit(source_digest, [source.path for source in sources], cancelled)
-        counted = _Counted(progress or unwatched, f"writing {destination.shown.name}", planned.size)
+        counted = _Counted(progress or unwatched, f"writing {destination.path.name}", planned.size)
         with StageWriter(destination.shown, counted.add) as writer:
             digests = {file.name: writer.write(destination.stage / file.name, file) for file in planned.files}
             reported = report() if report is not None else {}
@@ -157,7 +160,10 @@ def _write_stage(
         counted.tell("checking what was written and read")
         wait([hashed])
         check_unchanged(sources)  # first, because hashing stumbles over a change, too, and says less
-        files = {file.name: {"size": file.size, "sha256": digests[file.name].result()} for file in planned.files}
+        files = {
+            _final_name(destination, file.name): {"size": file.size, "sha256": digests[file.name].result()}
+            for file in planned.files
+        }
         manifest = {**describe(planned), "source": hashed.result(), "files": files, "report": reported}
         manifest |= {"figures": planned.figures(), **planned.further()}
         if planned.measure is not None:
@@ -175,6 +181,12 @@ def _write_stage(
     with refusals(f"{destination.shown}: cannot write"):
         sync_folder(destination.stage)
     return json.loads(data)  # type: ignore[no-any-return]
+
+
+def _final_name(destination: Destination, planned: str) -> str:
+    """What a file is called in the end: a single one by the user; JSON cannot hold every name that a disk can."""
+    name = destination.path.name
+    return planned if destination.folder or not is_bare(name) else name
 
 
 class _Counted:
@@ -202,6 +214,8 @@ def _commit(destination: Destination, planned: PlannedArtifact) -> None:
             commit(destination.stage / planned.files[0].name, destination.path, destination.sidecar)
         elif not replacing:
             move_new(destination.stage, destination.path)
+        elif is_current(destination.path):
+            fill(destination.stage, destination.path)
         elif not exchange(destination.stage, destination.path):
             destination.path.rename(destination.old)
             destination.stage.rename(destination.path)
@@ -218,6 +232,8 @@ def _recover(destination: Destination) -> None:
             _remove(destination.old)
         else:
             destination.old.rename(destination.path)
+    if destination.folder:
+        take_out(destination.stage, destination.path)
     settle(destination.stage, destination.path, destination.sidecar)
 
 

@@ -137,7 +137,8 @@ class Source:
 class Coverage:
     """What a model was calibrated on, as the manifest records it.
 
-    own_text: a line about what the model wrote itself. notes: lines about what is not as it should be.
+    own_text: a line about what the model wrote itself. notes: lines about what is not as it should be. warnings: about
+    what makes the text unfit for its purpose.
     """
 
     sources: tuple[Source, ...]
@@ -148,6 +149,7 @@ class Coverage:
     seed: int | None = None
     own_text: str | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -156,9 +158,8 @@ class Coverage:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Coverage:
         """Inverse of `to_json`."""
-        return cls(
-            **{**data, "sources": tuple(Source(**one) for one in data["sources"]), "notes": tuple(data["notes"])}
-        )
+        lists = {name: tuple(data[name]) for name in ("notes", "warnings")}
+        return cls(**{**data, **lists, "sources": tuple(Source(**one) for one in data["sources"])})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,6 +187,7 @@ def joined(
     seed: int | None = None,
     own_text: str | None = None,
     notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> Samples:
     """All sequences of several sources, mixed evenly: the first so many of them are of all sources as well."""
     places = sorted(
@@ -203,6 +205,7 @@ def joined(
         seed=seed,
         own_text=own_text,
         notes=tuple(notes),
+        warnings=tuple(warnings),
     )
     return Samples(mixed, tuple(origin for _, origin, _ in places), coverage)
 
@@ -220,6 +223,7 @@ def merged(made: Sequence[Samples]) -> Samples:
         seed=next((coverage.seed for coverage in coverages if coverage.seed is not None), None),
         own_text=next((coverage.own_text for coverage in coverages if coverage.own_text is not None), None),
         notes=[note for coverage in coverages for note in coverage.notes],
+        warnings=[warning for coverage in coverages for warning in coverage.warnings],
     )
 
 

@@ -76,8 +76,8 @@ def file_samples(checkpoint: Checkpoint, options: CalibrationOptions, *, progres
         )
     if progress is not None:
         progress("reading calibration text", 0, 1)
-    parts, notes = _of_files(tokenizer, options, options.shares())
-    return joined(parts, notes=notes if options.own_text else [*notes, FILES_ALONE])
+    parts, notes, warnings = _of_files(tokenizer, options, options.shares())
+    return joined(parts, notes=notes if options.own_text else [*notes, FILES_ALONE], warnings=warnings)
 
 
 def own_samples(
@@ -122,10 +122,12 @@ def own_samples(
     return joined(parts, seed=options.seed, own_text=made.in_words(), notes=notes)
 
 
-def _of_files(tokenizer: Tokenizer, options: CalibrationOptions, shares: Sequence[int]) -> tuple[list[Part], list[str]]:
-    """What every file gives, and notes; of files with the same bytes the first alone, with the weight of all."""
+def _of_files(
+    tokenizer: Tokenizer, options: CalibrationOptions, shares: Sequence[int]
+) -> tuple[list[Part], list[str], list[str]]:
+    """What every file gives, notes, warnings; of files with the same bytes the first alone, with the weight of all."""
     found: dict[str, tuple[CalibrationFile, int, Part]] = {}
-    notes = []
+    notes, warnings = [], []
     for file, share in zip(options.files, shares, strict=False):
         part = file_sequences(tokenizer, file, sequences=share, length=options.length)
         digest = part[0].digest
@@ -140,11 +142,11 @@ def _of_files(tokenizer: Tokenizer, options: CalibrationOptions, shares: Sequenc
     for file, share, (_, sequences) in found.values():
         tokens, wanted = sum(map(len, sequences)), share * options.length
         if tokens < FEW * wanted:
-            notes.append(
+            warnings.append(
                 f"{file.path}: only {tokens:,} of {wanted:,} tokens that were wanted; each counts at most "
                 f"{MOST:g} times as much as the mean"
             )
-    return _named_apart([part for _, _, part in found.values()]), notes
+    return _named_apart([part for _, _, part in found.values()]), notes, warnings
 
 
 def _named_apart(parts: Sequence[Part]) -> list[Part]:

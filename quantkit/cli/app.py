@@ -1,24 +1,25 @@
 """The command line: `main`, and one file per verb in `verbs/`; each parses, calls one function and prints.
 
 `main` is the only place that turns errors into exit codes: 0 done and verified, 1 verification failed, 2 could not run,
-130 interrupted.
+130 interrupted. With --json an error is an object on stdout, too.
 Nothing heavier than typer is imported before a verb runs, so `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape as escape_markup
 
+from quantkit.cli.completion import COMPLETION, answered, print_script
 from quantkit.cli.verbs import (
     bench,
     demo,
@@ -34,7 +35,7 @@ from quantkit.cli.verbs import (
     verify,
 )
 from quantkit.cli.verbs.eval import evaluate
-from quantkit.errors import Interrupted, QuantkitError, one_line
+from quantkit.errors import Interrupted, QuantkitError, nearest, one_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -62,7 +63,8 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "demo": demo.demo,
     "formats": formats.formats,
 }
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+DEBUG = "--debug"
 AGAIN_SECONDS = 0.05
 """Until an interrupt that Python dropped, or that came during an import, comes again."""
 IMPORTER = "<frozen importlib._bootstrap>"
@@ -74,14 +76,26 @@ for _name, _function in VERBS.items():
 @app.callback(invoke_without_command=True)
 def _options(
     context: typer.Context,
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    debug: bool = typer.Option(False, DEBUG, help="Show the traceback of an error; may stand anywhere."),
     version: bool = typer.Option(False, "--version", help="Show the version and exit."),
+    completion: Annotated[
+        str | None,
+        typer.Option(
+            "--completion",
+            metavar="SHELL",
+            help="Print what completes commands in bash, zsh or fish: source <(quantkit --completion bash).",
+        ),
+    ] = None,
 ) -> None:
     if version:
         from quantkit import __version__
 
         typer.echo(f"quantkit {__version__}")
         raise typer.Exit
+    if completion is not None:
+        raise typer.Exit(print_script(context.command, completion))
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
     context.obj = debug
 
 
@@ -92,12 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments, interrupts)
 
 
-class _Interrupts:
-    """SIGINT and SIGTERM raise KeyboardInterrupt while they are `heeded`, and are counted otherwise.
+def complete() -> int | None:
+    """Answer a shell that asks, in the environment, how a command line goes on; None where none does."""
+    return answered(typer.main.get_command(app)) if COMPLETION in os.environ else None
 
-    Python drops an exception that is raised inside a finalizer, with a traceback on stderr; an interrupt that comes
-    there is repeated by an alarm instead. So is one that comes during an import, where C extensions print it, and turn
-    it into another error (`ml_dtypes`, when it imports numpy).
+
+class _Interrupts:
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt while they are `heeded`, and are counted otherwise.
+
+    A SIGTERM or SIGHUP that is ignored, as nohup has it, stays so. Python drops an exception that is raised inside a
+    finalizer, with a traceback on stderr; an interrupt that comes there is repeated by an alarm instead. So is one that
+    comes during an import, where C extensions print it, and turn it into another error (`ml_dtypes`, when it imports
+    numpy).
     """
 
     def __init__(self) -> None:
@@ -106,7 +126,8 @@ class _Interrupts:
 
     def __enter__(self) -> Self:
         self._hook, sys.unraisablehook = sys.unraisablehook, self._see_dropped
-        self._handlers = {number: signal.signal(number, self._come) for number in SIGNALS}
+        heard = [number for number in SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, self._come) for number in heard}
         return self
 
     def __exit__(
@@ -152,7 +173,9 @@ def _run(arguments: list[str], interrupts: _Interrupts) -> int:
     try:
         with interrupts.raised():
             command = typer.main.get_command(app)
-            with command.make_context("quantkit", arguments) as context:
+            # Anywhere in the line: it is wanted when a command has failed, and is then put at its end.
+            words = [DEBUG] * (DEBUG in arguments) + [word for word in arguments if word != DEBUG]
+            with command.make_context("quantkit", words) as context:
                 command.invoke(context)
         code = 0
     except typer.Exit as done:
@@ -171,7 +194,9 @@ def _run(arguments: list[str], interrupts: _Interrupts) -> int:
         code = _fail(error, arguments, f"{where}{error.strerror or error}", None)
     except Exception as error:
         # What is interrupted while it is imported may fail in any way.
-        code = _stopped(error, arguments) if interrupts.count else _fail(error, arguments, *_explained(error))
+        code = (
+            _stopped(error, arguments) if interrupts.count else _fail(error, arguments, *_explained(error, arguments))
+        )
     return code
 
 
@@ -179,23 +204,46 @@ def _stopped(error: BaseException, arguments: Sequence[str]) -> int:
     return _fail(error, arguments, "interrupted; nothing was published", None, Interrupted.exit_code)
 
 
-def _explained(error: Exception) -> tuple[str, str]:
+def _explained(error: Exception, arguments: Sequence[str]) -> tuple[str, str]:
     """Message and hint for a usage error of click, and for what nobody expected."""
     usage_error = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this typer keeps click
     format_message: Callable[[], str] | None = getattr(error, "format_message", None)
     if isinstance(error, usage_error) and format_message is not None:
-        return format_message().rstrip("."), "quantkit --help lists the commands"
-    return f"internal error ({type(error).__name__}: {error})", "run again with --debug"
+        return _usage(error, format_message(), next((word for word in arguments if word in VERBS), None))
+    return f"internal error ({type(error).__name__}: {error})", f"run again with {DEBUG}"
+
+
+def _usage(error: Exception, message: str, verb: str | None) -> tuple[str, str]:
+    """A wrong word on the command line; the hint names the nearest right one, and the page that lists them all."""
+    context: Any = getattr(error, "ctx", None)  # None where a value is missing
+    commands: Mapping[str, Any] = getattr(context.command, "commands", {}) if context is not None else {}
+    page = f"{context.command_path if context is not None else f'quantkit {verb}'} --help"
+    wrong = getattr(error, "option_name", None)
+    near = None
+    if wrong is not None and hasattr(error, "possibilities"):
+        message = f"there is no option {wrong}"
+        known = [flag for each in context.command.params for flag in (*each.opts, *each.secondary_opts)]
+        near = nearest(wrong, [flag for flag in known if flag.startswith("--")])
+    elif commands and (found := re.match(r"No such command '(.*?)'", message)):
+        message = f"there is no command {found[1]!r}"
+        near = nearest(found[1], commands)
+    did = f"did you mean {near}? " if near else ""
+    return message.rstrip("."), f"{did}{page} lists {'the commands' if commands else 'its options'}"
 
 
 def _fail(
     error: BaseException | None, arguments: Sequence[str], message: str, hint: str | None, exit_code: int = 2
 ) -> int:
-    """Print one line on stderr: what is wrong, where, and how to mend it."""
-    if error is not None and "--debug" in arguments:
+    """Print one line on stderr: what is wrong, where, and how to mend it; and the same as JSON where that was asked."""
+    if error is not None and DEBUG in arguments:
         traceback.print_exception(error)
-    line = one_line(message) + (f" (hint: {one_line(hint)})" if hint else "")
-    from rich.console import Console
+    from quantkit.cli.output import Output, write_json
 
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape_markup(line)}")
+    message, hint = one_line(message), one_line(hint) if hint else None
+    with suppress(OSError):  # whoever was to read it is gone, maybe with the terminal
+        Output(as_json=False).fail(message + (f" (hint: {hint})" if hint else ""))
+        if "--json" in arguments:
+            kind = type(error).__name__ if isinstance(error, QuantkitError) else None
+            write_json({"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}})
+            sys.stdout.flush()
     return exit_code

@@ -12,39 +12,59 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 
+from quantkit.cli.tables import INDENT, Table, text_width, wrapped_words
 from quantkit.errors import escaped, one_line
-from quantkit.progress import Progress
+from quantkit.progress import Progress, unwatched
 
 LINE_SECONDS = 30.0
 """Between two lines where stderr is no terminal; a run that is shorter writes none."""
+NARROWEST_BAR, WIDEST_BAR = 8, 30
+"""Columns of a progress bar; where fewer are left beside the words, there is none."""
 
 
 class Output:
-    """One command's voice. With `as_json` the result is a single JSON object and nothing else is on stdout."""
+    """One command's voice. With `as_json` the result is a single JSON object and nothing else is on stdout.
 
-    def __init__(self, *, as_json: bool) -> None:
+    quiet: without notes and progress; warnings stay.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
         self.as_json = as_json
+        self.quiet = quiet
+        self._warned: set[str] = set()
         self.stdout = Console(soft_wrap=True, highlight=False)
         self.stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
-    def result(self, data: Mapping[str, Any], *tables: Table, lines: Sequence[str] = ()) -> None:
-        """Print `data` as JSON, or `lines` and `tables` as text."""
+    def result(self, data: Mapping[str, Any], *parts: Table | str, lines: Sequence[str] = ()) -> None:
+        """Print `data` as JSON, or as text `lines` and then `parts`, tables and lines."""
         if self.as_json:
-            sys.stdout.write(_UNPRINTABLE.sub(_json_escape, json.dumps(data, indent=1, ensure_ascii=False)) + "\n")
+            write_json(data)
             return
-        for line in lines:
-            self.stdout.print(escaped(line), markup=False)
-        for shown in tables:
-            self.stdout.print(shown)
+        shown = [part for part in (*lines, *parts) if isinstance(part, str) or part.rows]
+        for before, part in zip([None, *shown], shown, strict=False):
+            if isinstance(before, Table):
+                self.stdout.print()
+            if isinstance(part, str):
+                say(self.stdout, escaped(part))
+            else:
+                self._table(part)
+
+    def _table(self, table: Table) -> None:
+        headings, rows = table.lines(self.stdout.width)
+        for heading in headings:
+            self.stdout.print(heading, markup=False, style="bold")
+        for row in rows:
+            self.stdout.print(row, markup=False)
 
     def stream(self, text: str) -> None:
         """Write a piece of the result as it stands; on a terminal, control characters are shown and not obeyed."""
@@ -53,9 +73,20 @@ class Output:
             sys.stdout.write(shown)
             sys.stdout.flush()
 
+    def fail(self, text: str) -> None:
+        """Why the command could not do what it was to do, on stderr."""
+        say(self.stderr, text, label="error:", style="bold red")
+
+    def warn(self, text: str) -> None:
+        """A line on stderr that nobody is to overlook, once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            say(self.stderr, one_line(text), label="warning:", style="bold yellow")
+
     def note(self, text: str) -> None:
         """A line that is not the result, on stderr."""
-        self.stderr.print(one_line(text), markup=False, style="dim")
+        if not self.quiet:
+            say(self.stderr, one_line(text), style="dim")
 
     def notes(self, notes: Iterable[str]) -> None:
         """What the user should know of a model or an artifact, a line each."""
@@ -65,8 +96,51 @@ class Output:
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
         """Show on stderr how far the work in the block is: `what` at first, then what the progress is told."""
-        with shown(self.stderr, what) as progress:
-            yield progress
+        if self.quiet:
+            yield _Told(unwatched, self)
+            return
+        with shown(self.stderr, what) as estimate:
+            yield _Told(estimate, self)
+
+
+class _Told:
+    """What long work speaks to: figures go to `progress`, words to the output."""
+
+    def __init__(self, progress: Progress, output: Output) -> None:
+        self._progress = progress
+        self._output = output
+
+    def __call__(self, what: str, done: float, total: float, /) -> None:
+        self._progress(what, done, total)
+
+    def say(self, text: str, /, *, loud: bool) -> None:
+        if loud:
+            self._output.warn(text)
+        else:
+            self._output.note(f"note: {text}")
+
+
+def say(console: Console, line: str, *, label: str = "", style: str = "") -> None:
+    """Print a line: broken between words on a terminal, else as one. With a `label` in front, `style` is that one's."""
+    line = f"{label} {line}" if label else line
+    text = line.lstrip(" ")
+    indent = " " * (len(line) - len(text))
+    parts = wrapped_words(text, console.width - len(indent) - len(INDENT)) if console.is_terminal else [text]
+    for number, part in enumerate(parts):
+        shown = Text(indent + (INDENT if number else "") + part, style="" if label else style)
+        if label and number == 0:
+            shown.stylize(style, 0, len(label))
+        console.print(shown)
+
+
+def write_json(data: Mapping[str, Any]) -> None:
+    """Write one JSON object to stdout; what a terminal would obey or hide is escaped."""
+    sys.stdout.write(_UNPRINTABLE.sub(_json_escape, json.dumps(data, indent=1, ensure_ascii=False)) + "\n")
+
+
+def called(path: Path) -> str:
+    """The name of a file or folder, that of the folder meant by "." or ".." as well."""
+    return path.name if path.name not in ("", "..") else path.absolute().resolve().name or str(path)
 
 
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
@@ -77,20 +151,9 @@ def _json_escape(found: re.Match[str]) -> str:
     return f"\\u{ord(found[0]):04x}"
 
 
-class PlainTable(Table):
-    """A table whose cells are text as it stands: no markup, control characters shown."""
-
-    def add_row(self, *cells: str) -> None:  # type: ignore[override]
-        """Add one cell per column."""
-        super().add_row(*(Text(escaped(cell)) for cell in cells))
-
-
-def table(*columns: str, right: Sequence[str] = ()) -> PlainTable:
-    """A plain table; columns named in `right` are right-aligned."""
-    made = PlainTable(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if column in right else "left", no_wrap=number == 0)
-    return made
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """A table without rows; columns named in `right` are right-aligned."""
+    return Table(columns, tuple(right))
 
 
 def human_size(count: int) -> str:
@@ -192,18 +255,22 @@ def lines(
 
 
 class _Bar:
-    """One row that is made anew whenever it is drawn."""
+    """One row that is made anew whenever it is drawn, in the width that there is."""
 
     def __init__(self, estimate: Estimate) -> None:
         self._estimate = estimate
         self._spinner = Spinner("dots")
 
-    def __rich__(self) -> Table:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         estimate = self._estimate
         left = "" if estimate.left is None else f"{clock_time(estimate.left)} left"
-        bar = ProgressBar(total=1.0, completed=estimate.share, width=30)
-        row = Table.grid(padding=(0, 1))
-        row.add_row(
-            self._spinner, Text(estimate.what), bar, f"{estimate.share:.0%}", clock_time(estimate.elapsed), left
-        )
-        return row
+        figures = [f"{estimate.share:.0%}", clock_time(estimate.elapsed), *([left] if left else [])]
+        spare = options.max_width - 2 - sum(len(figure) + 1 for figure in figures)
+        bar = min(WIDEST_BAR, spare - text_width(estimate.what) - 1)
+        what = Text(estimate.what, overflow="ellipsis", no_wrap=True)
+        if bar < NARROWEST_BAR:
+            what.truncate(max(spare, 1), overflow="ellipsis")
+        row = Grid.grid(padding=(0, 1))
+        shown = [ProgressBar(total=1.0, completed=estimate.share, width=bar)] if bar >= NARROWEST_BAR else []
+        row.add_row(self._spinner, what, *shown, *figures)
+        yield row

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from quantkit.errors import BadOption, UnsupportedSpec, ValueOutOfRange
+from quantkit.errors import UnsupportedSpec, ValueOutOfRange, chosen
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import EMBEDDING, TensorSlot, architecture
 from quantkit.tensors.cast import check_range, converted
@@ -24,16 +24,15 @@ from quantkit.tensors.quantized_tensor import QuantizedTensor
 from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 FLOAT32 = np.dtype(np.float32)
+ARCHITECTURES = ("native", "llama")
+"""What `ExportOptions.arch` can be."""
 NOT_CARRIED = "folded into a Llama, which has no sparse attention: sparse_config is left out"
 
 
 def with_architecture(checkpoint: Checkpoint, arch: str) -> Checkpoint:
     """`checkpoint` as `ExportOptions.arch` asks: "native" = as it is, "llama" = `folded`; else `BadOption`."""
-    if arch == "native":
-        return checkpoint
-    if arch == "llama":
-        return folded(checkpoint)
-    raise BadOption(f"unknown architecture {arch!r}", hint="choose native or llama")
+    arch = chosen(arch, ARCHITECTURES, problem=f"unknown architecture {arch[:80]!r}")
+    return folded(checkpoint) if arch == "llama" else checkpoint
 
 
 def folded(checkpoint: Checkpoint) -> Checkpoint:

@@ -99,19 +99,19 @@ def inspection(checkpoint: Checkpoint, *, progress: Progress | None = None) -> I
         "format": checkpoint.format,
         "architecture": spec.architecture,
         "parameters": weights,
-        "bits per weight": round(8 * total / weights, 3),
+        "bits_per_weight": round(8 * total / weights, 3),
         "layers": spec.num_hidden_layers,
-        "hidden size": spec.hidden_size,
-        "intermediate size": spec.intermediate_size,
-        "attention heads": f"{spec.num_attention_heads} ({spec.num_key_value_heads} key-value), {spec.head_dim} wide",
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "attention_heads": f"{spec.num_attention_heads} ({spec.num_key_value_heads} key-value), {spec.head_dim} wide",
         "vocabulary": spec.vocab_size,
         "context": spec.max_position_embeddings,
         "rope": _rope(spec.rope) + (", in lightning layers only" if spec.lightning is not None else ""),
-        "tied embeddings": spec.tie_word_embeddings,
-        "scale_emb": spec.scale_emb,
-        "residual scale": round(spec.residual_scale, 7),
-        "logit divisor": spec.logit_divisor,
-        "eos token ids": list(spec.eos_token_ids),
+        "tied_embeddings": spec.tie_word_embeddings,
+        "embedding_scale": spec.scale_emb,
+        "residual_scale": round(spec.residual_scale, 7),
+        "logit_divisor": spec.logit_divisor,
+        "eos_token_ids": list(spec.eos_token_ids),
         **_latent(spec),
         **_lightning(spec),
         **sparse_facts(spec),
@@ -140,7 +140,7 @@ def _latent(spec: ModelSpec) -> dict[str, str]:
     if latent is None:
         return {}
     heads = f"heads {latent.qk_nope_head_dim} + {latent.qk_rope_head_dim} (rotated), values {latent.v_head_dim} wide"
-    return {"latent attention": f"queries of {latent.q_lora_rank}, keys and values of {latent.kv_lora_rank}; {heads}"}
+    return {"latent_attention": f"queries of {latent.q_lora_rank}, keys and values of {latent.kv_lora_rank}; {heads}"}
 
 
 def _lightning(spec: ModelSpec) -> dict[str, str]:
@@ -151,9 +151,9 @@ def _lightning(spec: ModelSpec) -> dict[str, str]:
     others = [layer for layer in range(spec.num_hidden_layers) if layer not in lightning.layers]
     wide = f"{lightning.heads} heads, {lightning.head_dim} wide"
     return {
-        "softmax attention layers": f"{len(others)}, without rope, with an output gate: {_runs(others)}",
-        "lightning attention layers": f"{len(lightning.layers)}, {wide}: {_runs(lightning.layers)}",
-        "lightning states": f"{lightning.state_bytes / (1 << 20):.1f} MiB at any length, at 32 bits",
+        "softmax_attention_layers": f"{len(others)}, without rope, with an output gate: {_runs(others)}",
+        "lightning_attention_layers": f"{len(lightning.layers)}, {wide}: {_runs(lightning.layers)}",
+        "lightning_states": f"{lightning.state_bytes / (1 << 20):.1f} MiB at any length, at 32 bits",
     }
 
 
@@ -190,9 +190,9 @@ def sparse_facts(spec: ModelSpec) -> dict[str, str]:
         f"{cost.keys_and_values >> 20} + {cost.means / (1 << 20):.1f} MiB at {cost.length >> 10}K" for cost in costs
     )
     return {
-        "sparse attention": chosen + by + dense,
-        "tokens attended": ", ".join(shares),
-        "keys and values + means of keys": f"{', '.join(kept)}, at 16 and 32 bits",
+        "sparse_attention": chosen + by + dense,
+        "tokens_attended": ", ".join(shares),
+        "keys_values_and_means": f"{', '.join(kept)}, at 16 and 32 bits",
     }
 
 

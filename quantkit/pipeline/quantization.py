@@ -31,8 +31,9 @@ from quantkit.pipeline.planning.peak_memory import check_memory, generation_peak
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
 from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
 from quantkit.pipeline.source_report import source_reports
+from quantkit.pipeline.text_fitness import amount_warnings
 from quantkit.pipeline.weight_errors import WeightErrors
-from quantkit.progress import Progress
+from quantkit.progress import Progress, say
 from quantkit.protocols import Layer, Method, TensorReport
 from quantkit.solver.smoothing import smoothable
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -75,6 +76,7 @@ class Quantization:
         self._options = options
         self._compute = compute
         self._given = samples
+        self._progress = progress
         decisions = decided(source, options, threads=compute.threads, progress=progress)
         method = self._method = decisions.method
         self._scheme = decisions.scheme
@@ -120,11 +122,14 @@ class Quantization:
             self._stream = self._stream or self._open_stream()
 
     @contextmanager
-    def journal(self, planned: PlannedArtifact, out: Path, *, further: bytes = b"") -> Iterator[Journal | None]:
+    def journal(
+        self, planned: PlannedArtifact, out: Path, *, further: bytes = b"", discard: bool = False
+    ) -> Iterator[Journal | None]:
         """Within it finished blocks are kept beside `out`, and those that a killed run has kept are not done again.
 
         Enter it before `calibrate`, and leave it after publishing. Without calibration nothing is kept, unless there
-        are `further` steps: what decides their bytes beside all that decides the codes.
+        are `further` steps: what decides their bytes beside all that decides the codes. What a run with other options
+        has kept is refused, unless it is to be discarded.
 
         Raises:
             What `quantkit.artifacts.journal.Journal` and `quantkit.pipeline.resumption.run_key` raise.
@@ -133,9 +138,12 @@ class Quantization:
             yield None
             return
         key = run_key(self._source, self._wanted(self.checkpoint), self._options, self._compute, given=self._given)
-        with Journal(
-            resolve(planned, out), hashlib.sha256(key + further).digest() if further else key
-        ) as self._journal:
+        key = hashlib.sha256(key + further).digest() if further else key
+        described = f"{self._method.name} {self._scheme}"
+        with Journal(resolve(planned, out), key, described=described, discard=discard) as self._journal:
+            if self._journal.found:
+                text = f"going on with what a run that was stopped has finished: {self._journal.found} steps"
+                say(self._progress, text)
             yield self._journal
 
     def about(self) -> About:
@@ -272,9 +280,19 @@ class Quantization:
             samples = self._read_samples()
             coverage = samples.coverage
             check_memory(self._source.spec, coverage.sequences, coverage.tokens, weighs=self._weighs)
+        samples = self._judged(samples)
         if self._journal is not None:
             self._journal.keep(SAMPLES_STEP, encoded_samples(samples))
         return samples
+
+    def _judged(self, samples: Samples) -> Samples:
+        """`samples` with what is wrong with their amount, which is said at once."""
+        weights = self.checkpoint.weights
+        widths = {weights[name].shape[1] for name, method in self._methods.items() if method.needs_calibration}
+        warnings = (*samples.coverage.warnings, *amount_warnings(samples, widths))
+        for warning in warnings:
+            say(self._progress, warning, loud=True)
+        return replace(samples, coverage=replace(samples.coverage, warnings=warnings))
 
     def _read_samples(self) -> Samples:
         """Files first: a bad one is found before anything is generated."""

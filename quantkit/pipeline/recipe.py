@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import registry
-from quantkit.errors import BadOption, MalformedFile, UnsupportedSpec
+from quantkit.errors import BadOption, MalformedFile, UnsupportedSpec, chosen
 from quantkit.files.source_file import SourceFile
 from quantkit.models.spec import EMBEDDING, HEAD, LINEAR_ROLES, ModelSpec, Role, TensorSlot
 from quantkit.tensors.scheme import Scheme
@@ -211,7 +211,7 @@ def _rule(data: Mapping[str, Any], where: str) -> Rule:
         match=data.get("match"),
         keep=data.get("keep", False),
         settings={key: data[key] for key in SETTING_TYPES if key in data},
-        method=data.get("method"),
+        method=_method(data["method"], where) if "method" in data else None,
     )
     _check(rule, where)
     return rule
@@ -220,12 +220,16 @@ def _rule(data: Mapping[str, Any], where: str) -> Rule:
 def _roles(value: object, where: str) -> tuple[Role, ...]:
     names: list[Any] = value if isinstance(value, list) else [value]
     known = {role.value: role for role in ROLES}
-    for name in names:
-        if not isinstance(name, str) or name not in known:
-            raise BadOption(f"{where}: unknown role {str(name)[:80]!r}", hint=f"roles: {', '.join(known)}")
+    names = [
+        chosen(str(name), known, problem=f"{where}: unknown role {str(name)[:80]!r}", called="roles") for name in names
+    ]
     if not names or len(set(names)) != len(names):
         raise BadOption(f"{where}: role must name at least one role, and each once")
     return tuple(known[name] for name in names)
+
+
+def _method(name: str, where: str) -> str:
+    return chosen(name, registry.names("methods"), problem=f"{where}: unknown method {name[:80]!r}")
 
 
 def _check(rule: Rule, where: str) -> None:
@@ -239,9 +243,6 @@ def _check(rule: Rule, where: str) -> None:
         raise BadOption(f"{where}: keep = true stands beside settings of a quantized weight", hint="remove one of them")
     if not rule.keep and not settings:
         raise BadOption(f"{where} sets nothing", hint="set keep = true, bits, group_size, symmetric, method ...")
-    if rule.method is not None and rule.method not in registry.names("methods"):
-        hint = f"choose one of: {', '.join(registry.names('methods'))}"
-        raise BadOption(f"{where}: unknown method {rule.method[:80]!r}", hint=hint)
     try:
         AffineGroups(**{"bits": 4, "group_size": 128, **rule.settings})
     except UnsupportedSpec as error:

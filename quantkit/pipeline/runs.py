@@ -191,9 +191,9 @@ def written(
     """
     clean_up(planned, out)
     preflight(planned, out, inputs=source.inputs, overwrite=overwrite, journal_size=run.journal_size())
-    with run.journal(planned, out):
+    with run.journal(planned, out, discard=overwrite) as journal:
         run.calibrate()
-        return publish(
+        done = publish(
             planned,
             out,
             inputs=source.inputs,
@@ -201,3 +201,4 @@ def written(
             progress=run.writing,
             report=lambda: {**run.report(), **further},
         )
+        return done if journal is None else replace(done, resumed=journal.recalled)

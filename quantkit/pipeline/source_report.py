@@ -7,6 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from quantkit.calibration.samples import Coverage
+from quantkit.pipeline.text_fitness import result_warnings
 from quantkit.protocols import TensorReport
 
 MUCH = 2.0
@@ -26,6 +27,7 @@ def source_reports(
         source["kl"] = kl
     found["left_out"] = _left_out(tensors)
     found["notes"] = [*coverage.notes, *_far_off({one["name"]: one["kl"] for one in found["sources"]})]
+    found["warnings"] = [*coverage.warnings, *result_warnings(tensors)]
     return found
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from quantkit import registry
-from quantkit.errors import BadOption, EngineFailed, MissingDependency
+from quantkit.errors import BadOption, EngineFailed, MissingDependency, chosen
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.protocols import Runtime
 
+AUTO = "auto"
+"""Asks for the first real engine that is there, else for the oracle."""
 ORACLE = "reference"
 """The engine that every container must be readable by; `auto` falls back to it."""
 NO_ENGINE = "none"
 """Asks that nothing be run, not even the oracle."""
+
+
+def engine_name(name: str, *further: str) -> str:
+    """The engine that `name` means in any case, `AUTO`, or one of the words `further`; raises `BadOption`."""
+    return chosen(name, (AUTO, *further, *registry.names("runtimes")), problem=f"unknown engine {name[:80]!r}")
 
 
 def choose_engine(name: str, checkpoint: Checkpoint) -> Runtime:
@@ -21,7 +28,8 @@ def choose_engine(name: str, checkpoint: Checkpoint) -> Runtime:
         BadOption: an unknown engine, or one that does not load this container or has no class for the model.
         MissingDependency: the engine is not installed.
     """
-    if name == "auto":
+    name = engine_name(name)
+    if name == AUTO:
         return real_engine(checkpoint) or registry.runtime(ORACLE)
     runtime, container = registry.runtime(name), checkpoint.format
     if container not in runtime.formats:
@@ -47,7 +55,7 @@ def engine_of(name: str, checkpoint: Checkpoint) -> Runtime | None:
     check_dense(checkpoint, "verify")
     if name == NO_ENGINE:
         return None
-    runtime = real_engine(checkpoint) if name == "auto" else choose_engine(name, checkpoint)
+    runtime = real_engine(checkpoint) if name == AUTO else choose_engine(name, checkpoint)
     if runtime is None or runtime.name == ORACLE:
         return None
     refusal = runtime.refuses(checkpoint)

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from quantkit import registry
 from quantkit.errors import BadOption, QuantkitError
+from quantkit.models.layouts.unreadable import unreadable
 from quantkit.progress import Progress
+from quantkit.verification.engines import NO_ENGINE, engine_name
 from quantkit.verification.golden import Golden, read_golden
 from quantkit.verification.report import Report
 from quantkit.verification.sparse.oracle import DENSE, SPARSE, checked_attention
@@ -69,11 +71,13 @@ def verify(
     """
     path = Path(path)
     if not path.exists():
-        raise BadOption(f"{path} does not exist")
+        raise unreadable(path, registry.names("exporters"))
+    if isinstance(golden, (str, Path)) and Path(golden).is_dir():
+        raise BadOption(f"{golden} is a folder, not a golden file", hint=f"compare with a model by --against {golden}")
     recorded = read_golden(Path(golden)) if isinstance(golden, (str, Path)) else golden
     checked_attention(attention, variant)
     options = VerifyOptions(
-        engine=engine,
+        engine=engine_name(engine, NO_ENGINE),
         max_kl=max_kl,
         prompts=prompts,
         needs_manifest=needs_manifest,

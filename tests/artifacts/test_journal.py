@@ -101,4 +101,4 @@ def test_a_folder_of_another_user_is_not_trusted(model: Path, out: Path, monkeyp
     work(out).symlink_to(elsewhere)
     with pytest.raises(WriteFailed, match=r"quantkit-work is not a folder of yours"):
         quantize(model, out)
-    assert len(list(elsewhere.iterdir())) == 2
+    assert len(list(elsewhere.iterdir())) == 3

@@ -12,6 +12,7 @@ import pytest
 
 from quantkit.artifacts.publishing import preflight, publish
 from quantkit.errors import (
+    MalformedFile,
     NoSpace,
     OutputExists,
     QuantkitError,
@@ -49,18 +50,47 @@ def refused(
     assert names(parent) == before
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")])
 def test_a_taken_name_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "out")
     refused(OutputExists, "out already exists$", tmp_path / "out")
 
 
-def test_a_folder_that_is_no_model_is_never_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["thesis.tex", "config.json"])
+def test_a_folder_that_quantkit_did_not_write_is_never_replaced(tmp_path: Path, name: str) -> None:
     out = tmp_path / "home"
     out.mkdir()
-    (out / "thesis.tex").write_text("years of work")
-    refused(OutputExists, "holds files but no model", out, overwrite=True)
-    assert names(out) == ["thesis.tex"]
+    (out / name).write_text("years of work")
+    refused(OutputExists, "was not written by quantkit", out, overwrite=True)
+    assert names(out) == [name]
+
+
+def test_what_somebody_put_into_an_artifact_is_never_lost(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    publish(DEMO, out)
+    (out / "notes.txt").write_text("what I measured")
+    (out / "plots").mkdir()
+    refused(OutputExists, "holds 'notes.txt' and 1 more, not written by quantkit", out, overwrite=True)
+    assert (out / "notes.txt").read_text() == "what I measured"
+
+
+@pytest.mark.parametrize("sidecar", [None, "{}", "not JSON"])
+def test_a_file_without_a_manifest_is_never_replaced(tmp_path: Path, sidecar: str | None) -> None:
+    out = tmp_path / "thesis"
+    out.write_text("years of work")
+    if sidecar is not None:
+        (tmp_path / "thesis.quantkit.json").write_text(sidecar)
+    single = folder_plan(*UNREACHABLE.files, folder=False)
+    wanted: tuple[type[QuantkitError], str] = (OutputExists, "was not written by quantkit")
+    refused(*(wanted if sidecar is None else (MalformedFile, "manifest|JSON")), out, single, overwrite=True)
+    assert out.read_text() == "years of work"
+
+
+def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(DEMO, tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    refused(OutputExists, "is the current folder", Path(), overwrite=True)
+    refused(OutputExists, "is the current folder", Path("../out"), overwrite=True)
 
 
 def test_only_like_replaces_like(tmp_path: Path) -> None:
@@ -103,6 +133,18 @@ def test_a_folder_that_holds_the_input_is_never_replaced(tmp_path: Path, source:
     (snapshot / "config.json").write_text("{}")
     inputs = [snapshot / "linked.safetensors"]
     refused(OutputExists, "is, or holds, the input", snapshot, inputs=inputs, overwrite=True)
+
+
+def test_an_input_beside_the_current_folder_is_not_in_it(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    way = Path("..", source.parent.name, source.name)
+    preflight(DEMO, Path(), inputs=[way])
+    (source.parent / "sub").mkdir()
+    monkeypatch.chdir(source.parent / "sub")
+    refused(OutputExists, "is, or holds, the input", source.parent, inputs=[Path("..", source.name)], overwrite=True)
 
 
 def test_the_stage_never_replaces_an_input(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_single_file_takes_the_given_name_and_has_its_manifest_beside_it(tmp_p
     assert (tmp_path / "my.gguf").read_bytes() == b"weights"
     manifest = json.loads((tmp_path / "my.gguf.quantkit.json").read_text())
     digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
-    assert manifest["files"] == {"model.bin": {"size": 7, "sha256": digest}}
+    assert manifest["files"] == {"my.gguf": {"size": 7, "sha256": digest}}
     assert (manifest["source"], manifest["report"]) == ([], {})
 
 
@@ -229,11 +229,11 @@ def test_odd_ways_to_name_the_output_lead_to_the_same_place(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = tmp_path / "work"
-    (work / "sub").mkdir(parents=True)
-    (work / "config.json").write_text("{}")
+    work.mkdir()
     (tmp_path / "elsewhere").mkdir()
-    (work / "link").symlink_to(tmp_path / "elsewhere")
     monkeypatch.chdir(work)
+    if where.startswith("link"):
+        (work / "link").symlink_to(tmp_path / "elsewhere")
     if where == "link":
         with pytest.raises(OutputExists, match="symbolic link"):
             publish(DEMO, Path(where), overwrite=True)
@@ -241,6 +241,52 @@ def test_odd_ways_to_name_the_output_lead_to_the_same_place(
     publish(DEMO, Path(where), overwrite=True)
     place = tmp_path / "elsewhere" / "new" if where == "link/new" else work
     assert names(place) == ["config.json", "model.bin", "quantkit.json"]
+
+
+def test_a_shell_that_stands_in_the_output_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    publish(DEMO, Path())
+    assert names(Path()) == ["config.json", "model.bin", "quantkit.json"]
+    assert check_files(Path()) == []
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("moved", range(1, 3))
+def test_a_current_folder_that_was_half_filled_is_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    moves = []
+
+    def move(source: Path, target: Path) -> None:
+        if len(moves) == moved:
+            raise OSError(5, "power")
+        moves.append(target.name)
+        source.rename(target)
+
+    monkeypatch.setattr("quantkit.artifacts.current_folder.move_new", move)
+    with pytest.raises(WriteFailed, match="power"):
+        publish(DEMO, Path())
+    assert moves == ["model.bin", "config.json"][:moved]
+    assert names(Path()) == []
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_file_that_appears_in_the_current_folder_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+
+    def produce() -> Iterator[bytes]:
+        Path("thesis.tex").write_text("years of work")
+        yield b"x"
+
+    with pytest.raises(OutputExists, match="already exists"):
+        publish(folder_plan(PlannedFile("x", (Unit("u", 1, produce),))), Path())
+    assert names(Path()) == ["thesis.tex"]
 
 
 # What is refused while it is made

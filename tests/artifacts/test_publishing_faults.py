@@ -187,7 +187,7 @@ def test_a_file_of_any_length_is_read_back_from_a_real_disk(tmp_path: Path) -> N
         out = tmp_path / f"of-{size}"
         done = publish(PlannedArtifact("demo", False, (blob("model.bin", data),), ()), out)
         assert out.read_bytes() == data
-        assert done.manifest["files"]["model.bin"]["sha256"] == hashlib.sha256(data).hexdigest()
+        assert done.manifest["files"][out.name]["sha256"] == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize("read", [0, 1, 4, 6])

@@ -19,7 +19,7 @@ from quantkit.artifacts.publishing import preflight
 from quantkit.calibration.autocast import has_bfloat16_products
 from quantkit.calibration.samples import CalibrationOptions
 from quantkit.cli.app import main
-from quantkit.errors import Interrupted, NonFiniteValues, NoSpace
+from quantkit.errors import Interrupted, NonFiniteValues, NoSpace, OutputExists
 from quantkit.methods import rtn
 from quantkit.methods.gptq import Gptq
 from quantkit.pipeline.blocks.block_stream import BlockStream
@@ -164,7 +164,12 @@ CHANGES: dict[str, dict[str, object]] = {
 def test_a_changed_option_starts_afresh(
     model: Path, stopped: Path, solved: list[int], changes: dict[str, object]
 ) -> None:
-    quantize(model, stopped, **changes)  # type: ignore[arg-type]
+    kept = content(work(stopped))
+    with pytest.raises(OutputExists, match=r"was stopped and has left 4 finished steps, .*other") as refusal:
+        quantize(model, stopped, **changes)  # type: ignore[arg-type]
+    assert "continue it, or --overwrite to throw its work away" in (refusal.value.hint or "")
+    assert content(work(stopped)) == kept
+    quantize(model, stopped, discard=True, **changes)  # type: ignore[arg-type]
     assert solved == list(range(BLOCKS))
     assert [path.name for path in stopped.parent.iterdir()] == ["out"]
 
@@ -175,7 +180,7 @@ def test_a_changed_model_starts_afresh_and_a_moved_one_goes_on(
     out = tmp_path / "out"
     other, same = write_model(tmp_path / "other", seed=1), shutil.copytree(model, tmp_path / "same")
     shutil.copytree(finished, work(out))
-    quantize(other, out)
+    quantize(other, out, discard=True)
     assert solved == list(range(BLOCKS))
     solved.clear()
     shutil.rmtree(out)

@@ -55,6 +55,7 @@ def quantize(
     skip_positions: int = 4,
     smooth: bool | None = None,
     bfloat16: bool | None = None,
+    discard: bool = False,
 ) -> Quantization:
     """What the command does, as one call."""
     checkpoint = registry.open_checkpoint(model) if isinstance(model, Path) else model
@@ -69,7 +70,7 @@ def quantize(
         bfloat16=bfloat16,
     )
     planned = registry.exporter("compressed-tensors").prepare(run.checkpoint, ExportOptions())
-    with run.journal(planned, out):
+    with run.journal(planned, out, discard=discard):
         run.calibrate()
         publish(planned, out, inputs=checkpoint.inputs, report=run.report)
     return run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.artifacts.journal import Journal
+from quantkit.artifacts.journal import KEY, Journal
 from quantkit.errors import Interrupted
 from quantkit.models.checkpoint import Checkpoint
 from tests.support.killed_runs import BLOCKS, quantize
@@ -38,7 +38,7 @@ def stop(
     with stopping(steps, error), pytest.raises(Interrupted if error is KeyboardInterrupt else error) as failure:
         quantize(model, out, **options)  # type: ignore[arg-type]
     assert [path.name for path in out.parent.iterdir()] == [".out.quantkit-work"]
-    assert sorted(path.name for path in work(out).iterdir()) == sorted(STEPS[:steps])
+    assert sorted(path.name for path in work(out).iterdir()) == sorted([KEY, *STEPS[:steps]])
     return failure.value  # type: ignore[no-any-return]
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.cli.completion import in_lower_case, one_of, plugins
+
 if TYPE_CHECKING:
     from quantkit import Recipe as Rules
     from quantkit import Scheme
@@ -15,12 +17,38 @@ if TYPE_CHECKING:
 METHODS = "rtn (round to nearest), gptq or awq (calibrated), ternary (taken over, else calibrated), exact (taken over)."
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, at the very end.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write; must not exist.")]
+Tensors = Annotated[bool, typer.Option("--tensors", help="List every weight.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress; warnings and errors stay.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace what quantkit wrote there, at the very end, or unfinished work of another run."
+    ),
+]
+
+
+def named(out: Path) -> Path:
+    """`out`; raises `BadOption` where an option stands in its place."""
+    if str(out).startswith("-"):
+        from quantkit.errors import BadOption
+
+        raise BadOption(
+            f"--out needs a name, and {str(out)[:80]!r} stands there", hint=f"--out ./{out}, if that is meant"
+        )
+    return out
+
+
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", callback=named, help="Where to write: a new name, or an empty folder."),
+]
 Arch = Annotated[
     str,
     typer.Option(
-        "--arch", help="native: keep the family's own architecture. llama: fold its scalars into a plain Llama."
+        "--arch",
+        autocompletion=one_of("native", "llama"),
+        callback=in_lower_case,
+        help="native: keep the family's own architecture. llama: fold its scalars into a plain Llama.",
     ),
 ]
 Target = Annotated[
@@ -41,6 +69,8 @@ Attention = Annotated[
     str | None,
     typer.Option(
         "--attention",
+        autocompletion=one_of("dense", "sparse"),
+        callback=in_lower_case,
         help="dense, or sparse as the model's sparse_config says (docs/sparse.md).",
         show_default="as the artifact attends by itself",
     ),
@@ -49,14 +79,23 @@ Variant = Annotated[
     str | None,
     typer.Option(
         "--variant",
+        autocompletion=one_of("minicpm4.1", "minicpm4", "cpm.cu"),
+        callback=in_lower_case,
         help="Of sparse attention, as which published code: minicpm4.1, minicpm4 or cpm.cu.",
         show_default="minicpm4.1",
     ),
 ]
-Engine = Annotated[str, typer.Option("--engine", help="auto, or the name of an engine (see `quantkit formats`).")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        autocompletion=plugins("runtimes", "auto"),
+        help="auto, or the name of an engine (see `quantkit formats`).",
+    ),
+]
 Method = Annotated[
     str | None,
-    typer.Option("--method", help=METHODS, show_default=False),
+    typer.Option("--method", autocompletion=plugins("methods"), help=METHODS, show_default=False),
 ]
 Recipe = Annotated[
     Path | None,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.cli.completion import in_lower_case
+
 if TYPE_CHECKING:
     from quantkit import TrainingOptions
     from quantkit.cli.output import Output
@@ -44,6 +46,7 @@ Objective = Annotated[
     str | None,
     typer.Option(
         "--objective",
+        callback=in_lower_case,
         help="--recover: distillation (teacher), decoupled (text, then teacher), joint (both at once) or qat (text).",
         show_default="distillation",
     ),
@@ -89,6 +92,7 @@ def write_curve(out: Path, training: Mapping[str, Any], output: Output) -> None:
     if drawn is None:
         output.note("no picture of the loss without matplotlib: pip install 'quantkit[training]'")
         return
-    target = out.with_name(f"{out.name}.loss.png")
+    place = out if out.name not in ("", "..") else out.resolve()
+    target = place.with_name(f"{place.name}.loss.png")
     target.write_bytes(drawn)
     output.note(f"the loss on the way: {target}")

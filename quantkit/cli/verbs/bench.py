@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Engine, Json
-from quantkit.cli.output import Output, human_size, table
+from quantkit.cli.options.shared import Engine, Json, Quiet
+from quantkit.cli.output import Output, called, human_size, table
 
 
 def bench(
@@ -17,6 +17,7 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Tokens of the prompt.")] = 128,
     decode_tokens: Annotated[int, typer.Option("--decode-tokens", min=1, help="Tokens generated behind it.")] = 64,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often; rates are medians.")] = 3,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Time an artifact in an engine: loading, the prompt, and token by token; with the memory that it takes.
@@ -27,8 +28,8 @@ def bench(
     """
     from quantkit import bench as measure
 
-    output = Output(as_json=as_json)
-    with output.progress(f"timing {artifact.name}") as progress:
+    output = Output(as_json=as_json, quiet=quiet)
+    with output.progress(f"timing {called(artifact)}") as progress:
         speed = measure(
             artifact,
             engine=engine,

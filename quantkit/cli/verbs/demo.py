@@ -9,14 +9,15 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Json, Overwrite, Threads
+from quantkit.cli.options.shared import Json, Overwrite, Quiet, Threads, named
 from quantkit.cli.output import Output, human_size, table
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what the demo writes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=named, help="Folder for what the demo writes.")],
     threads: Threads = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Inspect, plan, quantize, export and verify the bundled golden model, and print one table."""
@@ -24,13 +25,13 @@ def demo(
     from quantkit import plan as make_plan
     from quantkit.cli._demo_run import SCHEME, bundled_model, run_demo
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     model = bundled_model()
     checkpoint = open_checkpoint(model)
     facts = inspection(checkpoint).facts
     output.note(
         f"{model.parent.name}/{model.name}: {facts['architecture']}, {facts['parameters']:,} parameters, "
-        f"{facts['layers']} layers, {facts['bits per weight']:g} bits per weight"
+        f"{facts['layers']} layers, {facts['bits_per_weight']:g} bits per weight"
     )
     planned = make_plan(checkpoint, ["compressed-tensors", "gguf:q4_0"], QuantizeOptions(scheme=SCHEME))
     sizes = ", ".join(f"{target.format} {human_size(target.size or 0)}" for target in planned.targets)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Engine, Json
-from quantkit.cli.output import Output, table
+from quantkit.cli.options.shared import Engine, Json, Quiet
+from quantkit.cli.output import Output, called, table
 
 
 def evaluate(
@@ -42,6 +42,7 @@ def evaluate(
         Path | None, typer.Option("--plot", help="Draw KL against bytes as this PNG file.", show_default=False)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing picture.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure what artifacts lost on a text: perplexity, KL from the source in nats, and how often the most likely
@@ -52,8 +53,8 @@ def evaluate(
     """
     from quantkit import evaluate as measure
 
-    output = Output(as_json=as_json)
-    with output.progress(f"reading {text.name}") as progress:
+    output = Output(as_json=as_json, quiet=quiet)
+    with output.progress(f"reading {called(text)}") as progress:
         found = measure(
             artifacts,
             against=against,

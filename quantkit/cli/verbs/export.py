@@ -9,26 +9,33 @@ from typing import Annotated, Any
 
 import typer
 
+from quantkit.cli.completion import in_lower_case, plugins
 from quantkit.cli.options import sizes
 from quantkit.cli.options.shared import (
     Arch,
     Json,
     Out,
     Overwrite,
+    Quiet,
     Target,
     TargetBits,
     TargetBytes,
     Threads,
     mixture_lines,
 )
-from quantkit.cli.output import Output, human_size
+from quantkit.cli.output import Output, called, human_size
 
 CALIBRATED = "calibrated"
 """The algorithm that is a run of its own."""
 
 
 def export(
-    format: Annotated[str, typer.Argument(metavar="FORMAT", help="hf, gguf, ... (see `quantkit formats`).")],  # noqa: A002
+    format: Annotated[  # noqa: A002
+        str,
+        typer.Argument(
+            metavar="FORMAT", autocompletion=plugins("exporters"), help="hf, gguf, ... (see `quantkit formats`)."
+        ),
+    ],
     source: Annotated[Path, typer.Argument(help="A model folder, a quantized folder, or a single-file artifact.")],
     out: Out,
     type: Annotated[  # noqa: A002 - the option's name
@@ -48,6 +55,7 @@ def export(
         str | None,
         typer.Option(
             "--ops",
+            callback=in_lower_case,
             help="onnx: contrib, the engine's own operators, or standard, those of ONNX alone.",
             show_default="contrib",
         ),
@@ -65,6 +73,7 @@ def export(
         str,
         typer.Option(
             "--attention",
+            callback=in_lower_case,
             metavar="[dense|sparse]",
             help="onnx: to all tokens, or to blocks of them as the model's sparse_config says.",
         ),
@@ -73,6 +82,7 @@ def export(
         str | None,
         typer.Option(
             "--algorithm",
+            callback=in_lower_case,
             help="gguf: how dense weights are quantized. searched: in llama.cpp's types, but nearer to the model, by "
             "weights alone; reference: as llama.cpp does it, types of tensors and bytes; calibrated: by quantkit's "
             "solver, in the same types.",
@@ -151,6 +161,7 @@ def export(
     ] = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write SOURCE as FORMAT. Quantized weights are carried code for code, or refused; never quantized twice."""
@@ -163,6 +174,7 @@ def export(
         QuantizeOptions,
         export_to_size,
         loads_in,
+        names,
         open_checkpoint,
         parse_target,
     )
@@ -170,13 +182,15 @@ def export(
     from quantkit import export_calibrated as solve
     from quantkit.errors import BadOption
 
+    if str(source) in names("exporters") and format not in names("exporters"):
+        raise BadOption(f"{format[:80]!r} is no format", hint=f"the format goes first: export {source} {format}")
     size = sizes.target_size(target_size, target_bits)
     if candidates and size is None:
         raise BadOption("--candidate is for --target-bpw and --target-size", hint="add one of them")
     if (calibration or samples is not None) and algorithm != CALIBRATED and size is None:
         option = "--calibration" if calibration else "--samples"
         raise BadOption(f"{option} is for --algorithm calibrated", hint="add it; llama.cpp's own way takes no text")
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     blocks = BlockOptions(
         algorithm=algorithm,
         tensor_types=tuple(tensor_types or ()),
@@ -202,7 +216,7 @@ def export(
     )
     checkpoint = open_checkpoint(source)
     output.notes(checkpoint.notes)
-    with output.progress(f"reading {source.name}") as progress:
+    with output.progress(f"reading {called(source)}") as progress:
         if algorithm == CALIBRATED or size is not None:
             text = CalibrationOptions(files=tuple(map(CalibrationFile.parse, calibration or ())))
             if samples is not None:
@@ -236,7 +250,7 @@ def export(
             f"note: {len(rounded)} quantized weights are rounded to {done.manifest['options']['type']}, a value by at "
             f"most {share:.2g} of itself ({worst})"
         )
-    loading = loads_in(done.path, target=target)
+    loading = loads_in(done.path, target=options.target)
     weights = sum(weight.size for weight in checkpoint.weights.values())
     mixture = (done.manifest["report"] or {}).get("mixture")
     output.result(

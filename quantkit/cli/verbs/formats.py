@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from quantkit.cli.options.shared import Json
+from quantkit.cli.options.shared import Json, Quiet
 from quantkit.cli.output import Output, table
 
 
-def formats(as_json: Json = False) -> None:
+def formats(quiet: Quiet = False, as_json: Json = False) -> None:
     """List the containers that can be written and read, the engines that load them, and whether they run here."""
     from quantkit import containers, engines
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     missing = {engine.name: engine.missing() for engine in engines()}
     rows = table("format", "types or targets", "engines", "what it is")
     for container in containers():

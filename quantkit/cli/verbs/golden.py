@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Json, Out, Overwrite, Variant
-from quantkit.cli.output import Output, human_size, table
+from quantkit.cli.completion import in_lower_case
+from quantkit.cli.options.shared import Json, Out, Overwrite, Quiet, Variant
+from quantkit.cli.output import Output, called, human_size, table
 
 
 def golden(
@@ -19,10 +20,16 @@ def golden(
         typer.Option("--quantized", help="Take a quantized model for the original, where nobody has another."),
     ] = False,
     attention: Annotated[
-        str, typer.Option("--attention", help="sparse: record as well what sparse attention does on a long prompt.")
+        str,
+        typer.Option(
+            "--attention",
+            callback=in_lower_case,
+            help="sparse: record as well what sparse attention does on a long prompt.",
+        ),
     ] = "dense",
     variant: Variant = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Record what the original model is and predicts, for `verify --golden`: its scalars, tokenizer, digests and
@@ -30,10 +37,10 @@ def golden(
     """
     from quantkit import open_checkpoint, record_golden
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     checkpoint = open_checkpoint(model)
     output.notes(checkpoint.notes)
-    with output.progress(f"reading {model.name}") as progress:
+    with output.progress(f"reading {called(model)}") as progress:
         done = record_golden(
             checkpoint,
             out,
@@ -52,5 +59,5 @@ def golden(
     output.result(
         {"path": str(out), "size": done.size, "prompts": prompts},
         rows,
-        lines=[f"{out}: {human_size(done.size)}, {model.name} on {len(prompts)} prompts"],
+        lines=[f"{out}: {human_size(done.size)}, {called(model)} on {len(prompts)} prompts"],
     )

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Json, Out, Overwrite, Threads
-from quantkit.cli.output import Output, human_size
+from quantkit.cli.options.shared import Json, Out, Overwrite, Quiet, Threads
+from quantkit.cli.output import Output, called, human_size
 
 
 def imatrix(
@@ -36,6 +36,7 @@ def imatrix(
     ] = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure how large the inputs of every linear layer are on a text, column by column, and write llama.cpp's GGUF
@@ -43,10 +44,10 @@ def imatrix(
     """
     from quantkit import Compute, measure_importance, open_checkpoint
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     checkpoint = open_checkpoint(model)
     output.notes(checkpoint.notes)
-    with output.progress(f"reading {text.name}") as progress:
+    with output.progress(f"reading {called(text)}") as progress:
         done = measure_importance(
             checkpoint,
             text,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +20,7 @@ from quantkit.cli.options.shared import (
     Length,
     Levels,
     Method,
+    Quiet,
     Recipe,
     Samples,
     Strict,
@@ -59,6 +60,7 @@ def plan(
     target_bits: TargetBits = None,
     target_size: TargetBytes = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List what every tensor becomes.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Show exact sizes, peak memory, time and engines of what would be written, and write nothing.
@@ -79,7 +81,7 @@ def plan(
     if (recipe is not None or embedding_bits is not None) and method is None:
         option = "--recipe" if recipe is not None else "--embedding-bits"
         raise BadOption(f"{option} is an exception to --method, which is missing", hint="add --method gptq")
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     options = None
     if method is not None:
         options = QuantizeOptions(
@@ -89,7 +91,7 @@ def plan(
             calibration=CalibrationOptions(sequences=samples, length=length),
             strict=strict,
         )
-    wanted = every_target() if to == ALL else to.split(",")
+    wanted = every_target() if to.lower() == ALL else to.split(",")
     targets = [parse_target(item, ExportOptions(arch=arch, target=target)) for item in wanted]
     made = make_plan(source, targets, options)
     size = sizes.target_size(target_size, target_bits)
@@ -105,24 +107,27 @@ def plan(
             container.type if container.bits is None else f"{container.type} in {container.bits} bits",
             human_size(container.size) if container.size is not None else "-",
             f"{container.bits_per_weight:.2f}" if container.bits_per_weight is not None else "-",
-            f"refused: {container.refusal}" if container.refusal else "",
+            "refused" if container.refusal else "",
         )
     listing = table("tensor", "shape", "becomes", "by")
     for weight in made.weights:
         listing.add_row(weight.name, " x ".join(map(str, weight.shape)), weight.type, weight.method or "")
     names = _names(made.targets)
-    told = [line for name, container in zip(names, made.targets, strict=True) for line in _loading(name, container)]
+    every = list(zip(names, made.targets, strict=True))
+    told = _grouped((name, fact) for name, container in every for fact in _loading(container))
+    refusals = _grouped((name, fact) for name, container in every for fact in _refusal(container))
     counts = ", ".join(f"{count} x {kind}" for kind, count in made.tensors.items())
     mixtures = {name: {"smallest": least, "largest": most} for name, (least, most) in reached.items()}
     output.result(
         {**made.to_json(), "mixtures": mixtures},
         *([listing] if tensors else []),
         rows,
+        *refusals,
         lines=[
             f"{made.source}: {made.parameters:,} parameters; {counts}",
             f"peak memory about {human_size(made.peak_memory_bytes)}, about {made.seconds:.0f} s, "
             f"disk {human_size(made.disk_bytes)}",
-            *(f"{name}: {fact}" for name, fact in made.sparse_attention.items()),
+            *(f"{name.replace('_', ' ')}: {fact}" for name, fact in made.sparse_attention.items()),
             *told,
             *(
                 f"{name}: mixtures of types have {least:,} to {most:,} bytes, {least * 8 / made.parameters:.3f} to "
@@ -138,11 +143,8 @@ def plan(
     )
     shared = _shared_notes(made.targets)
     output.notes(shared)
-    for name, container in zip(names, made.targets, strict=True):
-        output.notes(f"{name}: {note}" for note in container.notes if note not in shared)
-        if container.hint:
-            output.note(f"{name}: hint: {container.hint}")
-    if (not made.possible and to != ALL) or any(least > budget for least, _ in reached.values()):
+    output.notes(_grouped((name, f": {note}") for name, one in every for note in one.notes if note not in shared))
+    if (not made.possible and to.lower() != ALL) or any(least > budget for least, _ in reached.values()):
         raise typer.Exit(2)
 
 
@@ -158,14 +160,28 @@ def _names(targets: Sequence[PlannedTarget]) -> list[str]:
     return [target.label if counts[target.format] > 1 else target.format for target in targets]
 
 
-def _loading(name: str, container: PlannedTarget) -> Iterator[str]:
+def _grouped(facts: Iterable[tuple[str, str]]) -> list[str]:
+    """Facts about containers, by their names: what is true of several is said once."""
+    names: dict[str, list[str]] = {}
+    for name, fact in facts:
+        names.setdefault(fact, []).append(name)
+    return [f"{', '.join(of)}{fact}" for fact, of in names.items()]
+
+
+def _refusal(container: PlannedTarget) -> Iterator[str]:
+    """Why a container cannot hold the result, and what would help."""
+    if container.refusal is not None:
+        yield f": refused: {container.refusal}" + (f" (hint: {container.hint})" if container.hint else "")
+
+
+def _loading(container: PlannedTarget) -> Iterator[str]:
     """What loads one container, and why a kernel does not, or at what cost it does."""
     if container.loads_in is not None:
-        yield f"{name} {container.loads_in}"
+        yield f" {container.loads_in}"
     if container.attention is not None:
-        yield f"{name}: {container.attention}"
+        yield f": {container.attention}"
     for verdict in container.kernels:
         if verdict.refusal is not None and verdict.mend is None:
-            yield f"{name}: {verdict.kernel} refuses: {verdict.refusal}"
+            yield f": {verdict.kernel} refuses: {verdict.refusal}"
         elif verdict.remark is not None:
-            yield f"{name}: {verdict.kernel} takes it, but {verdict.remark}"
+            yield f": {verdict.kernel} takes it, but {verdict.remark}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from quantkit.cli.completion import in_lower_case, plugins
+from quantkit.cli.layers import calibration_lines, error_line, error_table, summary
 from quantkit.cli.options import sizes
 from quantkit.cli.options.shared import (
     METHODS,
@@ -21,12 +22,14 @@ from quantkit.cli.options.shared import (
     Levels,
     Out,
     Overwrite,
+    Quiet,
     Recipe,
     Samples,
     Strict,
     Symmetric,
     TargetBits,
     TargetBytes,
+    Tensors,
     Threads,
     chosen_recipe,
     chosen_scheme,
@@ -45,20 +48,25 @@ from quantkit.cli.options.training import (
     training_options,
     write_curve,
 )
-from quantkit.cli.output import Output, human_size, table
+from quantkit.cli.output import Output, called, human_size
 
 
 def quantize(
     model: Annotated[Path, typer.Argument(help="A dense model: a folder, or any artifact with 16 or 32-bit weights.")],
     out: Out,
-    method: Annotated[str, typer.Option("--method", help=METHODS)] = "gptq",
+    method: Annotated[str, typer.Option("--method", autocompletion=plugins("methods"), help=METHODS)] = "gptq",
     bits: Bits = None,
     group_size: GroupSize = None,
     symmetric: Symmetric = None,
     levels: Levels = None,
     scale_dtype: Annotated[
         str | None,
-        typer.Option("--scale-dtype", help="float16, bfloat16 or float32.", show_default="float16, ternary bfloat16"),
+        typer.Option(
+            "--scale-dtype",
+            callback=in_lower_case,
+            help="float16, bfloat16 or float32.",
+            show_default="float16, ternary bfloat16",
+        ),
     ] = None,
     strict: Strict = False,
     recipe: Recipe = None,
@@ -117,7 +125,9 @@ def quantize(
         typer.Option("--seed", min=0, help="Seed of generated text, and of the order of training text."),
     ] = 0,
     arch: Arch = "native",
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda: what calibrated methods compute on.")] = "cpu",
+    device: Annotated[
+        str, typer.Option("--device", callback=in_lower_case, help="cpu or cuda: what calibrated methods compute on.")
+    ] = "cpu",
     bfloat16: Annotated[
         bool | None,
         typer.Option(
@@ -128,6 +138,8 @@ def quantize(
     ] = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    tensors: Tensors = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Quantize a dense model's linear layers; embedding and head where told so; norms keep their type.
@@ -148,7 +160,7 @@ def quantize(
     from quantkit import recover as train
     from quantkit.errors import BadOption
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     size = sizes.target_size(target_size, target_bits)
     if size is not None and recover is not None:
         raise BadOption("--recover trains weights of a given scheme", hint="leave the target size out")
@@ -186,7 +198,7 @@ def quantize(
     compute = Compute(threads=threads or os.cpu_count() or 1, device=device, bfloat16=bfloat16)
     checkpoint = open_checkpoint(model)
     output.notes(checkpoint.notes)
-    with output.progress(f"reading {model.name}") as progress:
+    with output.progress(f"reading {called(model)}") as progress:
         common: dict[str, Any] = {"compute": compute, "arch": arch, "overwrite": overwrite, "progress": progress}
         if size is not None:
             container, container_options = parse_target(target_format)
@@ -202,39 +214,29 @@ def quantize(
             done = trained
     output.notes(note for note in done.manifest["notes"] if note not in checkpoint.notes)
     output.notes(done.leftovers)
+    if done.resumed:
+        output.note(f"note: {done.resumed} steps were finished before by a run that was stopped")
     report, loading = done.manifest["report"], loads_in(done.path)
-    rows = table("layer", "error", right=("error",))
-    for name, tensor in report["tensors"].items():
-        rows.add_row(name, f"{tensor['error']:.2e}" + (f"  {tensor['fallback']}" if tensor["fallback"] else ""))
-    output.result(
-        {"path": str(out), "size": done.size, "loads_in": loading, "report": report},
-        rows,
-        lines=[
-            f"{out}: {scheme}, {human_size(done.size)}, {len(report['tensors'])} layers by {method}",
-            *(mixture_lines(report["mixture"]) if "mixture" in report else ()),
-            loading,
-            *_calibration_lines(report["calibration"]),
-            *(training_lines(report["training"]) if training is not None else ()),
-        ],
-    )
+    errors = {name: float(tensor["error"]) for name, tensor in report["tensors"].items()}
+    fallbacks = {name: tensor["fallback"] for name, tensor in report["tensors"].items() if tensor["fallback"]}
     if training is not None:
         write_curve(out, report["training"], output)
+    output.result(
+        {"path": str(out), "size": done.size, "loads_in": loading, "errors": summary(errors), "report": report},
+        *([error_table(errors, fallbacks, every=tensors)] if errors else []),
+        lines=[
+            f"{out}: {scheme}, {human_size(done.size)}, {len(errors)} layers by {report['method']}",
+            *(mixture_lines(report["mixture"]) if "mixture" in report else ()),
+            loading,
+            *calibration_lines(report["calibration"]),
+            *(training_lines(report["training"]) if training is not None else ()),
+            *([error_line(errors, every=tensors)] if errors else []),
+        ],
+    )
     if report["calibration"] is not None:
         output.notes(report["calibration"]["notes"])
-    for name, tensor in report["tensors"].items():
-        if tensor["fallback"]:
-            output.note(f"{name}: rounded to nearest: {tensor['fallback']}")
-
-
-def _calibration_lines(calibration: Mapping[str, Any] | None) -> Iterator[str]:
-    """What was calibrated on, and how much error is left on each source, with it and without it."""
-    if calibration is None:
-        return
-    if calibration["own_text"] is not None:
-        yield calibration["own_text"]
-    for source in calibration["sources"]:
-        lost = "" if source["kl"] is None else f", KL {source['kl']:.1e}"
-        yield f"{source['name']}: {source['sequences']:,} sequences, {source['tokens']:,} tokens{lost}"
-    for name, errors in calibration["left_out"].items():
-        with_it, without = errors["error_with"], errors["error_without"]
-        yield f"error of layers on {name}: {with_it:.2e}; {without:.2e} for codes chosen without it"
+        for warning in report["calibration"]["warnings"]:
+            output.warn(warning)
+    if fallbacks:
+        name, why = next(iter(fallbacks.items()))
+        output.note(f"note: {len(fallbacks)} of {len(errors)} layers are rounded to nearest ({name}: {why})")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Json
-from quantkit.cli.output import Output, human_size, table
+from quantkit.cli.options.shared import Json, Quiet
+from quantkit.cli.output import Output, called, human_size, table
 
 
 def report(
@@ -25,6 +25,7 @@ def report(
         int | None, typer.Option("--prompts", min=1, help="Only the first so many prompts.", show_default="all")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that lies there.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Verify artifacts, and show what was found as one HTML page that loads nothing.
@@ -35,8 +36,8 @@ def report(
     """
     from quantkit import report_page
 
-    output = Output(as_json=as_json)
-    with output.progress(f"checking the files of {artifacts[0].name}") as progress:
+    output = Output(as_json=as_json, quiet=quiet)
+    with output.progress(f"checking the files of {called(artifacts[0])}") as progress:
         found = report_page(
             artifacts,
             out,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.cli.options.shared import Attention, Engine, Json, Variant
+from quantkit.cli.options.shared import Attention, Engine, Json, Quiet, Variant
 from quantkit.cli.output import Output
 from quantkit.errors import BadOption, MalformedFile, ReadFailed
 
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from quantkit import ChatOptions
 
 MAX_TOOLS_BYTES = 1 << 20
+MAX_PROMPT_BYTES = 16 << 20
+STDIN = "-"
 
 
 def run(
     artifact: Annotated[Path, typer.Argument(help="A model folder, a quantized folder, or a single-file artifact.")],
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; - = read from stdin.")],
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Stop after this many tokens.")] = 64,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt as a user turn of the chat template.")] = False,
     system: Annotated[
@@ -56,18 +59,25 @@ def run(
     engine: Engine = "auto",
     attention: Attention = None,
     variant: Variant = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt, streaming. The engine only computes logits; sampling is the same everywhere."""
     from quantkit import Sampling, generate
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     options = _chat_options(system, tools, template, template_option or [])
     if options is not None and not chat:
         raise BadOption("--system, --tools, --template and --template-option shape a chat", hint="add --chat")
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     continuation = generate(
-        artifact, prompt, sampling, chat=options or chat, engine=engine, attention=attention, variant=variant
+        artifact,
+        _piped() if prompt == STDIN else prompt,
+        sampling,
+        chat=options or chat,
+        engine=engine,
+        attention=attention,
+        variant=variant,
     )
     pieces: list[str] = []
     for piece in continuation:
@@ -84,6 +94,17 @@ def run(
         lines=[""],
     )
     output.notes(continuation.notes)
+
+
+def _piped() -> str:
+    """The text on stdin, without the line end that `echo` puts behind it."""
+    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise BadOption(f"the prompt on stdin has more than {MAX_PROMPT_BYTES:,} bytes")
+    try:
+        return data.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise BadOption(f"the prompt on stdin is not UTF-8: byte {error.start}") from None
 
 
 def _chat_options(

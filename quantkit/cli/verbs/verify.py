@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.options.shared import Attention, Json, Variant
-from quantkit.cli.output import Output
+from quantkit.cli.completion import plugins
+from quantkit.cli.options.shared import Attention, Json, Quiet, Variant
+from quantkit.cli.output import Output, called
 
 
 def verify(
@@ -21,6 +22,7 @@ def verify(
         str,
         typer.Option(
             "--engine",
+            autocompletion=plugins("runtimes", "auto", "none"),
             help="auto, an engine's name (see `quantkit formats`), reference for no other, none to run nothing.",
         ),
     ] = "auto",
@@ -44,6 +46,7 @@ def verify(
     context: Annotated[
         int, typer.Option("--context", min=1, help="Sparse attention: tokens in which needles are hidden.")
     ] = 32768,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Check files, identity and numbers, then compare predictions of the numpy reference and of a real engine.
@@ -54,8 +57,8 @@ def verify(
     """
     from quantkit import verify as make_report
 
-    output = Output(as_json=as_json)
-    with output.progress(f"checking the files of {artifact.name}") as progress:
+    output = Output(as_json=as_json, quiet=quiet)
+    with output.progress(f"checking the files of {called(artifact)}") as progress:
         report = make_report(
             artifact,
             golden=golden,

@@ -7,7 +7,15 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from quantkit.errors import BadOption, IncompleteCheckpoint, MalformedFile, QuantkitError, UnsupportedModel, and_more
+from quantkit.errors import (
+    BadOption,
+    IncompleteCheckpoint,
+    MalformedFile,
+    QuantkitError,
+    UnsupportedModel,
+    and_more,
+    nearest,
+)
 from quantkit.files.foreign_file import read_head, refuse_foreign
 from quantkit.files.member import BLOBS, SNAPSHOTS, UNFINISHED, read_member_json
 from quantkit.files.source_file import SourceFile
@@ -34,7 +42,6 @@ _OTHERS: tuple[tuple[str, str], ...] = (
 """Names of files, as expressions, and what a folder is that holds one and no weights that are read."""
 _MERGE = "merge it into the base model first (peft: merge_and_unload)"
 _ADAPTER_TENSOR = re.compile(r"\.(lora_[A-Za-z_]+|hada_w\d_[ab]|base_layer|modules_to_save)\.")
-_FOLDER_FILES = (".json", ".safetensors", ".model", ".jinja", ".py", ".bin", ".txt")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _GGUF = re.compile(r"(?!mmproj).*\.gguf", re.IGNORECASE)
 
@@ -48,10 +55,7 @@ def unreadable(path: Path, formats: Sequence[str]) -> QuantkitError:
     try:
         state = path.stat()
     except OSError:
-        hint = None
-        if _HUB_NAME.fullmatch(str(path)):
-            hint = f"models are read from this machine: download it first (hf download {path} --local-dir FOLDER)"
-        return BadOption(f"{path} does not exist", hint=hint)
+        return BadOption(f"{path} does not exist", hint=_meant(path))
     try:
         if stat.S_ISDIR(state.st_mode):
             _refuse_folder(path, formats)
@@ -59,6 +63,21 @@ def unreadable(path: Path, formats: Sequence[str]) -> QuantkitError:
     except QuantkitError as error:
         return error
     return MalformedFile(f"{path} is not a model that quantkit reads", hint=f"readable: {', '.join(formats)}")
+
+
+def _meant(path: Path) -> str | None:
+    """What the user may have meant by a path that leads nowhere."""
+    above = path
+    while not above.is_dir() and above != above.parent:
+        above = above.parent
+    names = file_names(above) if above.is_dir() else []
+    missing = path.relative_to(above).parts if above != path else ()
+    near = nearest(missing[0], names) if missing else None
+    if near is not None:
+        return f"did you mean {above.joinpath(near, *missing[1:])}?"
+    if _HUB_NAME.fullmatch(str(path)):
+        return f"models are read from this machine: hf download {path} --local-dir {path.name}"
+    return f"{above} has no {missing[0][:80]!r}" if len(missing) > 1 else None
 
 
 def refuse_adapter(path: Path, names: Sequence[str]) -> None:
@@ -133,7 +152,7 @@ def _refuse_outer_folder(path: Path, names: Sequence[str]) -> None:
 
 def _refuse_file(path: Path) -> None:
     parent = path.parent
-    if path.name.endswith(_FOLDER_FILES) and (parent / CONFIG_NAME).is_file():
+    if (parent / CONFIG_NAME).is_file():
         raise BadOption(f"{path} is one file of a model's folder", hint=f"give the folder: {parent}")
     file = SourceFile.open(path)
     if path.name.endswith(UNFINISHED):

@@ -66,6 +66,7 @@ class StageSolver:
                     left_out=self._stage.names[self._turn],
                     error_without=judgement.error,
                     error_with=with_it,
+                    rounding_without=judgement.error_of_rounding,
                 )
                 results[name] = tensor, reported
                 if judgement.lost > judgement.lost_by_rounding and self._loses(left_out, chosen, name):

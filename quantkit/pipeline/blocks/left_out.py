@@ -49,11 +49,13 @@ class Judgement:
     """Squared output error on what was left out: of codes and of round-to-nearest, up to the same constant.
 
     error: of the codes against what they aim at, as a share of the outputs' energy, on the rows that stand for a layer.
+    error_of_rounding: of round-to-nearest, likewise.
     """
 
     lost: float
     lost_by_rounding: float
     error: float
+    error_of_rounding: float
 
 
 class LeftOut:
@@ -126,9 +128,11 @@ class LeftOut:
         G = relative(layer.sensitivity) if layer.sensitivity is not None and task.method.weighs_outputs else None
         drift = self._stage.drift
         M = None if drift is None else of_outputs(drift, drift.folds[fold], task.weight, task.rows)
-        changes = changes_of(W, (tensor, round_to_nearest(W.cpu().numpy(), task.scheme)), self._threads)
+        rounded = round_to_nearest(W.cpu().numpy(), task.scheme)
+        changes = changes_of(W, (tensor, rounded), self._threads)
         lost, lost_by_rounding = output_energies(changes, H, self._threads, weights=G, drift=M)
-        return Judgement(lost, lost_by_rounding, self._error(W, layer.weight, tensor, H))
+        error, error_of_rounding = self._error(W, layer.weight, tensor, H), self._share(changes[1], W, H)
+        return Judgement(lost, lost_by_rounding, error, error_of_rounding)
 
     def error(self, fold: int, name: str, aim: np.ndarray, tensor: QuantizedTensor) -> float:
         """Of the codes of a whole layer against what they aim at, on a fold, as `Judgement.error`."""
@@ -139,5 +143,9 @@ class LeftOut:
     def _error(self, W: Tensor, aim: np.ndarray, tensor: QuantizedTensor, hessian: Tensor) -> float:
         aimed = torch.from_numpy(np.ascontiguousarray(aim)).to(W.device)
         (off,) = changes_of(aimed, (tensor,), self._threads)
+        return self._share(off, W, hessian)
+
+    def _share(self, off: Tensor, W: Tensor, hessian: Tensor) -> float:
+        """The energy of what outputs are off, as a share of that of the outputs."""
         energy, power = output_energies([off, W.contiguous()], hessian, self._threads)
         return max(energy, 0.0) / power if power > 0 else 0.0

@@ -89,7 +89,14 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         best = [asdict(one) for one in self.best]
-        return {**asdict(self), "best": best, "possible": self.possible, "disk_bytes": self.disk_bytes}
+        tensors = [{"type": kind, "count": count} for kind, count in self.tensors.items()]
+        return {
+            **asdict(self),
+            "tensors": tensors,
+            "best": best,
+            "possible": self.possible,
+            "disk_bytes": self.disk_bytes,
+        }
 
 
 def plan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from quantkit import registry
-from quantkit.errors import BadOption
+from quantkit.errors import BadOption, chosen
 from quantkit.protocols import ExportOptions, Verdict
 
 AS_IT_IS = ExportOptions()
@@ -49,20 +49,27 @@ def parse_target(text: str, others: ExportOptions = AS_IT_IS) -> tuple[str, Expo
     others: the options that the text says nothing of, `bits` among them where it has none; its type is not read.
     Whether a format has `ops`, a `context`, `attention` and `blocks`, its exporter says.
 
+    Names are taken in any case.
+
     Raises:
         BadOption: an unknown format, or a type, target or width of codes that the format does not have.
     """
     name, kind, width = (*text.strip().split(":", 2), "", "")[:3]
     exporter = registry.exporter(name)
-    if kind and kind not in exporter.types:
-        raise BadOption(f"{name} has no type {kind!r}", hint=f"types of {name}: {', '.join(exporter.types) or 'none'}")
-    if others.target is not None and others.target not in exporter.targets:
-        choices = f"targets of {name}: {', '.join(exporter.targets)}" if exporter.targets else "leave --target out"
-        raise BadOption(f"{name} has no target {others.target!r}", hint=choices)
+    name = exporter.name
+    if kind:
+        problem = f"{name} has no type {kind[:80]!r}"
+        kind = chosen(kind, exporter.types, problem=problem, called=f"types of {name}")
+    target = others.target
+    if target is not None:
+        problem = f"{name} has no target {target[:80]!r}"
+        if not exporter.targets:
+            raise BadOption(problem, hint="leave --target out")
+        target = chosen(target, exporter.targets, problem=problem, called=f"targets of {name}")
     bits = others.bits
     if width:
         bits = int(width) if width.isdecimal() and len(width) == 1 else 0
     if bits is not None and bits not in exporter.widths:
         choices = ", ".join(map(str, exporter.widths)) or "none; leave it out"
         raise BadOption(f"{name} has no choice of {width or bits} bits", hint=f"widths of {name}: {choices}")
-    return name, replace(others, type=kind or None, bits=bits)
+    return name, replace(others, type=kind or None, target=target, bits=bits)

@@ -94,14 +94,17 @@ class Recovery:
         self.checkpoint = replace(self._start, weights={name: self._view(w) for name, w in self._start.weights.items()})
 
     @contextmanager
-    def journal(self, planned: PlannedArtifact, out: Path) -> Iterator[Journal | None]:
+    def journal(self, planned: PlannedArtifact, out: Path, *, discard: bool = False) -> Iterator[Journal | None]:
         """Read the text; within it finished blocks and the training's state are kept beside `out`.
+
+        discard: whether what a run with other options has kept may be thrown away.
 
         Raises:
             What `training_text`, `Journal` and `quantkit.pipeline.resumption.run_key` raise.
         """
         facts = json.dumps(self._facts(self._read_text()), sort_keys=True).encode()
-        with self._run.journal(planned, out, further=hashlib.sha256(facts).digest()) as self._journal:
+        further = hashlib.sha256(facts).digest()
+        with self._run.journal(planned, out, further=further, discard=discard) as self._journal:
             yield self._journal
 
     def calibrate(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,8 +116,9 @@ def _recovered(
     inputs = (*source.inputs, *(teacher.inputs if teacher is not None else ()))
     clean_up(planned, target)
     preflight(planned, target, inputs=inputs, overwrite=overwrite, journal_size=run.journal_size())
-    with run.journal(planned, target):
+    with run.journal(planned, target, discard=overwrite) as journal:
         run.calibrate()
-        return publish(
+        done = publish(
             planned, target, inputs=source.inputs, overwrite=overwrite, progress=run.writing, report=run.report
         )
+        return done if journal is None else replace(done, resumed=journal.recalled)

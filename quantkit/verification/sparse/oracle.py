@@ -12,7 +12,7 @@ from quantkit.errors import BadOption, UnsupportedModel
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import SparseSpec
 from quantkit.protocols import OracleSession, Runtime
-from quantkit.verification.engines import ORACLE, choose_engine
+from quantkit.verification.engines import ORACLE, choose_engine, engine_name
 
 DENSE, SPARSE = "dense", "sparse"
 """How a model may attend."""
@@ -64,6 +64,7 @@ def engine_attending(name: str, checkpoint: Checkpoint, attention: str | None, v
         What `choose_engine` raises.
     """
     checked_attention(attention, variant)
+    name = engine_name(name)
     own = checkpoint.attention
     wanted = attention or (SPARSE if variant is not None else own)
     if own == SPARSE and wanted == DENSE:

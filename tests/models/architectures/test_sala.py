@@ -81,9 +81,9 @@ def test_what_is_remembered_is_counted_by_the_kind_of_layer() -> None:
 
 def test_inspect_shows_the_layers_of_each_kind() -> None:
     facts = inspection(memory_checkpoint(SALA_CONFIG)).facts
-    assert facts["softmax attention layers"].endswith(": 0, 3")
-    assert facts["lightning attention layers"] == "2, 4 heads, 16 wide: 1-2"
-    assert "at any length" in facts["lightning states"]
+    assert facts["softmax_attention_layers"].endswith(": 0, 3")
+    assert facts["lightning_attention_layers"] == "2, 4 heads, 16 wide: 1-2"
+    assert "at any length" in facts["lightning_states"]
     assert facts["rope"] == "theta 10000, in lightning layers only"
     assert "sparse attention" in facts
 

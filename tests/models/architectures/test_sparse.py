@@ -64,8 +64,8 @@ def test_it_is_no_other_model_and_none_when_folded() -> None:
 
 def test_inspection_tells_what_is_seen_and_kept() -> None:
     facts = inspection(memory_checkpoint(tiny_config(sparse_config=PUBLISHED))).facts
-    assert facts["sparse attention"] == "64 of blocks of 64 tokens, and a window of 2048, dense below 8192"
-    assert facts["tokens attended"] == "0.75 of 8K, 0.188 of 32K, 0.0469 of 128K"
+    assert facts["sparse_attention"] == "64 of blocks of 64 tokens, and a window of 2048, dense below 8192"
+    assert facts["tokens_attended"] == "0.75 of 8K, 0.188 of 32K, 0.0469 of 128K"
     assert "sparse attention" not in inspection(memory_checkpoint(tiny_config())).facts
 
 
