@@ -47,7 +47,7 @@ def test_files_alone_need_no_generation(tmp_path: Path, checkpoint: Checkpoint):
 def test_a_file_that_has_far_less_than_is_wanted_is_named(tmp_path: Path, checkpoint: Checkpoint):
     line, *_ = files(tmp_path, "one line")
     made = calibration_samples(checkpoint, CalibrationOptions(files=(line,), sequences=8, length=48))
-    (note,) = made.coverage.notes
+    (note,) = made.coverage.warnings
     assert "0.txt: only" in note
     assert "of 192 tokens that were wanted" in note
 

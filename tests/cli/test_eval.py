@@ -34,8 +34,9 @@ def test_tables_for_people(command: list[str], capsys: pytest.CaptureFixture[str
     assert lines[2].startswith("source (source)  reference")
     assert lines[3].split()[:2] == ["artifact", "reference"]
     assert lines[3].endswith("1.0000 ± 0.0000")
-    assert lines[5].split() == ["artifact", "0.00", "0.00", "0.00", "100.00%", "100.00%"]
-    assert len(lines) == 6
+    assert lines[4].split("  ")[0] == ""
+    assert lines[6].split() == ["artifact", "0.00", "0.00", "0.00", "100.00%", "100.00%"]
+    assert len(lines) == 7
     assert max(map(len, lines)) <= 80
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import quantkit
-from quantkit import registry
 from quantkit.calibration.samples import CalibrationOptions, make_samples
+from quantkit.exporters.gguf.container.file import read_gguf
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Role
 from quantkit.pipeline.options import QuantizeOptions
@@ -99,5 +99,5 @@ def test_llama_cpps_types_are_calibrated(tmp_path: Path) -> None:
     few = QuantizeOptions(calibration=CalibrationOptions(sequences=6, length=48))
     quantkit.export_calibrated("gguf", source, tmp_path / "m.gguf", options, few)
     assert quantkit.verify(tmp_path / "m.gguf", against=source, engine="reference", prompts=3).passed
-    kinds = {view.stored_as for view in registry.open_checkpoint(tmp_path / "m.gguf").weights.values()}
-    assert {"q4_k", "q6_k", "q5_0"} <= kinds, "rows of the latents are no whole blocks of 256"
+    kinds = {info.type.name for info in read_gguf(tmp_path / "m.gguf").tensors.values()}
+    assert {"Q4_K", "Q6_K", "Q5_0"} <= kinds, "rows of the latents are no whole blocks of 256"

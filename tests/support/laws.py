@@ -31,19 +31,21 @@ from tests.support.runs import one_layer
 def check_exporter(exporter: Exporter, checkpoint: Checkpoint, options: ExportOptions, folder: Path) -> bool:
     """Hold the exporter laws for `checkpoint`, writing into the empty `folder`.
 
-    Either the container takes the model: it is written twice alike, in the planned size, and reads back as it was. Or
-    it refuses with a reason and leaves nothing behind. Returns whether it was taken.
+    Either the container takes the model: it is written twice alike, by one name, in the planned size, and reads back
+    as it was. Or it refuses with a reason and leaves nothing behind. Returns whether it was taken.
     """
     one = two = folder
     try:
         planned = exporter.prepare(checkpoint, options)
-        one, two = folder / output_name("one", planned), folder / output_name("two", planned)
+        one, two = (folder / place / output_name("made", planned) for place in ("one", "two"))
+        one.parent.mkdir()
         done = publish(planned, one, inputs=checkpoint.inputs)
     except UnsupportedSpec as refusal:
         check_refusal(exporter, checkpoint, refusal)
-        assert list(folder.iterdir()) == []
+        assert list(folder.rglob("*/*")) == []
         return False
     check_sizes(planned, one)
+    two.parent.mkdir()
     publish(exporter.prepare(checkpoint, options), two, inputs=checkpoint.inputs)
     assert contents(one) == contents(two), "writing twice gives different bytes"
     assert registry.recognize(one).name == exporter.name

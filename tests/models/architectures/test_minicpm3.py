@@ -213,5 +213,5 @@ def test_inspect_names_it() -> None:
     assert described(facts, "minicpm3") == "MiniCPM3-4B"
     shown = inspection(memory_checkpoint(TINY, latent_arrays(TINY))).facts
     assert (
-        shown["latent attention"] == "queries of 768, keys and values of 256; heads 64 + 32 (rotated), values 64 wide"
+        shown["latent_attention"] == "queries of 768, keys and values of 256; heads 64 + 32 (rotated), values 64 wide"
     )

@@ -85,7 +85,7 @@ def test_inspect_shows_the_layers_of_each_kind() -> None:
     assert facts["lightning_attention_layers"] == "2, 4 heads, 16 wide: 1-2"
     assert "at any length" in facts["lightning_states"]
     assert facts["rope"] == "theta 10000, in lightning layers only"
-    assert "sparse attention" in facts
+    assert "sparse_attention" in facts
 
 
 def test_every_spelling_of_a_mixer_is_read() -> None:

@@ -81,7 +81,7 @@ def part_of_a_pipeline(root: Path) -> Path:
 
 CASES: dict[str, tuple[Callable[[Path], Path], type[QuantkitError], str, str]] = {
     "nothing": (lambda p: p / "none", BadOption, "none does not exist", ""),
-    "a name of the Hub": (lambda p: Path("openbmb/MiniCPM4-0.5B"), BadOption, "does not exist", "download it first"),
+    "a name of the Hub": (lambda p: Path("openbmb/MiniCPM4-0.5B"), BadOption, "does not exist", "hf download"),
     "an empty folder": (files, IncompleteCheckpoint, "is empty", "download the whole model"),
     "a tokenizer alone": (
         lambda p: files(p, "config.json", "tokenizer.json"),

@@ -151,7 +151,7 @@ def test_twice_gives_the_same_bytes_and_an_existing_folder_is_replaced_only_when
     assert 1 < len(parts(again)) < len(parts(folder))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "diary.txt").write_text("mine")
-    with pytest.raises(OutputExists, match="no model"):
+    with pytest.raises(OutputExists, match="not written by quantkit"):
         split(tmp_path / "other", overwrite=True)
 
 
