@@ -140,7 +140,7 @@ def test_an_interrupt_in_the_middle_leaves_nothing_and_exits_with_130(tmp_path):
     model = write_tiny_checkpoint(tmp_path / "model", hidden=1024, intermediate=4096, layers=6, vocab=300)
     out = tmp_path / "out.gguf"
     command = [sys.executable, "-m", "quantkit", "export", "gguf", str(model), "--type", "f32", "--out", str(out)]
-    for kind in (signal.SIGINT, signal.SIGTERM):
+    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         code, stdout, stderr = signalled_in_the_middle(command, tmp_path, kind)
         assert code == 130, stderr
         assert stdout == ""

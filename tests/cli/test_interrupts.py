@@ -167,7 +167,17 @@ def test_an_interrupt_inside_a_finalizer_is_not_lost(
     assert capfd.readouterr().err == "error: interrupted; nothing was published\n"
 
 
+def test_a_hangup_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nohup asks for it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setattr("quantkit.registry.containers", lambda: signal.raise_signal(signal.SIGHUP) or ())
+    try:
+        assert main(["formats"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_command_leaves_the_handlers_as_they_were() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], sys.unraisablehook
+    before = [signal.getsignal(number) for number in app.SIGNALS], sys.unraisablehook
     assert app.main(["--version"]) == 0
-    assert ([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], sys.unraisablehook) == before
+    assert ([signal.getsignal(number) for number in app.SIGNALS], sys.unraisablehook) == before

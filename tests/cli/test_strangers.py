@@ -93,6 +93,9 @@ RIGHT = [
     right("verify int4.gguf --golden model.golden --engine Reference --prompts 1", "predictions: the reference"),
     right('run int4 -p "def f(x):" --max-tokens 4 --engine reference'),
     right("run model --prompt - --max-tokens 4 --engine reference", stdin="def f(x):\n"),
+    right("eval int4 --against model --text long.txt --samples 1 --length 32", "int4"),
+    right(f"report int4 --against model --engine NONE --out {OUT}.html", "the page"),
+    right(f"imatrix model --text long.txt --length 32 --chunks 1 --out {OUT}.gguf"),
     right("bench int4 --engine reference --prompt-tokens 4 --decode-tokens 2 --rounds 1", "prompt tokens/s"),
 ]
 WRONG = [
@@ -149,6 +152,11 @@ WRONG = [
     wrong("run int4 -p x --quite", "--quite", hint="did you mean --quiet?"),
     wrong("run thesis.txt -p x", "not a model", hint="readable: awq"),
     wrong("bench int4 --engine warp", "'warp'", hint="choose one of: auto"),
+    wrong("eval int4 --text long.txt", "--against", hint="quantkit eval --help"),
+    wrong("report int4 --out x", "nothing to compare with", hint=("--golden FILE", "--against MODEL")),
+    wrong("report int4 --against model --engine NOBODY --out x", "'NOBODY'", hint="choose one of: auto"),
+    wrong("imatrix model --out x", "--text", hint="quantkit imatrix --help"),
+    wrong("imatrix model --text nothing.txt --out x", "nothing.txt is missing"),
     wrong("golden nothing --out x", "nothing does not exist"),
     wrong("eval int4 --against model", "--text", hint="quantkit eval --help"),
     wrong("eval int4 --against model --text nothing.txt", "nothing.txt"),
@@ -197,6 +205,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, untuned_model: Path) -> Path
     (folder / "taken" / "thesis.tex").write_text("years of work")
     (folder / "thesis.txt").write_text("years of work")
     (folder / "short.txt").write_text(PARAGRAPH)
+    (folder / "long.txt").write_text(PARAGRAPH * 40)
     for part in ("blobs", "refs", "snapshots/0123456789"):
         (folder / HUB / part).mkdir(parents=True)
     return folder

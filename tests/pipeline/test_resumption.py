@@ -240,7 +240,14 @@ def test_the_command_goes_on_where_it_was_interrupted(
         assert main(["quantize", str(model), *options, "--out", str(out)]) == 130
     expected = "error: interrupted; nothing was published (hint: run the same command again to continue)\n"
     assert capsys.readouterr().err.endswith(expected)
+    assert main(["quantize", str(model), *options, "--bits", "3", "--out", str(out)]) == 2
+    refusal = capsys.readouterr().err
+    assert "gptq int4 g32 sym was stopped and has left 3 finished steps" in refusal
+    assert "--overwrite to throw its work away" in refusal
     assert main(["quantize", str(model), *options, "--out", str(out)]) == 0
+    told = capsys.readouterr().err
+    assert "going on with what a run that was stopped has finished: 3 steps" in told
+    assert "2 steps were finished before by a run that was stopped" in told
     assert main(["quantize", str(model), *options, "--out", str(tmp_path / "whole")]) == 0
     assert solved == [*range(BLOCKS)] * 2
     assert {path.name for path in tmp_path.iterdir()} == {"model", "out", "whole"}
