@@ -156,7 +156,6 @@ WRONG = [
     wrong("report int4 --out x", "nothing to compare with", hint=("--golden FILE", "--against MODEL")),
     wrong("report int4 --against model --engine NOBODY --out x", "'NOBODY'", hint="choose one of: auto"),
     wrong("imatrix model --out x", "--text", hint="quantkit imatrix --help"),
-    wrong("imatrix model --text nothing.txt --out x", "nothing.txt is missing"),
     wrong("golden nothing --out x", "nothing does not exist"),
     wrong("eval int4 --against model", "--text", hint="quantkit eval --help"),
     wrong("eval int4 --against model --text nothing.txt", "nothing.txt"),
