@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,8 @@ def made(setting: Setting, kind: str, name: str) -> Path:
     if algorithm != "calibrated":
         quantkit.export("gguf", setting.model, out, options, overwrite=True)
         return out
-    text = quantkit.CalibrationOptions(sequences=setting.sequences, own_text=name != FILE_ALONE)
-    if name != CALIBRATED:
-        text = replace(text, files=(quantkit.CalibrationFile(path=setting.file),))
+    files = () if name == CALIBRATED else (quantkit.CalibrationFile(path=setting.file),)
+    text = quantkit.CalibrationOptions(files=files, sequences=setting.sequences, own_text=name != FILE_ALONE)
     quantization = quantkit.QuantizeOptions(method="gptq", calibration=text)
     compute = quantkit.Compute(threads=setting.threads)
     quantkit.export_calibrated("gguf", setting.model, out, options, quantization, compute=compute, overwrite=True)

@@ -25,7 +25,6 @@ from quantkit import registry
 from quantkit.artifacts.manifest import manifest_path
 from quantkit.artifacts.publishing import publish
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import LINEAR_ROLES
 from quantkit.protocols import ExportOptions
 
 
@@ -116,7 +115,7 @@ def trained_on(model: Checkpoint) -> Checkpoint:
     """Every matrix moved a little: what a fine-tuned sibling looks like."""
     random, arrays = np.random.default_rng(3), {}
     for layer in range(model.spec.num_hidden_layers):
-        for role in LINEAR_ROLES:
+        for role in model.spec.linear_roles:
             values = read(model, of_layer(layer, role))
             arrays[of_layer(layer, role)] = values + 0.02 * values.std() * random.standard_normal(values.shape)
     return with_arrays(model, arrays)

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.faults.fault import SUBTLE_WEIGHT_TRIALS, WEIGHT_TRIALS, Fault, Level, NotApplicable
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import BLOCKS, EMBEDDING, FINAL_NORM, LINEAR_ROLES, Role, architecture
+from quantkit.models.spec import BLOCKS, EMBEDDING, FINAL_NORM, Role, architecture
 from quantkit.tensors.views import TensorView, Weight
 
 LAYER_NAMES = architecture("minicpm").layer_names
@@ -123,7 +123,7 @@ def noisy(share: float) -> Change:
     def changed(model: Checkpoint) -> Checkpoint:
         random, arrays = np.random.default_rng(11), {}
         for layer in range(model.spec.num_hidden_layers):
-            for role in LINEAR_ROLES:
+            for role in model.spec.linear_roles:
                 values = read(model, of_layer(layer, role))
                 arrays[of_layer(layer, role)] = values + share * values.std() * random.standard_normal(values.shape)
         return with_arrays(model, arrays)

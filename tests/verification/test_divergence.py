@@ -73,6 +73,7 @@ def golden(model) -> Golden:
 
 def test_an_engine_that_diverges_is_located(model, golden, monkeypatch):
     monkeypatch.setattr("quantkit.verification.engines.choose_engine", lambda *_: WrongEngine())
+    monkeypatch.setattr("quantkit.verification.proof.engine_name", lambda name, *_: name)
     report = verify(model, golden=golden, engine="wrong", needs_manifest=False)
     assert report.failed is not None
     assert report.failed.name == "engine"

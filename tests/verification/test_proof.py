@@ -102,6 +102,7 @@ def pretend(monkeypatch):
 
     def install(engine: PretendEngine) -> None:
         monkeypatch.setattr("quantkit.verification.engines.choose_engine", lambda *_: engine)
+        monkeypatch.setattr("quantkit.verification.proof.engine_name", lambda name, *_: name)
 
     return install
 
