@@ -26,6 +26,7 @@ from benchmarks.text_kinds import text_kinds
 from golden.corpus import read_corpus
 from quantkit import registry
 from quantkit.exporters.gguf.mixture.file_types import MIXED
+from quantkit.verification.metrics import log_softmax
 
 MOST, MOST_AT_Q4_K_M = 1.0, 0.93
 KINDS = (*(kind for kind in MIXED if kind != "mxfp4_moe"), "mxfp4_moe!", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
@@ -35,13 +36,9 @@ Rows = Mapping[str, Sequence[Sequence[int]]]
 def log_probabilities(file: Path, rows: Rows) -> dict[str, list[np.ndarray]]:
     """Of llama.cpp, float32 [T, V] for every row."""
     with registry.runtime("llama-cpp").open(file) as session:
-        return {kind: [_log_softmax(session.logits(row)) for row in some] for kind, some in rows.items()}
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    found: np.ndarray = (shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))).astype(np.float32)
-    return found
+        return {
+            kind: [log_softmax(session.logits(row)).astype(np.float32) for row in some] for kind, some in rows.items()
+        }
 
 
 def divergences(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> np.ndarray:

@@ -80,3 +80,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         What `unreadable` finds where no exporter knows `path`, and what its reader raises.
     """
     return recognize(Path(path)).read(Path(path))
+
+
+def opened(model: str | Path | Checkpoint) -> Checkpoint:
+    """A model as callers may give it: a checkpoint as it is, a path opened; raises what `open_checkpoint` raises."""
+    return open_checkpoint(model) if isinstance(model, (str, Path)) else model

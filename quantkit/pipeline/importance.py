@@ -76,7 +76,7 @@ def measure_importance(
         NonFiniteValues: NaN or infinity in a weight or its inputs.
         What reading the model and the text, and `publish`, raise; all are `QuantkitError`s.
     """
-    checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    checkpoint = registry.opened(model)
     check_dense(checkpoint, "measure")
     weights = tuple(_measured(checkpoint.spec, head=process_output))
     _check(checkpoint.spec, compute, length=length, chunks=chunks)

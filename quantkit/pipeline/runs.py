@@ -70,12 +70,16 @@ def quantize(
     Raises:
         What `Quantization`, reading, calibrating and `publish` raise; all are `QuantkitError`s.
     """
-    source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    source = registry.opened(model)
     check_dense(source, "quantize")
     run = Quantization(with_architecture(source, arch), options, compute=compute, progress=progress)
+    return written(run, planned_folder(run, source), Path(out), source, overwrite=overwrite)
+
+
+def planned_folder(run: Quantization, source: Checkpoint) -> PlannedArtifact:
+    """What `quantize` writes of a run of `source`, its model card in it."""
     planned = registry.exporter(INTERMEDIATE).prepare(with_source_dtypes(run.checkpoint, source), AS_IT_IS)
-    planned = with_card(planned, run.checkpoint, run.about(), run.report)
-    return written(run, planned, Path(out), source, overwrite=overwrite)
+    return with_card(planned, run.checkpoint, run.about(), run.report)
 
 
 def export(
@@ -104,7 +108,7 @@ def export(
         UnsupportedSpec: the container cannot hold a weight; names it, and what could.
         What reading and `publish` raise; all are `QuantkitError`s.
     """
-    checkpoint = registry.open_checkpoint(source) if isinstance(source, (str, Path)) else source
+    checkpoint = registry.opened(source)
     check_dense(checkpoint, "export")
     known = about(checkpoint)
     planned = registry.exporter(format).prepare(with_head(checkpoint, known, format), options)
@@ -146,7 +150,7 @@ def export_calibrated(
     Raises:
         BadOption: a container without such types. Others: what `quantize` and `export` raise.
     """
-    source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    source = registry.opened(model)
     check_dense(source, "quantize")
     run, planned = solving(format, source, options, quantization, compute=compute, progress=progress)
     return written(run, planned, Path(out), source, overwrite=overwrite)

@@ -133,7 +133,7 @@ def record_golden(
         GoldenMismatch: transformers, where it is installed and knows the model, computes other logits.
         What reading, `recorded` and `publish` raise; all are `QuantkitError`s.
     """
-    checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    checkpoint = registry.opened(model)
     check_dense(checkpoint, "record")
     manifest = manifest_of(checkpoint)
     if not quantized and (checkpoint.holds_codes or has_original(checkpoint, manifest)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,28 +17,11 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.block_options import BlockOptions
 from quantkit.tensors.schemes.affine_groups import AffineGroups
 from quantkit.tensors.views import QuantizedView
-from tests.support.latent_definition import TINY, latent_arrays, write_latent
+from tests.support.latent_definition import SMALL, latent_arrays, write_latent
 from tests.support.memory import memory_checkpoint
 from tests.support.runs import quantized, read_through
 from tests.support.wrong_models import with_weights
 
-SMALL: dict[str, Any] = {
-    **TINY,
-    "vocab_size": 97,
-    "hidden_size": 128,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "q_lora_rank": 64,
-    "kv_lora_rank": 64,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 32,
-    "eos_token_id": 2,
-    "max_position_embeddings": 256,
-    "rope_scaling": None,
-}
 INT4 = AffineGroups(bits=4, group_size=32)
 IDS = np.random.default_rng(1).integers(3, 97, 48).tolist()
 

@@ -70,6 +70,24 @@ TINY: Mapping[str, Any] = {
     "rope_scaling": {**PUBLISHED["rope_scaling"], "original_max_position_embeddings": 1024},
 }
 """The same heads, ranks and scalars, in fewer and narrower layers; rows are whole blocks of 256."""
+SMALL: Mapping[str, Any] = {
+    **TINY,
+    "vocab_size": 97,
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
+    "eos_token_id": 2,
+    "max_position_embeddings": 256,
+    "rope_scaling": None,
+}
+"""Smaller still, with as many channels where one could be taken for the other: both ranks, and all parts of a head."""
 
 
 def latent_arrays(config: Mapping[str, Any], *, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:

@@ -14,28 +14,9 @@ from quantkit import registry
 from quantkit.artifacts.publishing import publish
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.protocols import ExportOptions
-from tests.support.latent_definition import TINY, latent_arrays, write_latent
+from tests.support.latent_definition import SMALL, latent_arrays, write_latent
 from tests.support.memory import memory_checkpoint
 from tests.support.wrong_models import Change, swapped_heads, with_weights
-
-SMALL: dict[str, Any] = {
-    **TINY,
-    "vocab_size": 97,
-    "hidden_size": 128,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "q_lora_rank": 64,
-    "kv_lora_rank": 64,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 32,
-    "eos_token_id": 2,
-    "max_position_embeddings": 256,
-    "rope_scaling": None,
-}
-"""As many channels where one could be taken for the other: both ranks, and all parts of a head."""
 
 
 @pytest.fixture(scope="module")

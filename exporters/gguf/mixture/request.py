@@ -17,6 +17,7 @@ from quantkit.exporters.gguf.imatrix.reading import read_importance
 from quantkit.exporters.gguf.mixture.example import Example
 from quantkit.exporters.gguf.mixture.file_types import FILE_TYPES, MIXED, FileType
 from quantkit.exporters.gguf.mixture.rules import Traits, Wishes, fitting, tensor_types
+from quantkit.exporters.gguf.searched.dense import SEARCHED
 from quantkit.exporters.gguf.types.codebooks import MXFP4
 from quantkit.exporters.gguf.types.values import LAYOUTS
 from quantkit.models.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from quantkit.protocols import ExportOptions
 from quantkit.tensors.block_options import CALIBRATED, BlockOptions
 from quantkit.tensors.views import QuantizedView
 
-SEARCHED, REFERENCE = "searched", "reference"
+REFERENCE = "reference"
 ALGORITHMS = (SEARCHED, REFERENCE, CALIBRATED)
 """The first one is the default."""
 TENSOR_TYPES: Mapping[str, BlockType] = {

@@ -24,7 +24,7 @@ from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import decided, planned
 from quantkit.pipeline.quantization import Quantization
 from quantkit.pipeline.recipe import Assignment
-from quantkit.pipeline.runs import AS_IT_IS, DEFAULTS, INTERMEDIATE, ONE_THREAD, solving, written
+from quantkit.pipeline.runs import AS_IT_IS, DEFAULTS, INTERMEDIATE, ONE_THREAD, planned_folder, solving, written
 from quantkit.progress import Progress
 from quantkit.protocols import Exporter, ExportOptions
 from quantkit.tensors.block_options import CALIBRATED, BlockOptions, Candidates
@@ -65,7 +65,7 @@ class _Typed:
             raise BadOption(f"{container} has no types to choose from", hint=hint)
         native = replace(options, arch="native")
         found = exporter.candidates(dense, native, types)
-        return cls(registry.exporter(container), exporter, source, dense, native, found)
+        return cls(exporter, exporter, source, dense, native, found)
 
     @property
     def solved(self) -> bool:
@@ -107,7 +107,7 @@ def reachable_sizes(
     Raises:
         BadOption: a container without types to choose from, and no `quantization`.
     """
-    source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    source = registry.opened(model)
     dense = with_architecture(source, options.arch)
     if quantization is None:
         typed = _Typed.of(container, source, dense, options, ())
@@ -149,7 +149,7 @@ def export_to_size(
         BadOption: a container without types to choose from, or a size that no mixture is as small as.
         Others: what `export` and `export_calibrated` raise.
     """
-    source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    source = registry.opened(model)
     check_dense(source, "quantize")
     dense = with_architecture(source, options.arch)
     mixable = _Typed.of(format, source, dense, options, types)
@@ -202,7 +202,7 @@ def quantize_to_size(
     Raises:
         BadOption: a size that no mixture is as small as. Others: what `quantize` raises.
     """
-    source = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    source = registry.opened(model)
     check_dense(source, "quantize")
     dense = with_architecture(source, arch)
     decisions = decided(dense, options, threads=compute.threads)
@@ -217,10 +217,8 @@ def quantize_to_size(
     mixture, samples = search.found(options.calibration, feedback=feedback, compute=compute, progress=progress)
     chosen = replace(options, recipe=with_choice(options.recipe, mixture.chosen))
     run = Quantization(dense, chosen, compute=compute, samples=samples, progress=progress)
-    made = registry.exporter(INTERMEDIATE).prepare(with_source_dtypes(run.checkpoint, source), AS_IT_IS)
-    made = with_card(made, run.checkpoint, run.about(), run.report)
     further = {"mixture": {"container": container, **mixture.to_json()}}
-    return written(run, made, Path(out), source, overwrite=overwrite, further=further)
+    return written(run, planned_folder(run, source), Path(out), source, overwrite=overwrite, further=further)
 
 
 def _weights(source: Checkpoint) -> int:

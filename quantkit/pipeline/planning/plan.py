@@ -115,7 +115,7 @@ def plan(
         BadOption: an unknown method or container, or a recipe that does not fit the model.
         UnsupportedSpec: a weight that the scheme cannot divide into groups.
     """
-    checkpoint = registry.open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    checkpoint = registry.opened(model)
     check_dense(checkpoint, "plan artifacts of")
     result, method, scheme, known = checkpoint, None, None, about(checkpoint)
     tokens, weighed, writing, methods = 0, 0, 0, {}

@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.artifacts.stage_writer import refusals
+from quantkit.artifacts.plain_file import write_plain
 from quantkit.errors import BadOption, MissingDependency, OutputExists, WriteFailed
 from quantkit.verification.evaluation.figures import ArtifactFigures, Evaluation, Mean
 
@@ -45,13 +45,7 @@ def check_picture(path: Path, *, overwrite: bool) -> None:
 
 def write_picture(path: Path, evaluation: Evaluation) -> None:
     """Draw it and write it in one step; raises `WriteFailed` or `NoSpace`."""
-    drawn, part = picture(evaluation), path.with_name(f".{path.name}.part")
-    with refusals(f"{path}: cannot be written"):
-        try:
-            part.write_bytes(drawn)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    write_plain(path, picture(evaluation), overwrite=True)  # `check_picture` has looked at what lies there
 
 
 def picture(evaluation: Evaluation) -> bytes:
