@@ -13,6 +13,7 @@ Errors and smoothing are handed on from the manifest of a quantized source; the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,26 @@ ELEMENTS = 1 << 18
 """Weights that are compared at a time: what is computed of them stays in a core's second-level cache."""
 
 
-def measured(model: Checkpoint, read: Callable[[Path], Checkpoint]) -> Callable[[Path], Mapping[str, Any]]:
+def measured(
+    model: Checkpoint, read: Callable[[Path], Checkpoint], *, threads: int = 1
+) -> Callable[[Path], Mapping[str, Any]]:
     """`PlannedArtifact.measure` for the artifact that `model` becomes.
 
     Args:
         model: what is written, in the architecture that it is written in.
         read: the exporter's own reader.
+        threads: how many tensors are read at a time.
     """
 
     def measure(path: Path) -> Mapping[str, Any]:
         written = read(path)
         known = _handed_on(model)
         tensors: dict[str, Mapping[str, Any]] = {}
-        for name, view in written.weights.items():
+        names = list(written.weights)
+        with ThreadPoolExecutor(threads) as pool:
+            entries = list(pool.map(lambda name: _entry(written.weights[name], model.weights[name]), names))
+        for name, entry in zip(names, entries, strict=True):
             source = model.weights[name]
-            entry = _entry(view, source)
             if entry and isinstance(source, QuantizedView) and name in known["errors"]:
                 entry["error"] = known["errors"][name]
             if entry and isinstance(source, QuantizedView) and name in known["origins"]:
@@ -71,20 +77,17 @@ def _entry(view: Weight, source: Weight) -> dict[str, Any]:
 
 def _compared(source: TensorView, written: TensorView) -> tuple[str, float]:
     """The digest of dense weights, and the error of what became of them, which may hold them exactly."""
-    damage = 0.0
+    damage = power = 0.0
 
     def compared() -> Iterator[np.ndarray]:
-        nonlocal damage
+        nonlocal damage, power
         for weight, values in zip(source.chunks(ELEMENTS), written.chunks(ELEMENTS), strict=True):
             wide = weight.astype(np.float32)
-            if not np.array_equal(wide, values):
-                damage += float(np.square(np.subtract(wide, values), dtype=np.float64).sum())
+            power += float(np.square(wide, dtype=np.float64).sum())
+            damage += float(np.square(np.subtract(wide, values), dtype=np.float64).sum())
             yield wide
 
     origin = values_digest(compared())
-    if not damage:
-        return origin, 0.0
-    power = sum(float(np.square(rows.astype(np.float32), dtype=np.float64).sum()) for rows in source.chunks())
     return origin, damage / power if power else 0.0
 
 

@@ -204,7 +204,7 @@ class GGUF:
             tensors=tuple(PlannedTensor(n, b.name.lower(), s, tensor_bytes(b, s)) for n, b, s in infos),
             options=recorded(main, options, request),
             notes=(*model.notes, *_notes(model, chosen, main, vocabulary, request), *parts),
-            measure=measured(model, self.read),
+            measure=measured(model, self.read, threads=options.threads),
             stored={p.slot.name: replace(w, stored_as=chosen[p].name.lower()) for p, w in carried.items()},
             figures=lambda: {MOVED: moved} if moved else {},
         )

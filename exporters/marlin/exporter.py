@@ -140,7 +140,7 @@ class Marlin:
             options={"target": target.name, **recorded_options(options)},
             notes=(*model.notes, *wider.notes, *notes_on(model.spec, target)),
             stored=wider.changed,
-            measure=measured(model, self.read),
+            measure=measured(model, self.read, threads=options.threads),
             name_keywords=NAME_KEYWORDS if target is CPM_CU else (),
         )
 

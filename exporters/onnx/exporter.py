@@ -126,7 +126,7 @@ class ONNX:
             tensors=tuple(_planned_tensors(model, plan, settings)),
             options=_recorded(settings, options),
             notes=(*model.notes, *found.notes, *context_notes(model.spec, settings), *_text_notes(model)),
-            measure=measured(model, self.read),
+            measure=measured(model, self.read, threads=options.threads),
             stored=found.changed,
         )
 

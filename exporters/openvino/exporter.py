@@ -106,7 +106,7 @@ class OpenVINO:
             tensors=tuple(_planned(weight) for weight in stored.values()),
             options={"type": type_name, **recorded_options(options), **_text_options(text)},
             notes=(*model.notes, *wider.notes, *_notes(wider.model, model), *text.notes),
-            measure=measured(model, self.read),
+            measure=measured(model, self.read, threads=options.threads),
             stored={
                 name: weight
                 for name, weight in weights.items()
