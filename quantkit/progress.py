@@ -69,6 +69,11 @@ class StagedWork:
 
         return tell
 
+    @property
+    def total(self) -> float:
+        """The work in all stages."""
+        return sum(self._weights.values())
+
     def skip(self, name: str) -> None:
         """Take a stage out: it need not be done, so its time says nothing about that of the others."""
         with self._lock:

@@ -119,7 +119,7 @@ def _first_extremes(x: np.ndarray, scratch: np.ndarray) -> np.ndarray:
     np.left_shift(x.view(np.uint32), np.uint32(1), out=patterns)
     patterns |= np.signbit(x)
     largest = bits.block_maxima(scratch).view(np.uint32)
-    extremes = (largest >> np.uint32(1) | largest << np.uint32(31)).view(np.float32)
+    extremes: np.ndarray = (largest >> np.uint32(1) | largest << np.uint32(31)).view(np.float32)
     opposite = (patterns == (largest ^ np.uint32(1))).view(np.uint64)  # eight places in one word
     torn = np.flatnonzero(opposite[:, 0] | opposite[:, 1] | opposite[:, 2] | opposite[:, 3])
     places = np.abs(x[torn]).argmax(axis=1, keepdims=True)

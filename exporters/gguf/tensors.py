@@ -13,7 +13,7 @@ from quantkit.exporters.gguf.carrying import carried, recovered
 from quantkit.exporters.gguf.container.file import GGUFFile
 from quantkit.exporters.gguf.container.types import padding, tensor_bytes
 from quantkit.exporters.gguf.quantizers import quantize
-from quantkit.exporters.gguf.searched.dense import DenseRows
+from quantkit.exporters.gguf.searched.dense import SIMPLE_WORK, DenseRows
 from quantkit.exporters.gguf.ternary import AS_THEY_STAND, ternary_blocks
 from quantkit.exporters.gguf.types.schemes import SCHEMES, packed, unpacked
 from quantkit.exporters.gguf.types.values import LAYOUTS
@@ -103,7 +103,10 @@ def unit(weight: Weight, place: Place, block: BlockType, moved: dict[str, float]
         yield from encoded(weight, place, block, moved, dense=dense)
         yield bytes(padding(size))
 
-    return Unit(place.name, size + padding(size), produce)
+    work = 0.0
+    if isinstance(weight, TensorView) and block not in PLAIN:
+        work = weight.size * (dense.work(block) if dense else SIMPLE_WORK)
+    return Unit(place.name, size + padding(size), produce, work)
 
 
 def encoded(

@@ -166,6 +166,15 @@ def human_size(count: int) -> str:
     raise AssertionError("unreachable")
 
 
+def human_time(seconds: float) -> str:
+    """An estimate: "under 1 s", "8 s", "3 min", "2.5 h"."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 class Estimate:
     """What was told last, and how much time is left by it; follows `quantkit.progress.Progress`.
 

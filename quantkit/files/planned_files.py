@@ -26,11 +26,13 @@ class Unit:
 
     produce() yields buffers of exactly `size` bytes in all. Units are produced once, in file order. A buffer must not
     be changed or reused after it was yielded: another thread may still be writing it.
+    work: what is to be computed, beside reading and writing, in the unit of `quantkit.pipeline.run_work`.
     """
 
     name: str
     size: int
     produce: Callable[[], Iterable[Buffer]]
+    work: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,11 @@ class PlannedArtifact:
     def size(self) -> int:
         """Exact bytes of all files, the manifest aside."""
         return sum(file.size for file in self.files)
+
+    @property
+    def work(self) -> float:
+        """What all units have to compute."""
+        return sum(unit.work for file in self.files for unit in file.units)
 
 
 def blob(name: str, data: bytes) -> PlannedFile:

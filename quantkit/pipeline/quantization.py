@@ -29,7 +29,7 @@ from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import decided, planned
 from quantkit.pipeline.planning.peak_memory import check_memory, generation_peak
 from quantkit.pipeline.resumption import SMOOTHING_SCALE, decoded_samples, encoded_samples, kept_bytes, run_key
-from quantkit.pipeline.run_work import CALIBRATION_TEXT, WRITING, RunWork
+from quantkit.pipeline.run_work import CALIBRATION_TEXT, LAST_LOOK, WRITING, RunWork
 from quantkit.pipeline.source_report import source_reports
 from quantkit.pipeline.text_fitness import amount_warnings
 from quantkit.pipeline.weight_errors import WeightErrors
@@ -103,6 +103,8 @@ class Quantization:
             bfloat16=self._calibrated and compute.in_bfloat16(),
             progress=progress,
         )
+        if not options.propagate:
+            self._work.skip(LAST_LOOK)
         self._reports: dict[str, TensorReport] = {}
         self.weight_errors = WeightErrors(source)
         self._stream: BlockStream | None = None
@@ -168,7 +170,7 @@ class Quantization:
         """JSON for the manifest: method, scheme, calibration text, and every tensor's error and fallback so far."""
         stream, coverage = self._stream, None
         if stream is not None:
-            coverage = source_reports(stream.coverage, self._reports, stream.divergences())
+            coverage = source_reports(stream.coverage, self._reports, stream.divergences)
         return {
             "method": self._method.name,
             "scheme": self._scheme.to_json(),

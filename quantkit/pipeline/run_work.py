@@ -21,7 +21,9 @@ from quantkit.protocols import Method
 BILLION = 1e9
 ROWS = 128
 """Rows that are solved together."""
-CALIBRATION_TEXT, FISHER, WRITING = "calibration text", "Fisher pass", "writing"
+OWN_KINDS, LOOKED_AT = 7, 256
+"""Kinds of text that a model writes itself, and positions of each source at which predictions are measured."""
+CALIBRATION_TEXT, FISHER, LAST_LOOK, WRITING = "calibration text", "Fisher pass", "last look", "writing"
 """Stages of a run besides its blocks."""
 
 
@@ -58,11 +60,17 @@ class RunWork:
             weights[CALIBRATION_TEXT] = _generation(model.spec, calibration, bfloat16=bfloat16)
             weights[FISHER] = _fisher(model.spec, weighed_tokens(tokens)) if weighed else 0.0
             weights |= dict.fromkeys(map(_block, range(self._layers)), sum(self._layer_work.values()))
+            weights[LAST_LOOK] = _last_look(model.spec, calibration)
         weights[WRITING] = 1e-5 * sum(weight.size for weight in model.weights.values())
         self._work = StagedWork(progress, weights)
 
+    @property
+    def total(self) -> float:
+        """All of it, in milliseconds of one core of the machine of the unit."""
+        return self._work.total
+
     def stage(self, name: str) -> Progress:
-        """The progress of `CALIBRATION_TEXT`, `FISHER` or `WRITING`, in any unit of its own."""
+        """The progress of `CALIBRATION_TEXT`, `FISHER`, `LAST_LOOK` or `WRITING`, in any unit of its own."""
         return self._work.stage(name, beside=name == WRITING)
 
     def skip(self, name: str) -> None:
@@ -118,10 +126,20 @@ def _generation(spec: ModelSpec, calibration: CalibrationOptions | Samples, *, b
     return generation_work(spec, own, bfloat16=bfloat16)
 
 
+def _last_look(spec: ModelSpec, calibration: CalibrationOptions | Samples) -> float:
+    """Both heads and the logarithms of what they say, in double precision, at some positions of each source."""
+    if isinstance(calibration, CalibrationOptions):
+        sources = len(calibration.files) + OWN_KINDS * calibration.own_text
+    else:
+        sources = len(calibration.coverage.sources)
+    positions = min(_tokens(calibration), sources * LOOKED_AT)
+    return positions * (5e-8 * _head_weights(spec) + 2e-5 * spec.vocab_size)
+
+
 def _fisher(spec: ModelSpec, tokens: int) -> float:
     """Forwards, forwards again, and backwards, for many tokens at once."""
-    block = 0.044 + 3.7e-8 * _block_weights(spec)
-    head = 2e-8 * _head_weights(spec) + 1e-5 * spec.vocab_size
+    block = 0.027 + 3.7e-8 * _block_weights(spec)
+    head = 3.5e-8 * _head_weights(spec) + 1e-5 * spec.vocab_size
     return tokens * (spec.num_hidden_layers * block + head)
 
 
@@ -129,6 +147,6 @@ def _layer_work(spec: ModelSpec, role: Role, tokens: int) -> float:
     """Both forwards, the statistics of the inputs (for the first of the layers that share them), and the solution."""
     rows, cols = spec.layer_shape(role)
     leads = any(role is group.roles[0] for group in spec.groups)
-    seen = tokens * cols * (25 * rows + (30 * cols if leads else 0)) / BILLION
-    loop = cols * (0.1 + (0.05 if role in spec.weighed_roles else 0.02) * math.ceil(rows / ROWS))
-    return seen + loop + cols**2 * (60 * rows + 16 * cols) / BILLION
+    seen = tokens * (1.4e-5 * cols + cols * (11 * rows + (13 * cols if leads else 0)) / BILLION)
+    loop = cols * (0.2 + (0.1 if role in spec.weighed_roles else 0.04) * math.ceil(rows / ROWS))
+    return seen + loop + cols**2 * (120 * rows + 32 * cols) / BILLION

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 
 from quantkit.exporters.gguf.blocks import BlockType
 from quantkit.exporters.gguf.imatrix.matrix import ImportanceMatrix
+from quantkit.exporters.gguf.reference import quantizer
 from quantkit.exporters.gguf.reference.quantizer import reference_blocks
 from quantkit.exporters.gguf.searched.grids import GRIDS
 from quantkit.exporters.gguf.searched.guides import guide
@@ -19,6 +21,10 @@ from quantkit.tensors.views import CHUNK_ELEMENTS
 
 SEARCHED = "searched"
 """The algorithm of this package."""
+SIMPLE_WORK = 1e-5
+"""What one weight takes that is rounded as it stands, see `Unit.work`; the other figures are by algorithm, without
+numba and with it, of all types about alike."""
+REFERENCE_WORK, SEARCHED_WORK = (5e-5, 2.5e-5), (1e-3, 3.6e-4)
 Rows = Callable[[np.ndarray], np.ndarray]
 """Values (rows, cols) to blocks uint8 (rows, bytes)."""
 
@@ -44,6 +50,13 @@ class DenseRows:
         self.elements = CHUNK_ELEMENTS * (4 if searched else 1)  # columns go one after the other, so long ones pay
         self._inputs = ExpectedInputs(model) if searched else None
         self._importance = importance
+
+    def work(self, block: BlockType) -> float:
+        """What a weight takes in blocks of a type, see `Unit.work`."""
+        compiled = find_spec("numba") is not None
+        if self._inputs is not None and block in GRIDS:
+            return SEARCHED_WORK[compiled]
+        return REFERENCE_WORK[compiled] if block in quantizer.SEARCHED else SIMPLE_WORK
 
     def rows(self, name: str, slot: TensorSlot, block: BlockType) -> Rows:
         """What quantizes rows of a matrix, `name` in the file; `reference_blocks` and `searched_blocks` say what it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -28,10 +29,11 @@ from quantkit.cli.options.shared import (
     Target,
     TargetBits,
     TargetBytes,
+    Threads,
     chosen_recipe,
     chosen_scheme,
 )
-from quantkit.cli.output import Output, human_size, table
+from quantkit.cli.output import Output, human_size, human_time, table
 
 if TYPE_CHECKING:
     from quantkit import Target as PlannedTarget
@@ -59,6 +61,7 @@ def plan(
     target: Target = None,
     target_bits: TargetBits = None,
     target_size: TargetBytes = None,
+    threads: Threads = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List what every tensor becomes.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -93,20 +96,21 @@ def plan(
         )
     wanted = every_target() if to.lower() == ALL else to.split(",")
     targets = [parse_target(item, ExportOptions(arch=arch, target=target)) for item in wanted]
-    made = make_plan(source, targets, options)
+    made = make_plan(source, targets, options, threads=threads or os.cpu_count() or 1)
     size = sizes.target_size(target_size, target_bits)
     reached = {
         container: reachable_sizes(container, source, replace(chosen, type=None), options)
         for container, chosen in (targets if size is not None else ())
     }
     budget = size.budget(made.parameters) if size is not None else 0
-    rows = table("format", "type", "size", "bits/weight", "", right=("size", "bits/weight"))
+    rows = table("format", "type", "size", "bits/weight", "time", "", right=("size", "bits/weight", "time"))
     for container in made.targets:
         rows.add_row(
             container.format,
             container.type if container.bits is None else f"{container.type} in {container.bits} bits",
             human_size(container.size) if container.size is not None else "-",
             f"{container.bits_per_weight:.2f}" if container.bits_per_weight is not None else "-",
+            human_time(container.seconds) if container.seconds is not None else "-",
             "refused" if container.refusal else "",
         )
     listing = table("tensor", "shape", "becomes", "by")
@@ -125,8 +129,8 @@ def plan(
         *refusals,
         lines=[
             f"{made.source}: {made.parameters:,} parameters; {counts}",
-            f"peak memory about {human_size(made.peak_memory_bytes)}, about {made.seconds:.0f} s, "
-            f"disk {human_size(made.disk_bytes)}",
+            *([f"quantizing: {human_time(made.seconds)}, {made.threads} threads"] if made.method is not None else []),
+            f"peak memory about {human_size(made.peak_memory_bytes)}, disk {human_size(made.disk_bytes)}",
             *(f"{name.replace('_', ' ')}: {fact}" for name, fact in made.sparse_attention.items()),
             *told,
             *(

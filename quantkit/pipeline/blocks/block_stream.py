@@ -28,7 +28,7 @@ from quantkit.models.torch_model import Block
 from quantkit.pipeline.blocks.layer_group import StageSolver
 from quantkit.pipeline.blocks.left_out import Task
 from quantkit.pipeline.resumption import decoded_block, encoded_block
-from quantkit.pipeline.run_work import FISHER, RunWork
+from quantkit.pipeline.run_work import FISHER, LAST_LOOK, RunWork
 from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
 from quantkit.solver.smoothing import smooth, smoothable
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -157,18 +157,25 @@ class BlockStream:
         (made,) = method.quantize([layer], statistics, threads=self._threads)
         return made
 
+    @property
     def divergences(self) -> list[float | None] | None:
         """KL of every source after the last block (`quantkit.calibration.divergence`).
 
         None before, and where the original's stream was not followed.
         """
-        if self.layer + 1 < self._spec.num_hidden_layers or not self._hidden.original:
-            return None
-        head = self.outer.get(self._spec.head_name)
+        finished = self.layer + 1 == self._spec.num_hidden_layers and self._hidden.original
+        return self._divergences if finished else None
+
+    @cached_property
+    def _divergences(self) -> list[float | None]:
+        tell = self._work.stage(LAST_LOOK)
+        tell("measuring predictions", 0, 1)
+        outer = self.outer.get(self._spec.head_name)
+        head = None if outer is None else outer[0].dequantized()
         with single_threaded_torch():
-            return divergences(
-                self._source, self._samples, self._hidden, head=None if head is None else head[0].dequantized()
-            )
+            found = divergences(self._source, self._samples, self._hidden, head=head)
+        tell("measuring predictions", 1, 1)
+        return found
 
     def _choices(self, original: Block) -> dict[Role, InputScales]:
         """Scales for the layers behind each norm or matrix that may be divided."""

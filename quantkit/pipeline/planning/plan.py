@@ -6,14 +6,11 @@ are exact, not estimates; memory and time are estimates, and say so.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from quantkit import registry
 from quantkit.calibration.samples import weighed_tokens
@@ -28,15 +25,13 @@ from quantkit.pipeline.card.source import about, begun
 from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import decided, planned
 from quantkit.pipeline.planning.attention import attention_line
-from quantkit.pipeline.planning.peak_memory import generation_peak, input_widths, matrices, peak_memory
+from quantkit.pipeline.planning.duration import Pace, export_seconds, measured_pace, run_seconds
+from quantkit.pipeline.planning.peak_memory import generation_peak, peak_memory
 from quantkit.pipeline.planning.recommendation import Recommendation, recommended
 from quantkit.pipeline.planning.target import ONLY_TYPE, Target, parse_target
 from quantkit.pipeline.planning.verdicts import as_written, loading_line, taking, verdicts
 from quantkit.protocols import ExportOptions
 from quantkit.tensors.views import TensorView, Weight
-
-THREADS = 2
-"""That write calibration text, in float32, as far as plans know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +48,8 @@ class PlannedWeight:
 class Plan:
     """The answer of `quantkit plan`.
 
-    peak_memory_bytes and seconds are estimates for the quantization step; sizes of targets are exact.
+    peak_memory_bytes and seconds are estimates, for the quantization step; sizes of targets are exact, and their seconds
+    come on top, for each that is written; all with so many `threads` of this machine, as busy as it is now.
     sparse_attention, attention_costs: what sparse attention chooses and costs, in words and in numbers; empty for a
     model without `sparse_config`.
     tensors: how many tensors become what, such as {"int4 g128 sym": 35, "bfloat16": 12}. weights: the same one by one.
@@ -68,6 +64,7 @@ class Plan:
     targets: tuple[Target, ...]
     peak_memory_bytes: int
     seconds: float
+    threads: int
     sparse_attention: Mapping[str, str]
     attention_costs: tuple[AttentionCost, ...]
 
@@ -103,6 +100,8 @@ def plan(
     model: str | Path | Checkpoint,
     targets: Sequence[str | tuple[str, ExportOptions]],
     options: QuantizeOptions | None = None,
+    *,
+    threads: int = 1,
 ) -> Plan:
     """Plan writing a model as each of `targets`, quantized beforehand where there are `options` for it.
 
@@ -110,6 +109,7 @@ def plan(
         model: a folder, a single-file artifact, or an open checkpoint. Headers are read, weights are not.
         targets: containers, "FORMAT", "FORMAT:TYPE" or "FORMAT:TYPE:BITS", or what `parse_target` makes of these.
         options: how to quantize; None = not at all.
+        threads: that will be used.
 
     Raises:
         BadOption: an unknown method or container, or a recipe that does not fit the model.
@@ -119,6 +119,7 @@ def plan(
     check_dense(checkpoint, "plan artifacts of")
     result, method, scheme, known = checkpoint, None, None, about(checkpoint)
     tokens, weighed, writing, methods = 0, 0, 0, {}
+    pace, seconds = measured_pace(threads), 0.0
     if options is not None:
         decisions = decided(checkpoint, options)
         method, scheme, used = decisions.method, decisions.scheme, decisions.methods.values()
@@ -128,7 +129,8 @@ def plan(
         tokens = wanted if any(one.needs_calibration for one in used) else 0
         weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
         if tokens and options.calibration.own_text:
-            writing = generation_peak(checkpoint.spec, options.calibration, threads=THREADS, bfloat16=False)
+            writing = generation_peak(checkpoint.spec, options.calibration, threads=threads, bfloat16=False)
+        seconds = run_seconds(checkpoint, decisions.methods, options, pace)
         result = planned(checkpoint, decisions.weights.assignments)
         result = replace(result, notes=(*result.notes, *decisions.weights.notes))
     weights = tuple(
@@ -143,16 +145,18 @@ def plan(
         tensors=dict(Counter(weight.type for weight in weights)),
         weights=weights,
         targets=tuple(
-            _target(result, known, *(parse_target(target) if isinstance(target, str) else target)) for target in targets
+            _target(result, known, pace, *(parse_target(target) if isinstance(target, str) else target))
+            for target in targets
         ),
         peak_memory_bytes=max(peak_memory(checkpoint.spec, tokens, weighed), writing),
-        seconds=_seconds(checkpoint, tokens, weighed),
+        seconds=seconds,
+        threads=threads,
         sparse_attention=sparse_facts(checkpoint.spec),
         attention_costs=attention_costs(checkpoint.spec),
     )
 
 
-def _target(checkpoint: Checkpoint, known: About, name: str, options: ExportOptions) -> Target:
+def _target(checkpoint: Checkpoint, known: About, pace: Pace, name: str, options: ExportOptions) -> Target:
     exporter = registry.exporter(name)
     try:
         artifact = exporter.prepare(with_head(checkpoint, known, name), options)
@@ -181,6 +185,7 @@ def _target(checkpoint: Checkpoint, known: About, name: str, options: ExportOpti
         bits=options.bits,
         size=artifact.size,
         bits_per_weight=artifact.size * 8 / parameters,
+        seconds=export_seconds(parameters, artifact.work, pace),
         engines=engines,
         notes=artifact.notes,
         kernels=found,
@@ -191,29 +196,3 @@ def _target(checkpoint: Checkpoint, known: About, name: str, options: ExportOpti
 
 def _type(weight: Weight) -> str:
     return str(weight.dtype if isinstance(weight, TensorView) else weight.scheme)
-
-
-def _seconds(checkpoint: Checkpoint, calibration_tokens: int, weighed: int) -> float:
-    """Estimated seconds: bytes over a disk-bound rate, plus arithmetic over this machine's measured matmul rate."""
-    spec = checkpoint.spec
-    streaming = sum(weight.size for weight in checkpoint.weights.values()) / 100e6
-    if not calibration_tokens:
-        return streaming
-    sizes = matrices(spec)
-    passes = 3 * calibration_tokens + 3 * weighed  # generated, and two streams
-    forward = 2 * passes * sum(rows * cols for rows, cols in sizes)
-    hessian = 4 * calibration_tokens * sum(width**2 for width in input_widths(spec))
-    solver = sum(4 * rows * cols**2 + 4 * cols**3 for rows, cols in sizes)
-    return streaming + spec.num_hidden_layers * (forward + hessian + solver) / _matmul_rate()
-
-
-def _matmul_rate() -> float:
-    """Floating-point operations per second of a float32 matrix product here, measured for a few milliseconds."""
-    size = 384
-    matrix = np.ones((size, size), np.float32)
-    seconds = []
-    for _ in range(12):  # the first ones wake the threads up
-        start = time.perf_counter()
-        matrix @ matrix
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
