@@ -17,7 +17,7 @@ import numpy as np
 
 from quantkit import registry
 from quantkit.calibration.samples import weighed_tokens
-from quantkit.errors import UnsupportedSpec
+from quantkit.errors import MissingDependency, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture
@@ -157,7 +157,7 @@ def _target(checkpoint: Checkpoint, known: About, name: str, options: ExportOpti
     try:
         artifact = exporter.prepare(with_head(checkpoint, known, name), options)
         artifact = with_card(artifact, checkpoint, known)
-    except UnsupportedSpec as refusal:
+    except (UnsupportedSpec, MissingDependency) as refusal:
         return Target(
             format=name,
             type=options.type or ONLY_TYPE,
