@@ -39,11 +39,11 @@ class Compute:
         return self.device == "cpu" and has_bfloat16_products()
 
 
-def check_torch(name: str) -> None:
-    """Raise `MissingDependency` if what the calibrated method `name` computes with is not installed."""
+def check_torch(what: str) -> None:
+    """Raise `MissingDependency` if torch is not installed, which `what` ("method gptq") computes with, on a text."""
     if find_spec("torch") is None:
         raise MissingDependency(
-            f"method {name} needs torch, which is not installed", hint="pip install 'quantkit[torch]'"
+            f"{what} needs torch, which is not installed", hint="pip install 'quantkit[torch,text]'"
         )
 
 

@@ -19,15 +19,18 @@ from quantkit import (
     Published,
     QuantizeOptions,
     Report,
+    engines,
     export,
     open_checkpoint,
     quantize,
     read_golden,
     verify,
 )
-from quantkit.errors import BadOption
+from quantkit.errors import BadOption, MissingDependency
 from quantkit.progress import Progress, StagedWork
 
+BUNDLED = ("golden/model", "golden/golden.bin", "golden/ternary")
+"""What the demo takes from a clone."""
 SCHEME = AffineGroups(bits=4, group_size=128)
 WORK = {
     "quantize": 70.0,
@@ -59,11 +62,20 @@ class Row:
 
 
 def bundled_model() -> Path:
-    """The golden model of this checkout; raises `BadOption` where quantkit is installed without one."""
-    folder = Path(__file__).resolve().parents[2] / "golden" / "model"
-    if not folder.is_dir():
-        raise BadOption("the golden model is not part of an installed quantkit", hint="run the demo in a clone")
-    return folder
+    """The golden model of the clone that quantkit runs from, else of the one it is called in.
+
+    It is 29 MB with its golden file and its ternary sister, so the wheel, 1 MB, comes without.
+
+    Raises:
+        BadOption: quantkit is installed, and this is no clone.
+    """
+    for root in (Path(__file__).resolve().parents[2], Path.cwd()):
+        if all((root / name).exists() for name in BUNDLED):
+            return root / "golden" / "model"
+    raise BadOption(
+        "an installed quantkit has no golden model: it is golden/model in quantkit's source repository",
+        hint="run `quantkit demo` or `make demo` in a clone of that; any other model is worked on verb by verb",
+    )
 
 
 def run_demo(
@@ -72,8 +84,11 @@ def run_demo(
     """Write every artifact into `out` and yield each one's row as soon as it is proved.
 
     Raises:
+        MissingDependency: llama.cpp or torch is not installed.
         Everything that reading, quantizing, publishing and verifying raise.
     """
+    if any(engine.name == "llama-cpp" and engine.missing() for engine in engines()):
+        raise MissingDependency("the demo verifies in llama.cpp", hint="pip install 'quantkit[torch,text,llama-cpp]'")
     golden = read_golden(golden_file)
     checkpoint = open_checkpoint(model)
     if not out.parent.is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 
 from quantkit import registry
 from quantkit.artifacts.publishing import Published, publish
-from quantkit.calibration.compute import Compute, check_device
+from quantkit.calibration.compute import Compute, check_device, check_torch
 from quantkit.calibration.importance.chunks import text_chunks
 from quantkit.calibration.importance.measured import Importance
 from quantkit.calibration.text_file import read_text_file
-from quantkit.errors import BadOption, MissingDependency
+from quantkit.errors import BadOption
 from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense, check_length
@@ -128,8 +127,7 @@ def _check(spec: ModelSpec, compute: Compute, *, length: int, chunks: int | None
     if length < 2 or (chunks is not None and chunks < 1):
         raise BadOption("there must be at least one chunk, of at least two tokens", hint="see --length and --chunks")
     check_length(spec, length, what="a chunk")
-    if importlib.util.find_spec("torch") is None:
-        raise MissingDependency("measuring inputs needs torch", hint="pip install 'quantkit[torch]'")
+    check_torch("measuring inputs")
     if compute.device != "cpu":
         check_device(compute.device, VERB, calibrated=True)
 

@@ -87,7 +87,7 @@ class Quantization:
         calibrated = [used.name for used in self._methods.values() if used.needs_calibration]
         self._calibrated = bool(calibrated)
         if calibrated:
-            check_torch(calibrated[0])
+            check_torch(f"method {calibrated[0]}")
         if options.smooth and not self._calibrated:
             raise BadOption(
                 f"{method.name} is not calibrated, so there is nothing to smooth by", hint="choose --method gptq or awq"

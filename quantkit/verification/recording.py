@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,7 +15,8 @@ import numpy as np
 from quantkit import registry
 from quantkit.artifacts.manifest import read_manifest
 from quantkit.artifacts.publishing import Published, publish, source_digest
-from quantkit.errors import BadOption, GoldenMismatch, MissingDependency, UnsupportedModel
+from quantkit.calibration.compute import check_torch
+from quantkit.errors import BadOption, GoldenMismatch, UnsupportedModel
 from quantkit.files.planned_files import PlannedArtifact, PlannedFile, PlannedTensor, Unit
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense, check_length
@@ -130,6 +130,7 @@ def record_golden(
     Raises:
         BadOption: the model is quantized, or an unknown attention or variant.
         UnsupportedModel: the config says nothing of sparse attention, which was asked for.
+        MissingDependency: torch, or what reads the model's tokenizer, is not installed.
         GoldenMismatch: transformers, where it is installed and knows the model, computes other logits.
         What reading, `recorded` and `publish` raise; all are `QuantkitError`s.
     """
@@ -142,6 +143,7 @@ def record_golden(
             hint="give the model that it was made from; where nobody has that, --quantized takes this for the original",
         )
     checked_attention(attention, variant)
+    check_torch("recording golden logits")
     prompts, note = prompts_for(checkpoint, checkpoint.spec)
     sparse = sparse_facts(checkpoint, sparse_oracle(variant), progress=progress) if attention == SPARSE else None
     planned = record(checkpoint, prompts, sparse=sparse, progress=progress)
@@ -168,13 +170,10 @@ def recorded(
         progress: told before each step.
 
     Raises:
-        MissingDependency: torch is not installed.
         BadOption: no prompts, or one without tokens or with more than the model's context holds.
         GoldenMismatch: a prompt with tokens outside the vocabulary.
         NonFiniteValues: a weight holds NaN or infinity.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise MissingDependency("recording golden logits needs torch", hint="pip install 'quantkit[torch]'")
     _check(checkpoint, prompts)
     steps = _Steps(progress, 1 + len(BITS))
     source = source_digest(checkpoint.inputs)

@@ -300,7 +300,7 @@ def test_round_to_nearest_needs_no_torch():
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["21", "MissingDependency pip install 'quantkit[torch]'"]
+    assert done.stdout.splitlines() == ["21", "MissingDependency pip install 'quantkit[torch,text]'"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

@@ -34,7 +34,7 @@ class Search:
 
     def check(self) -> None:
         """Raise `BadOption` where even the smallest mixture is too large."""
-        check_torch("of a target size")
+        check_torch("choosing types by measured loss")
         check_reachable(self.candidates, self.groups, self.target, weights=self.weights, size=self.size)
 
     def found(

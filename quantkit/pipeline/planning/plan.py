@@ -14,7 +14,7 @@ from typing import Any
 
 from quantkit import registry
 from quantkit.calibration.samples import weighed_tokens
-from quantkit.errors import UnsupportedSpec
+from quantkit.errors import MissingDependency, UnsupportedSpec
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture
@@ -161,7 +161,7 @@ def _target(checkpoint: Checkpoint, known: About, pace: Pace, name: str, options
     try:
         artifact = exporter.prepare(with_head(checkpoint, known, name), options)
         artifact = with_card(artifact, checkpoint, known)
-    except UnsupportedSpec as refusal:
+    except (UnsupportedSpec, MissingDependency) as refusal:
         return Target(
             format=name,
             type=options.type or ONLY_TYPE,
