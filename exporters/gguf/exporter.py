@@ -207,6 +207,7 @@ class GGUF:
             measure=measured(model, self.read, threads=options.threads),
             stored={p.slot.name: replace(w, stored_as=chosen[p].name.lower()) for p, w in carried.items()},
             figures=lambda: {MOVED: moved} if moved else {},
+            memory=dense.memory if dense else 0,
         )
 
     def read(self, path: Path) -> Checkpoint:

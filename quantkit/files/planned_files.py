@@ -70,6 +70,7 @@ class PlannedArtifact:
     records of the numbers in them; None = nothing is.
     stored: the quantized weights that lie in the artifact on another scheme than in its source, or of which it is told
     how they lie (`QuantizedView.stored_as`), by name.
+    memory: bytes that making it takes beside those of tensors that pass through.
     name_keywords: words of which the output's name must contain one, because an engine looks there; empty = any name.
     """
 
@@ -81,6 +82,7 @@ class PlannedArtifact:
     notes: tuple[str, ...] = ()
     figures: Callable[[], Mapping[str, Any]] = dict
     stored: Mapping[str, QuantizedView] = field(default_factory=dict)
+    memory: int = 0
     name_keywords: tuple[str, ...] = ()
     measure: Callable[[Path], Mapping[str, Any]] | None = None
     further: Callable[[], Mapping[str, Any]] = dict

@@ -24,7 +24,9 @@ SEARCHED = "searched"
 SIMPLE_WORK = 1e-5
 """What one weight takes that is rounded as it stands, see `Unit.work`; the other figures are by algorithm, without
 numba and with it, of all types about alike."""
-REFERENCE_WORK, SEARCHED_WORK = (5e-5, 2.5e-5), (1e-3, 3.6e-4)
+REFERENCE_WORK, SEARCHED_WORK = (5e-5, 2.5e-5), (5e-4, 3.6e-4)
+SQUARES, FLOAT32_BYTES = 5, 4
+"""Square matrices of a layer's inputs that a search holds: their moments, and what is made of them."""
 Rows = Callable[[np.ndarray], np.ndarray]
 """Values (rows, cols) to blocks uint8 (rows, bytes)."""
 
@@ -39,7 +41,7 @@ class DenseRows:
         importance: what columns count, where a file says it. A search takes it for the energies of inputs, and what
             weights tell for the rest of their moments.
 
-    elements: weights that are worth quantizing at a time.
+    elements: weights that are worth quantizing at a time. memory: see `PlannedArtifact.memory`.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class DenseRows:
         self.threads = threads
         self.elements = CHUNK_ELEMENTS * (4 if searched else 1)  # columns go one after the other, so long ones pay
         self._inputs = ExpectedInputs(model) if searched else None
+        widest = max(slot.shape[-1] for slot in model.spec.slots())
+        self.memory = SQUARES * FLOAT32_BYTES * widest**2 if searched else 0
         self._importance = importance
 
     def work(self, block: BlockType) -> float:

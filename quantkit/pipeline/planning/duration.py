@@ -22,7 +22,7 @@ STARTING = 0.7
 """Seconds before a command begins to work."""
 TORCH = 3.0
 """Seconds to import torch, where there is something to calibrate."""
-ALONE = 0.3
+ALONE = 0.25
 """Share of a run that one thread does while the others wait."""
 PROBE_VALUES, PROBE_ROUNDS = 1 << 14, 40
 PROBE_SECONDS = 5.2e-5

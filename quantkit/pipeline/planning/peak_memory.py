@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from quantkit.calibration.folds import FOLDS
@@ -10,27 +11,43 @@ from quantkit.calibration.samples import WAVE_TOKENS, CalibrationOptions, weighe
 from quantkit.errors import BadOption
 from quantkit.memory import machine_memory
 from quantkit.models.spec import ModelSpec
+from quantkit.pipeline.options import QuantizeOptions
+from quantkit.protocols import Method
 
-INTERPRETER_BYTES = 120 << 20
+STREAM_BYTES = 90 << 20
+"""The interpreter with numpy, and what passes through."""
+CODE_BYTES = 3
+"""Of every weight of a tensor whose codes are in memory: as codes, packed, and as they are read back."""
 TORCH_BYTES = 350 << 20
 ALLOCATED = 1.2
 """Resident bytes of calibrated runs over those in use: measured 1.0 to 1.25 on models of 1 to 24 blocks."""
-DENSE_STREAM_BYTES = 160 << 20
+
+
+def run_memory(spec: ModelSpec, methods: Iterable[Method], options: QuantizeOptions, *, threads: int) -> int:
+    """Estimated peak resident bytes of quantizing by these methods, with the text that the model writes before."""
+    used, calibration = list(methods), options.calibration
+    if not any(method.needs_calibration for method in used):
+        return peak_memory(spec, 0)
+    tokens = calibration.sequences * calibration.length
+    weighed = weighed_tokens(tokens) if any(method.weighs_outputs for method in used) else 0
+    own = calibration.own_text
+    writing = generation_peak(spec, calibration, threads=threads, bfloat16=False) if own else 0
+    return max(peak_memory(spec, tokens, weighed), writing)
 
 
 def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> int:
     """Estimated peak resident bytes of the quantization step.
 
-    Without calibration one tensor is in memory at a time: its float32 values, codes and packed bytes. With it: one
-    block in float32 (original and quantized); its Hessians on every fold, of the largest the sum, what is left without
-    a fold, and the factorisation's copies; the hidden states of all calibration tokens in both streams, with the widest
+    Without calibration tensors pass through, see `streaming_memory`. With it: one block in
+    float32 (original and quantized); its Hessians on every fold, of the largest the sum, what is left without a fold,
+    and the factorisation's copies; the hidden states of all calibration tokens in both streams, with the widest
     layer's inputs in either, and what its outputs lack; what the Fisher pass keeps of every block: hidden states of one
     wave of tokens, one matrix of the outputs' size for its layers, and two numbers per token; and what the allocator
     does not reuse.
     """
     sizes = [rows * cols for rows, cols in matrices(spec)]
     if not calibration_tokens:
-        return INTERPRETER_BYTES + max(DENSE_STREAM_BYTES, 10 * max(sizes))
+        return streaming_memory(max(sizes))
     inputs = input_widths(spec)
     hessians = 4 * (FOLDS * sum(width**2 for width in inputs) + 6 * max(inputs) ** 2)
     states = 4 * calibration_tokens * (3 * spec.hidden_size + 2 * max(inputs))
@@ -39,6 +56,14 @@ def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> i
     fisher = 4 * (wave * spec.hidden_size + sum(rows**2 for rows in outputs) + 2 * weighed) if weighed else 0
     used = 8 * sum(sizes) + hessians + states + spec.num_hidden_layers * fisher
     return TORCH_BYTES + round(ALLOCATED * used)
+
+
+def streaming_memory(codes: int, beside: int = 0) -> int:
+    """Estimated peak resident bytes of writing tensors one after the other.
+
+    codes: of the largest tensor that becomes codes. beside: bytes of something else that lies in memory meanwhile.
+    """
+    return STREAM_BYTES + CODE_BYTES * codes + beside
 
 
 def generation_peak(spec: ModelSpec, options: CalibrationOptions, *, threads: int, bfloat16: bool) -> int:

@@ -6,6 +6,7 @@ are exact, not estimates; memory and time are estimates, and say so.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import registry
-from quantkit.calibration.samples import weighed_tokens
 from quantkit.errors import MissingDependency, UnsupportedSpec
+from quantkit.files.planned_files import PlannedArtifact
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.context import check_dense
 from quantkit.models.folding import with_architecture
@@ -26,12 +27,12 @@ from quantkit.pipeline.options import QuantizeOptions
 from quantkit.pipeline.planned_model import decided, planned
 from quantkit.pipeline.planning.attention import attention_line
 from quantkit.pipeline.planning.duration import Pace, export_seconds, measured_pace, run_seconds
-from quantkit.pipeline.planning.peak_memory import generation_peak, peak_memory
+from quantkit.pipeline.planning.peak_memory import run_memory, streaming_memory
 from quantkit.pipeline.planning.recommendation import Recommendation, recommended
 from quantkit.pipeline.planning.target import ONLY_TYPE, Target, parse_target
 from quantkit.pipeline.planning.verdicts import as_written, loading_line, taking, verdicts
 from quantkit.protocols import ExportOptions
-from quantkit.tensors.views import TensorView, Weight
+from quantkit.tensors.views import QuantizedView, TensorView, Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,8 @@ class PlannedWeight:
 class Plan:
     """The answer of `quantkit plan`.
 
-    peak_memory_bytes and seconds are estimates, for the quantization step; sizes of targets are exact, and their seconds
-    come on top, for each that is written; all with so many `threads` of this machine, as busy as it is now.
+    peak_memory_bytes and seconds are estimates, seconds for the quantization step; those of the targets come on top,
+    for each that is written; all with so many `threads` of this machine, as busy as it is now. Sizes are exact.
     sparse_attention, attention_costs: what sparse attention chooses and costs, in words and in numbers; empty for a
     model without `sparse_config`.
     tensors: how many tensors become what, such as {"int4 g128 sym": 35, "bfloat16": 12}. weights: the same one by one.
@@ -118,25 +119,22 @@ def plan(
     checkpoint = registry.opened(model)
     check_dense(checkpoint, "plan artifacts of")
     result, method, scheme, known = checkpoint, None, None, about(checkpoint)
-    tokens, weighed, writing, methods = 0, 0, 0, {}
-    pace, seconds = measured_pace(threads), 0.0
+    pace, seconds, memory, methods = measured_pace(threads), 0.0, 0, {}
     if options is not None:
         decisions = decided(checkpoint, options)
-        method, scheme, used = decisions.method, decisions.scheme, decisions.methods.values()
+        method, scheme = decisions.method, decisions.scheme
         methods = {name: one.name for name, one in decisions.methods.items()}
         known = begun(checkpoint, method.name, decisions.methods)
-        wanted = options.calibration.sequences * options.calibration.length
-        tokens = wanted if any(one.needs_calibration for one in used) else 0
-        weighed = weighed_tokens(tokens) if any(one.weighs_outputs for one in used) else 0
-        if tokens and options.calibration.own_text:
-            writing = generation_peak(checkpoint.spec, options.calibration, threads=threads, bfloat16=False)
         seconds = run_seconds(checkpoint, decisions.methods, options, pace)
+        memory = run_memory(checkpoint.spec, decisions.methods.values(), options, threads=threads)
         result = planned(checkpoint, decisions.weights.assignments)
         result = replace(result, notes=(*result.notes, *decisions.weights.notes))
     weights = tuple(
         PlannedWeight(name=name, shape=weight.shape, type=_type(weight), method=methods.get(name))
         for name, weight in result.weights.items()
     )
+    written = [parse_target(target) if isinstance(target, str) else target for target in targets]
+    found = tuple(_target(result, known, pace, *target) for target in written)
     return Plan(
         source=checkpoint.path.name,
         parameters=sum(weight.size for weight in checkpoint.weights.values()),
@@ -144,11 +142,8 @@ def plan(
         scheme=str(scheme) if scheme is not None else None,
         tensors=dict(Counter(weight.type for weight in weights)),
         weights=weights,
-        targets=tuple(
-            _target(result, known, pace, *(parse_target(target) if isinstance(target, str) else target))
-            for target in targets
-        ),
-        peak_memory_bytes=max(peak_memory(checkpoint.spec, tokens, weighed), writing),
+        targets=found,
+        peak_memory_bytes=max(memory, *(target.memory or 0 for target in found)),
         seconds=seconds,
         threads=threads,
         sparse_attention=sparse_facts(checkpoint.spec),
@@ -186,12 +181,20 @@ def _target(checkpoint: Checkpoint, known: About, pace: Pace, name: str, options
         size=artifact.size,
         bits_per_weight=artifact.size * 8 / parameters,
         seconds=export_seconds(parameters, artifact.work, pace),
+        memory=streaming_memory(_most_codes(checkpoint, artifact), artifact.memory),
         engines=engines,
         notes=artifact.notes,
         kernels=found,
         loads_in=loading_line(name, found),
         attention=attention_line(source, artifact, engines, found),
     )
+
+
+def _most_codes(checkpoint: Checkpoint, artifact: PlannedArtifact) -> int:
+    """How many the largest tensor has that is in codes, before or after: of fewer than 16 bits each."""
+    before = [weight.size for weight in checkpoint.weights.values() if isinstance(weight, QuantizedView)]
+    after = [(math.prod(tensor.shape), tensor.nbytes) for tensor in artifact.tensors]
+    return max([0, *before, *(size for size, nbytes in after if 8 * nbytes < 16 * size)])
 
 
 def _type(weight: Weight) -> str:

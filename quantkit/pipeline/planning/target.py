@@ -17,10 +17,10 @@ ONLY_TYPE = "default"
 class Target:
     """One container that was asked for: its exact size, or why it cannot hold the result.
 
-    bits: what narrower codes are stored in, None = as they are. engines: those that load it. seconds: what writing is
-    estimated to take, see `Plan`. kernels: what every engine's kernels say to it. loads_in: the same in one line, None
-    where the container cannot hold it. attention: which of the engines follow the model's `sparse_config`, in one line;
-    None where it has none.
+    bits: what narrower codes are stored in, None = as they are. engines: those that load it. seconds, memory:
+    what writing is estimated to take, see `Plan`. kernels: what every engine's kernels say to it. loads_in: the same in
+    one line, None where the container cannot hold it. attention: which of the engines follow the model's
+    `sparse_config`, in one line; None where it has none.
     """
 
     format: str
@@ -31,6 +31,7 @@ class Target:
     bits_per_weight: float | None
     engines: tuple[str, ...]
     seconds: float | None = None
+    memory: int | None = None
     refusal: str | None = None
     hint: str | None = None
     notes: tuple[str, ...] = ()
