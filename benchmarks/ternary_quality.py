@@ -1,6 +1,6 @@
 """What is left of a model at three and at four levels, without training: ours beside what people have.
 
-    python -m benchmarks.ternary_quality [--model DIR] [--text FILE] [--sequences N] [--rows 24] [--json FILE]
+    python -m benchmarks.ternary_quality [--model DIR] [--text FILE] [--sequences N] [--rows 24] [--only TEXT] [--json FILE]
 
 KL(original || quantized) per token on held-out text of three kinds (`benchmarks/text_kinds.py`), of which the first is
 also calibrated on, joined by text that the model writes: what `quantkit quantize --calibration FILE` does. For the
@@ -13,7 +13,8 @@ first kind also perplexity and the share of positions whose most likely token is
     four levels    the same with `--levels 4`, which is GGUF's Q2_0
     affine         `quantkit quantize --bits 2 --asym`
 
-Groups are of 128 and 64; of 64 alone where 128 does not divide the columns of every layer.
+Groups are of 128 and 64; of 64 alone where 128 does not divide the columns of every layer. The table can be made in
+parts: --only makes the rows whose names contain one of its texts, --json adds them to those that are in the file.
 
 Exits with 1 when a target is missed.
 """
@@ -198,15 +199,20 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=128, help="to calibrate on")
     parser.add_argument("--rows", type=int, default=24, help="held-out sequences of each kind of text")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="file that figures are written to")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names contain one of these")
+    parser.add_argument("--json", type=Path, help="file that figures are added to")
     options = parser.parse_args()
     options.group_size, options.gptqmodel = Q2_0_GROUP, None
     torch.set_num_threads(options.threads)
     figures: dict[str, Figures] = {}
+    if options.json is not None and options.json.exists():
+        kept = json.loads(options.json.read_text(encoding="utf-8"))
+        figures = {name: Figures(**one) for name, one in kept.items()}
     with tempfile.TemporaryDirectory() as folder:
         setting, _ = prepared(options, Path(folder))
         original = load_model(setting.checkpoint)
-        for name, row in rows_of(setting):
+        wanted = ((name, row) for name, row in rows_of(setting) if any(text in name for text in options.only))
+        for name, row in wanted:
             start = time.perf_counter()
             model = row.make()
             seconds = time.perf_counter() - start

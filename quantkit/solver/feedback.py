@@ -18,8 +18,12 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from quantkit.solver.refine import BLOCK_COLUMNS, STRIP_COLUMNS
 from quantkit.tensors.scheme import Levels
+
+BLOCK_COLUMNS = 128
+"""Columns after which the rest is updated in one product: GPTQ's lazy batch."""
+STRIP_COLUMNS = 32
+"""Columns of a block that are updated one by one; a product with all of them costs little more than to choose some."""
 
 
 def feedback_steps(

@@ -17,9 +17,9 @@ from torch import Tensor
 from quantkit.errors import NonFiniteValues, ValueOutOfRange
 from quantkit.protocols import Layer
 from quantkit.solver.cholesky import damped, unit_upper
-from quantkit.solver.feedback import feedback_steps
+from quantkit.solver.descent.groups import descend
+from quantkit.solver.feedback import BLOCK_COLUMNS, feedback_steps
 from quantkit.solver.output_error import row_chunks
-from quantkit.solver.refine import BLOCK_COLUMNS, descend
 from quantkit.solver.row_feedback import aimed, row_blocks, solving_order
 from quantkit.solver.search import searched_fit, stored_arrays
 from quantkit.solver.stages import Stages

@@ -99,6 +99,8 @@ class Scheme(ABC):
 
     kind: ClassVar[str]
     """Its name, that of its file with `-` for `_`."""
+    has_neighbours: ClassVar[bool] = False
+    """Whether scales are so coarse, or levels so uneven, that `neighbours` are worth trying."""
     factors: ClassVar[tuple[str, ...]] = ("scale",)
     """Names of the arrays that grow with the weights: all of them times a number, and the weights are."""
     bits: int
@@ -246,6 +248,32 @@ class Scheme(ABC):
     def rounded_offset(self, offset: Tensor, fit: Fit) -> Tensor:
         """The nearest offsets that can be stored for the groups of `fit`."""
         return offset
+
+    def neighbours(self, fit: Fit) -> Iterator[Fit]:
+        """Grids near that of a group, itself the first, all of which can be stored."""
+        yield fit
+
+    @property
+    def groups_sharing(self) -> int:
+        """How many groups share factors, one after the other: 1 where each stands alone."""
+        return 1
+
+    def directions(self, steps: Tensor, fit: Fit) -> dict[str, Tensor]:
+        """Of groups that share factors, by factor what it multiplies in their weights: float32 of the shape of `steps`.
+
+        Args:
+            steps: levels, [groups, width, rows].
+            fit: of these groups, [groups, rows].
+        """
+        raise NotImplementedError(f"the groups of {self} share nothing")
+
+    def rounded_factor(self, factor: Tensor) -> Tensor:
+        """The nearest shared factor that can be stored."""
+        raise NotImplementedError(f"the groups of {self} share nothing")
+
+    def take_factors(self, fit: Fit, factors: Mapping[str, Tensor]) -> None:
+        """Give groups [groups, rows] other factors [rows], in place; their integers stay."""
+        raise NotImplementedError(f"the groups of {self} share nothing")
 
     def settled(self, fit: Fit) -> Fit:
         """`fit` [rows, groups], chosen group by group, as it can be stored; the same where groups stand alone."""

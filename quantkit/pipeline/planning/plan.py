@@ -143,7 +143,7 @@ def plan(
         tensors=dict(Counter(weight.type for weight in weights)),
         weights=weights,
         targets=found,
-        peak_memory_bytes=max(memory, *(target.memory or 0 for target in found)),
+        peak_memory_bytes=max([memory, *(target.memory or 0 for target in found)]),
         seconds=seconds,
         threads=threads,
         sparse_attention=sparse_facts(checkpoint.spec),

@@ -46,6 +46,7 @@ class SuperBlocks(Scheme):
 
     kind: ClassVar[str] = "super-blocks"
     factors: ClassVar[tuple[str, ...]] = ("d", "dmin")
+    has_neighbours: ClassVar[bool] = True
 
     bits: int
     group_size: int
@@ -96,13 +97,14 @@ class SuperBlocks(Scheme):
         return (0, 2**self.scale_bits - 1) if self.minima else (-(2 ** (self.scale_bits - 1)), _top(self.scale_bits))
 
     @property
-    def _per_super(self) -> int:
+    def groups_sharing(self) -> int:
+        """See `Scheme`: those of a super-block."""
         return SUPER_COLUMNS // self.group_size
 
     def parameters(self, rows: int, cols: int) -> Shapes:
         """See `Scheme`: `d` and `dmin` (rows, super-blocks), `sub_scale` and `sub_min` (rows, groups)."""
         groups = self.groups(cols)
-        shared, each = (rows, groups // self._per_super), (rows, groups)
+        shared, each = (rows, groups // self.groups_sharing), (rows, groups)
         kind: np.dtype = np.dtype(np.uint8 if self.minima else np.int8)
         found = {"d": (FLOAT16, shared), "sub_scale": (kind, each)}
         return found | ({"dmin": (FLOAT16, shared), "sub_min": (np.dtype(np.uint8), each)} if self.minima else {})
@@ -111,7 +113,7 @@ class SuperBlocks(Scheme):
         """See `Scheme`: integers take `scale_bits` each."""
         groups = rows * self.groups(cols)
         kinds = 2 if self.minima else 1
-        return rows * cols * self.bits + kinds * groups * self.scale_bits + kinds * 16 * groups // self._per_super
+        return rows * cols * self.bits + kinds * groups * self.scale_bits + kinds * 16 * groups // self.groups_sharing
 
     def check(self, codes: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
         """See `Scheme`."""
@@ -155,7 +157,7 @@ class SuperBlocks(Scheme):
 
     def _factors(self, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         def products(shared: str, each: str) -> np.ndarray:
-            wide = np.repeat(arrays[shared].astype(np.float32), self._per_super, axis=1)
+            wide = np.repeat(arrays[shared].astype(np.float32), self.groups_sharing, axis=1)
             found: np.ndarray = wide * arrays[each].astype(np.float32)
             return found
 
@@ -180,7 +182,7 @@ class SuperBlocks(Scheme):
             largest = float(np.abs(wanted).max(initial=0)) / most
             if largest > SCALE_LIMITS["float16"][1]:
                 raise ValueOutOfRange(f"a super-block needs a scale of {largest:.3g}; the largest float16 is 65504")
-            parts = wanted.astype(np.float64).reshape(-1, self._per_super)
+            parts = wanted.astype(np.float64).reshape(-1, self.groups_sharing)
             factor, multiples = nearest_multiples(parts, least, most, never_zero=shared == "d")
             dtype = np.uint8 if self.minima else np.int8
             found |= {shared: factor.reshape(rows, -1), each: multiples.reshape(rows, -1).astype(dtype)}
@@ -237,6 +239,48 @@ class SuperBlocks(Scheme):
         least, most = self.multiples
         return (offset / -fit.shared["dmin"]).round_().clamp_(least, most).mul_(-fit.shared["dmin"])
 
+    def neighbours(self, fit: Fit) -> Iterator[Fit]:
+        """See `Scheme`: one more and one less of the sub-scale, and of the sub-minimum where there is one."""
+        scales, offsets = self._integers(fit)
+        least, most = self.multiples
+        for step in (0.0, -1.0, 1.0):
+            count = (scales + step).clamp(least, most)
+            scale = count.masked_fill_(count == 0, 1.0) * fit.shared["d"] if fit.shared is not None else fit.scale
+            if fit.offset is None or fit.shared is None or offsets is None:
+                yield Fit(scale, shared=fit.shared)
+                continue
+            for shift in (0.0, -1.0, 1.0):
+                yield Fit(scale, None, (offsets + shift).clamp(least, most) * -fit.shared["dmin"], fit.shared)
+
+    def _integers(self, fit: Fit) -> tuple[Tensor, Tensor | None]:
+        """Sub-scales and sub-minimums of a settled fit."""
+        assert fit.shared is not None
+        scales = (fit.scale / fit.shared["d"]).round()
+        return scales, None if fit.offset is None else (fit.offset / -fit.shared["dmin"]).round()
+
+    def directions(self, steps: Tensor, fit: Fit) -> dict[str, Tensor]:
+        """See `Scheme`: `d` and `dmin`."""
+        scales, offsets = self._integers(fit)
+        found = {"d": steps * scales[:, None]}
+        return found if offsets is None else found | {"dmin": (-offsets)[:, None].expand_as(steps)}
+
+    def rounded_factor(self, factor: Tensor) -> Tensor:
+        """See `Scheme`: a float16, never 0; of the same sign, and above 0 with minima."""
+        if self.minima:
+            return factor.clamp(*SCALE_LIMITS["float16"]).half().float()
+        magnitude = factor.abs().clamp(*SCALE_LIMITS["float16"]).half().float()
+        return magnitude.copysign(factor)
+
+    def take_factors(self, fit: Fit, factors: Mapping[str, Tensor]) -> None:
+        """See `Scheme`."""
+        assert fit.shared is not None
+        scales, offsets = self._integers(fit)
+        fit.scale.copy_(scales * factors["d"])
+        if fit.offset is not None and offsets is not None:
+            fit.offset.copy_(-offsets * factors["dmin"])
+        for name, values in factors.items():
+            fit.shared[name].copy_(values)
+
     def settled(self, fit: Fit) -> Fit:
         """See `Scheme`: the nearest multiples of the best d and dmin."""
         offset = None if fit.offset is None else fit.offset.double().cpu().numpy()
@@ -249,10 +293,10 @@ class SuperBlocks(Scheme):
         """See `Scheme`; d and dmin stand once for each super-block."""
         assert fit.shared is not None
         d = fit.shared["d"]
-        found = {"d": d[:, :: self._per_super], "sub_scale": (fit.scale / d).round()}
+        found = {"d": d[:, :: self.groups_sharing], "sub_scale": (fit.scale / d).round()}
         if fit.offset is not None:
             dmin = fit.shared["dmin"]
-            found |= {"dmin": dmin[:, :: self._per_super], "sub_min": (fit.offset / -dmin).round().abs()}
+            found |= {"dmin": dmin[:, :: self.groups_sharing], "sub_min": (fit.offset / -dmin).round().abs()}
         return found
 
     def fit(self, arrays: Mapping[str, np.ndarray]) -> Fit:
@@ -261,7 +305,7 @@ class SuperBlocks(Scheme):
 
         scale, offset = self._factors(arrays)
         names = [name for name in ("d", "dmin") if name in arrays]
-        wide = {name: np.repeat(arrays[name].astype(np.float32), self._per_super, axis=1) for name in names}
+        wide = {name: np.repeat(arrays[name].astype(np.float32), self.groups_sharing, axis=1) for name in names}
         return Fit(
             torch.from_numpy(scale),
             offset=None if offset is None else torch.from_numpy(offset),

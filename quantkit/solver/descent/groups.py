@@ -1,5 +1,8 @@
 """Descent on the true quadratic after GPTQ: group by group, first the scale and offset, then the codes one by one.
 
+Where a scheme's scales are coarse or shared, a group first looks for a better grid (`grids`), and the last group of
+those that share factors is followed by a refit of these (`factors`).
+
 With Q = s * steps + o, the error of a row is (Q - W) H (Q - W)ᵀ, and R = H (Q - W) is half its gradient. R is what
 everything here needs and what costs most, so it is handed on from group to group.
 
@@ -18,12 +21,10 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from quantkit.solver.descent.factors import refitted
+from quantkit.solver.descent.grids import regridded
+from quantkit.solver.feedback import BLOCK_COLUMNS, STRIP_COLUMNS
 from quantkit.tensors.scheme import Fit, Levels, Scheme
-
-BLOCK_COLUMNS = 128
-"""Columns after which the rest is updated in one product: GPTQ's lazy batch."""
-STRIP_COLUMNS = 32
-"""Columns of a block that are updated one by one; a product with all of them costs little more than to choose some."""
 
 
 def descend(R: Tensor, H: Tensor, steps: Tensor, scheme: Scheme, fit: Fit, *, turn: Lock, again: bool) -> None:
@@ -38,23 +39,46 @@ def descend(R: Tensor, H: Tensor, steps: Tensor, scheme: Scheme, fit: Fit, *, tu
         turn: held while columns are looped over.
         again: whether another pass follows.
     """
-    width = len(R) // len(fit.scale)
+    width, sharing = len(R) // len(fit.scale), scheme.groups_sharing
     for group in range(len(fit.scale)):
-        here = slice(group * width, (group + 1) * width)
-        corner, old, part = H[here, here], steps[here], fit.part(group)
-        before = old * part.scale
-        products = corner @ old
-        gradient, A = (old * R[here]).sum(0), (old * products).sum(0)
-        wanted = part.scale - gradient / A
-        moved = _gaining(scheme.rounded_scale(wanted, part) - part.scale, gradient, A, wanted != 0)
-        part.scale.add_(moved)
-        pull = products.mul_(moved).add_(R[here])
-        shift = _shifted(pull, corner, scheme, part)
-        refined = _swept(pull.div_(part.scale), corner, old, scheme.levels_of(part), turn)
-        changed = slice(0 if again else here.stop, len(R))
-        difference = torch.sub(refined * part.scale, before, out=before)
-        R[changed].addmm_(H[changed, here], difference if shift is None else difference.add_(shift))
+        first = group // sharing * sharing  # of those that share factors
+        here, block = slice(group * width, (group + 1) * width), slice(first * width, (group + 1) * width)
+        refined, difference = _group(R[here], H[here, here], steps[here], scheme, fit.part(group), turn=turn)
         steps[here] = refined
+        last = group + 1 == first + sharing
+        changed = slice(0 if again else here.stop if last and sharing == 1 else block.start, len(R))
+        R[changed].addmm_(H[changed, here], difference)
+        if last and sharing > 1:
+            moved = refitted(R[block], H[block, block], steps[block], scheme, fit.part(slice(first, group + 1)))
+            changed = slice(0 if again else block.stop, len(R))
+            if moved is not None:
+                R[changed].addmm_(H[changed, block], moved)
+
+
+def _group(R: Tensor, corner: Tensor, old: Tensor, scheme: Scheme, part: Fit, *, turn: Lock) -> tuple[Tensor, Tensor]:
+    """Better steps of a group, whose `part` moves with them, and by how much its weights change: [width, rows]."""
+    before, shift = old * part.scale, None
+    if scheme.has_neighbours:
+        offset = None if part.offset is None else part.offset.clone()
+        old = regridded(R, corner, old, scheme, part, turn=turn)
+        regained = torch.sub(old * part.scale, before)
+        if offset is not None and part.offset is not None:
+            shift = part.offset - offset
+            regained.add_(shift)
+        R = torch.addmm(R, corner, regained)
+    products = corner @ old
+    gradient, A = (old * R).sum(0), (old * products).sum(0)
+    wanted = part.scale - gradient / A
+    moved = _gaining(scheme.rounded_scale(wanted, part) - part.scale, gradient, A, wanted != 0)
+    part.scale.add_(moved)
+    pull = products.mul_(moved).add_(R)
+    moved_offset = _shifted(pull, corner, scheme, part)
+    refined = _swept(pull.div_(part.scale), corner, old, scheme.levels_of(part), turn)
+    difference = torch.sub(refined * part.scale, before, out=before)
+    for further in (shift, moved_offset):
+        if further is not None:
+            difference.add_(further)
+    return refined, difference
 
 
 def _gaining(moved: Tensor, gradient: Tensor, A: Tensor, allowed: Tensor) -> Tensor:
