@@ -1,6 +1,7 @@
 """What is left of a model at three and at four levels, without training: ours beside what people have.
 
-    python -m benchmarks.ternary_quality [--model DIR] [--text FILE] [--sequences N] [--rows 24] [--only TEXT] [--json FILE]
+    python -m benchmarks.ternary_quality [--model DIR] [--text FILE] [--sequences N] [--rows 24] [--json FILE]
+                                         [--only TEXT ...]
 
 KL(original || quantized) per token on held-out text of three kinds (`benchmarks/text_kinds.py`), of which the first is
 also calibrated on, joined by text that the model writes: what `quantkit quantize --calibration FILE` does. For the

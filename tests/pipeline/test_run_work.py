@@ -47,6 +47,7 @@ def test_every_stage_is_told_in_order(defaults):
         "generating calibration text",
         "Fisher pass",
         *blocks,
+        "measuring predictions",
         "checking what was written and read",
     ]
 
