@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from quantkit.tensors.schemes.affine_groups import AffineGroups as AffineGroups
     from quantkit.tensors.schemes.offset_groups import OffsetGroups as OffsetGroups
     from quantkit.text.chat_template import ChatOptions as ChatOptions
-    from quantkit.training.curve import loss_picture as loss_picture
+    from quantkit.training.curve import write_loss_picture as write_loss_picture
     from quantkit.training.options import TrainingOptions as TrainingOptions
     from quantkit.verification.continuation import Continuation as Continuation
     from quantkit.verification.continuation import Sampling as Sampling
@@ -113,7 +113,6 @@ _HOMES = {
     "inspection": "models.inspection",
     "leftovers": "artifacts.leftovers",
     "loads_in": "pipeline.planning.verdicts",
-    "loss_picture": "training.curve",
     "measure_importance": "pipeline.importance",
     "model_card": "pipeline.card.planned",
     "names": "registry",
@@ -129,6 +128,7 @@ _HOMES = {
     "recover": "pipeline.recovery.runs",
     "report_page": "verification.page.writing",
     "verify": "verification.proof",
+    "write_loss_picture": "training.curve",
 }
 """Public name to the module that it lives in."""
 
@@ -172,7 +172,6 @@ __all__ = [
     "inspection",
     "leftovers",
     "loads_in",
-    "loss_picture",
     "measure_importance",
     "model_card",
     "names",
@@ -188,6 +187,7 @@ __all__ = [
     "recover",
     "report_page",
     "verify",
+    "write_loss_picture",
 ]
 
 

@@ -13,6 +13,8 @@ from quantkit.artifacts.stage_writer import refusals
 from quantkit.errors import OutputExists, WriteFailed
 
 HEAD_BYTES = 4096
+SOFTWARE = "quantkit"
+"""Who drew a picture, by its own entry of that name."""
 
 
 def check_free(out: Path, *, overwrite: bool, ours: Callable[[bytes], bool]) -> None:
@@ -35,6 +37,11 @@ def check_free(out: Path, *, overwrite: bool, ours: Callable[[bytes], bool]) -> 
         raise OutputExists(f"{out} already exists", hint="choose another name, or replace it with --overwrite")
     if out.is_symlink() or not out.is_file() or not ours(_head(out)):
         raise OutputExists(f"{out} is nothing that this command wrote; it is not replaced", hint="choose another name")
+
+
+def is_own_picture(head: bytes) -> bool:
+    """Whether a file that begins so is a PNG of `SOFTWARE`."""
+    return head.startswith(b"\x89PNG") and b"tEXtSoftware\0" + SOFTWARE.encode() in head
 
 
 def write_plain(out: Path, data: bytes, *, overwrite: bool) -> None:

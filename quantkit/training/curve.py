@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any
+
+from quantkit.artifacts.plain_file import SOFTWARE, check_free, is_own_picture, write_plain
+from quantkit.errors import MissingDependency
 
 POINTS = 500
 """Most points of a stage in a manifest; each is the mean of the steps that it stands for."""
@@ -27,8 +31,21 @@ def thinned(curve: Curve) -> list[list[Any]]:
     return found
 
 
-def loss_picture(report: Mapping[str, Any]) -> bytes | None:
-    """The curve of a training's report as a PNG, stage by stage on logarithmic axes; None without matplotlib."""
+def write_loss_picture(path: Path, report: Mapping[str, Any]) -> None:
+    """Draw the curve of a training's report as a PNG, in place of an earlier one.
+
+    Raises:
+        MissingDependency: there is no matplotlib. OutputExists: something else lies there. Others: see `write_plain`.
+    """
+    drawn = _picture(report)
+    if drawn is None:
+        raise MissingDependency("no picture of the loss without matplotlib", hint="pip install 'quantkit[training]'")
+    check_free(path, overwrite=True, ours=is_own_picture)
+    write_plain(path, drawn, overwrite=True)
+
+
+def _picture(report: Mapping[str, Any]) -> bytes | None:
+    """Stage by stage on logarithmic axes; None without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra, and heavy
         from matplotlib.figure import Figure  # noqa: PLC0415
@@ -47,5 +64,5 @@ def loss_picture(report: Mapping[str, Any]) -> bytes | None:
         axis.set_yscale("log")
     file = BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(file, format="png", metadata={"Software": None})
+    figure.savefig(file, format="png", metadata={"Software": SOFTWARE})
     return file.getvalue()

@@ -86,13 +86,14 @@ def training_lines(training: Mapping[str, Any]) -> Iterator[str]:
 
 def write_curve(out: Path, training: Mapping[str, Any], output: Output) -> None:
     """Write the loss as `OUT.loss.png` beside the artifact, or say why there is none."""
-    from quantkit import loss_picture
+    from quantkit import write_loss_picture
+    from quantkit.errors import QuantkitError
 
-    drawn = loss_picture(training)
-    if drawn is None:
-        output.note("no picture of the loss without matplotlib: pip install 'quantkit[training]'")
-        return
     place = out if out.name not in ("", "..") else out.resolve()
     target = place.with_name(f"{place.name}.loss.png")
-    target.write_bytes(drawn)
-    output.note(f"the loss on the way: {target}")
+    try:
+        write_loss_picture(target, training)
+    except QuantkitError as error:
+        output.note(f"{error}{f' ({error.hint})' if error.hint else ''}")
+    else:
+        output.note(f"the loss on the way: {target}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.artifacts.plain_file import write_plain
-from quantkit.errors import BadOption, MissingDependency, OutputExists, WriteFailed
+from quantkit.artifacts.plain_file import SOFTWARE, check_free, is_own_picture, write_plain
+from quantkit.errors import BadOption, MissingDependency
 from quantkit.verification.evaluation.figures import ArtifactFigures, Evaluation, Mean
 
 if TYPE_CHECKING:
@@ -30,17 +29,14 @@ def check_picture(path: Path, *, overwrite: bool) -> None:
     """Refuse before any work what cannot be drawn or written.
 
     Raises:
-        BadOption: the name is not that of a PNG file. MissingDependency: there is no matplotlib. OutputExists: it is
-        there. WriteFailed: its folder is not.
+        BadOption: the name is not that of a PNG file. MissingDependency: there is no matplotlib. Others: see
+        `check_free`; with `overwrite` pictures of quantkit are replaced.
     """
     if path.suffix.lower() != SUFFIX:
         raise BadOption(f"{path}: a picture is written as {SUFFIX}", hint=f"call it {path.name}{SUFFIX}")
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingDependency("drawing needs matplotlib", hint="pip install 'quantkit[plot]', or leave --plot out")
-    if not path.parent.is_dir():
-        raise WriteFailed(f"{path}: {path.parent} is not a folder", hint="create the folder first")
-    if path.is_dir() or (os.path.lexists(path) and not overwrite):
-        raise OutputExists(f"{path} already exists", hint="choose another name, or replace it with --overwrite")
+    check_free(path, overwrite=overwrite, ours=is_own_picture)
 
 
 def write_picture(path: Path, evaluation: Evaluation) -> None:
@@ -80,7 +76,7 @@ def picture(evaluation: Evaluation) -> bytes:
     axes.legend(fontsize=8)
     file = BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(file, format="png", metadata={"Software": None})
+    figure.savefig(file, format="png", metadata={"Software": SOFTWARE})
     return file.getvalue()
 
 

@@ -70,10 +70,13 @@ def test_what_cannot_be_drawn_or_written_is_refused_before_any_work(
     there.write_bytes(b"a picture of somebody's")
     with pytest.raises(OutputExists, match=r"kl\.png already exists"):
         evaluate([golden_model], against=golden_model, text=tmp_path / "no text", plot=there)
-    check_picture(there, overwrite=True)
+    with pytest.raises(OutputExists, match=r"kl\.png is nothing that this command wrote"):
+        check_picture(there, overwrite=True)
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(OutputExists, match="already exists"):
+    with pytest.raises(OutputExists, match="is nothing that this command wrote"):
         check_picture(tmp_path / "folder.png", overwrite=True)
+    write_picture(tmp_path / "ours.png", found(0.01))
+    check_picture(tmp_path / "ours.png", overwrite=True)
     with pytest.raises(BadOption, match=r"a picture is written as \.png"):
         check_picture(tmp_path / "kl.pdf", overwrite=False)
     with pytest.raises(WriteFailed, match="is not a folder"):
