@@ -23,7 +23,8 @@ ROWS = 128
 """Rows that are solved together."""
 OWN_KINDS, LOOKED_AT = 7, 256
 """Kinds of text that a model writes itself, and positions of each source at which predictions are measured."""
-CALIBRATION_TEXT, FISHER, LAST_LOOK, WRITING = "calibration text", "Fisher pass", "last look", "writing"
+CALIBRATION_TEXT, FISHER, OUTER = "calibration text", "Fisher pass", "embedding and head"
+LAST_LOOK, WRITING = "last look", "writing"
 """Stages of a run besides its blocks."""
 
 
@@ -59,6 +60,9 @@ class RunWork:
             self._layer_work = {role: _layer_work(model.spec, role, tokens) for role in model.spec.linear_roles}
             weights[CALIBRATION_TEXT] = _generation(model.spec, calibration, bfloat16=bfloat16)
             weights[FISHER] = _fisher(model.spec, weighed_tokens(tokens)) if weighed else 0.0
+            outer = [slot for slot in model.spec.slots() if slot.layer is None and slot.name in methods]
+            if outer:
+                weights[OUTER] = sum(_solution(*slot.shape, weighed=False) for slot in outer)
             weights |= dict.fromkeys(map(_block, range(self._layers)), sum(self._layer_work.values()))
             weights[LAST_LOOK] = _last_look(model.spec, calibration)
         weights[WRITING] = 1e-5 * sum(weight.size for weight in model.weights.values())
@@ -70,7 +74,7 @@ class RunWork:
         return self._work.total
 
     def stage(self, name: str) -> Progress:
-        """The progress of `CALIBRATION_TEXT`, `FISHER`, `LAST_LOOK` or `WRITING`, in any unit of its own."""
+        """The progress of a stage beside the blocks, in any unit of its own."""
         return self._work.stage(name, beside=name == WRITING)
 
     def skip(self, name: str) -> None:
@@ -148,5 +152,10 @@ def _layer_work(spec: ModelSpec, role: Role, tokens: int) -> float:
     rows, cols = spec.layer_shape(role)
     leads = any(role is group.roles[0] for group in spec.groups)
     seen = tokens * (1.4e-5 * cols + cols * (11 * rows + (13 * cols if leads else 0)) / BILLION)
-    loop = cols * (0.2 + (0.1 if role in spec.weighed_roles else 0.04) * math.ceil(rows / ROWS))
-    return seen + loop + cols**2 * (120 * rows + 32 * cols) / BILLION
+    return seen + _solution(rows, cols, weighed=role in spec.weighed_roles)
+
+
+def _solution(rows: int, cols: int, *, weighed: bool) -> float:
+    """Loops over columns, for every few rows, and products."""
+    loop = cols * (0.2 + (0.1 if weighed else 0.04) * math.ceil(rows / ROWS))
+    return loop + cols**2 * (120 * rows + 32 * cols) / BILLION

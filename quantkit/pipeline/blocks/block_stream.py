@@ -28,7 +28,7 @@ from quantkit.models.torch_model import Block
 from quantkit.pipeline.blocks.layer_group import StageSolver
 from quantkit.pipeline.blocks.left_out import Task
 from quantkit.pipeline.resumption import decoded_block, encoded_block
-from quantkit.pipeline.run_work import FISHER, LAST_LOOK, RunWork
+from quantkit.pipeline.run_work import FISHER, LAST_LOOK, OUTER, RunWork
 from quantkit.protocols import InputScales, Layer, Method, Readers, TensorReport
 from quantkit.solver.smoothing import smooth, smoothable
 from quantkit.tensors.quantized_tensor import QuantizedTensor
@@ -80,7 +80,8 @@ class BlockStream:
         self._device = device
         self._bfloat16 = bfloat16
         self._journal = journal
-        self._work = work or RunWork(source, {}, samples, fisher=fisher, progress=None)
+        methods = {name: method for name, (_, method) in wanted.items()}
+        self._work = work or RunWork(source, methods, samples, fisher=fisher, progress=None)
         self._samples = samples
         self._skip_positions = skip_positions
         self._weighed = fisher and any(method.weighs_outputs for _, method in wanted.values())
@@ -139,9 +140,15 @@ class BlockStream:
         step = "outer"
         kept = self._journal.recall(step) if self._journal is not None and self._outer_roles else None
         if kept is not None:
+            self._work.skip(OUTER)
             tensors, reports, _ = decoded_block(kept)
             return {name: (tensor, reports[name]) for name, tensor in tensors.items()}
-        found = {name: self._outer(name, role) for name, role in self._outer_roles.items()}
+        found = {}
+        if self._outer_sums is not None:
+            _ = self._sensitivities  # fills the sums, and is a stage of its own
+        for number, (name, role) in enumerate(self._outer_roles.items()):
+            self._work.stage(OUTER)(name, number, len(self._outer_roles))
+            found[name] = self._outer(name, role)
         if self._journal is not None and found:
             tensors = {name: tensor for name, (tensor, _) in found.items()}
             self._journal.keep(step, encoded_block(tensors, {name: report for name, (_, report) in found.items()}, {}))
@@ -151,7 +158,6 @@ class BlockStream:
         scheme, method = self._wanted[name]
         statistics = None
         if self._outer_sums is not None:
-            _ = self._sensitivities  # fills the sums
             statistics = self._outer_sums.of(role, tied=self._spec.tie_word_embeddings)
         layer = Layer(name, read_float32(self._source.weights[name]), scheme)
         (made,) = method.quantize([layer], statistics, threads=self._threads)
