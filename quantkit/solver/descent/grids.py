@@ -21,7 +21,7 @@ LESS = 1 - 1e-6
 
 
 def regridded(R: Tensor, H: Tensor, steps: Tensor, scheme: Scheme, part: Fit, *, turn: Lock) -> Tensor:
-    """Steps [width, rows] on the best grid, which `part` gets in place.
+    """Steps [width, rows] on the best grid, which `part` gets in place; as they are where H cannot be factored.
 
     Args:
         R, H: of the group, H (Q - W) [width, rows] and [width, width].
@@ -30,8 +30,9 @@ def regridded(R: Tensor, H: Tensor, steps: Tensor, scheme: Scheme, part: Fit, *,
         part: scale and offset of the group, [rows].
         turn: held while columns are looped over.
     """
-    lower = torch.linalg.cholesky(H)
-    backwards = torch.linalg.cholesky(H.flip(0, 1))
+    (lower, failed), (backwards, failed_too) = torch.linalg.cholesky_ex(H), torch.linalg.cholesky_ex(H.flip(0, 1))
+    if bool(failed) or bool(failed_too):
+        return steps
     unit = (backwards / backwards.diagonal()).flip(0, 1)  # as `quantkit.solver.cholesky.unit_upper`
     moved = torch.cholesky_solve(R, lower).neg_()
     targets = steps * part.scale + moved

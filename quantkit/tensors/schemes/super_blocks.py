@@ -241,12 +241,13 @@ class SuperBlocks(Scheme):
 
     def neighbours(self, fit: Fit) -> Iterator[Fit]:
         """See `Scheme`: one more and one less of the sub-scale, and of the sub-minimum where there is one."""
+        assert fit.shared is not None
         scales, offsets = self._integers(fit)
         least, most = self.multiples
         for step in (0.0, -1.0, 1.0):
             count = (scales + step).clamp(least, most)
-            scale = count.masked_fill_(count == 0, 1.0) * fit.shared["d"] if fit.shared is not None else fit.scale
-            if fit.offset is None or fit.shared is None or offsets is None:
+            scale = count.masked_fill_(count == 0, 1.0) * fit.shared["d"]
+            if offsets is None:
                 yield Fit(scale, shared=fit.shared)
                 continue
             for shift in (0.0, -1.0, 1.0):

@@ -113,6 +113,16 @@ def test_a_group_gets_the_cheapest_of_the_grids_near_its_own(scheme: SuperBlocks
     assert len(found) == width
 
 
+def test_a_group_whose_quadratic_cannot_be_factored_keeps_its_grid() -> None:
+    W, H = weights(), hessian()
+    fit, steps = started(WITH_MINIMA, W, H)
+    scale, here = fit.scale[0].clone(), slice(0, WITH_MINIMA.group_size)
+    flat = -torch.ones(WITH_MINIMA.group_size, WITH_MINIMA.group_size)
+    found = regridded(flat[:, :1].expand(-1, ROWS), flat, steps[here], WITH_MINIMA, fit.part(0), turn=Lock())
+    assert torch.equal(found, steps[here])
+    assert torch.equal(fit.scale[0], scale)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_no_other_float16_factors_are_better_than_those_of_the_joint_step(scheme: SuperBlocks) -> None:
     W, H = weights(), hessian()
