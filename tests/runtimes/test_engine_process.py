@@ -137,7 +137,7 @@ def test_an_engine_that_takes_too_much_memory_is_ended_and_the_message_says_so()
     words = str(caught.value).split(": it took ")
     assert words[0] == "model.bin: warp was ended while loading the model"
     taken, most = words[1].split(" MiB, more than ")
-    assert (int(taken) > 200, most) == (True, "200 MiB")
+    assert (int(taken) >= 200, most) == (True, "200 MiB")  # rounded down: it may be seen just above
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
