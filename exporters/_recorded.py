@@ -46,6 +46,7 @@ def measured(
         known = _handed_on(model)
         tensors: dict[str, Mapping[str, Any]] = {}
         names = list(written.weights)
+        # No queue as in `ordered_map`: entries are small, and none is to wait for a large tensor before it.
         with ThreadPoolExecutor(threads) as pool:
             entries = list(pool.map(lambda name: _entry(written.weights[name], model.weights[name]), names))
         for name, entry in zip(names, entries, strict=True):

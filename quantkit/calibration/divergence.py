@@ -10,13 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from quantkit.calibration.activations import HiddenStates
-from quantkit.calibration.samples import Samples
+from quantkit.calibration.samples import LOOKED_AT, Samples
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.loading import load_head
 from quantkit.threads import torch_map
 
-POSITIONS = 256
-"""Of each source, evenly spread."""
 AT_A_TIME = 64
 """Positions whose logits are in memory at a time."""
 
@@ -61,4 +59,4 @@ def _log_probabilities(normed: Tensor, head: Tensor) -> Tensor:
 
 
 def _spread(count: int) -> Sequence[int]:
-    return [i * count // min(count, POSITIONS) for i in range(min(count, POSITIONS))]
+    return [i * count // min(count, LOOKED_AT) for i in range(min(count, LOOKED_AT))]

@@ -22,6 +22,8 @@ ALL_WEIGHED_FROM = 1 << 15
 """From so many tokens on it takes all."""
 WAVE_TOKENS = 4096
 """Of them, so many have their states in front of every block in memory at a time."""
+LOOKED_AT = 256
+"""Positions of each source, evenly spread, at which predictions are measured at the end of a run."""
 OWN_TEXT = "own text"
 """Name of what the model writes itself."""
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from quantkit.calibration.own_text.generation_work import generation_work
-from quantkit.calibration.samples import CalibrationOptions, Samples, weighed_tokens
+from quantkit.calibration.own_text.prompts import bundled_openings
+from quantkit.calibration.samples import LOOKED_AT, CalibrationOptions, Samples, weighed_tokens
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import ModelSpec, Role
 from quantkit.progress import Progress, StagedWork
@@ -21,8 +22,6 @@ from quantkit.protocols import Method
 BILLION = 1e9
 ROWS = 128
 """Rows that are solved together."""
-OWN_KINDS, LOOKED_AT = 7, 256
-"""Kinds of text that a model writes itself, and positions of each source at which predictions are measured."""
 CALIBRATION_TEXT, FISHER, OUTER = "calibration text", "Fisher pass", "embedding and head"
 LAST_LOOK, WRITING = "last look", "writing"
 """Stages of a run besides its blocks."""
@@ -133,7 +132,8 @@ def _generation(spec: ModelSpec, calibration: CalibrationOptions | Samples, *, b
 def _last_look(spec: ModelSpec, calibration: CalibrationOptions | Samples) -> float:
     """Both heads and the logarithms of what they say, in double precision, at some positions of each source."""
     if isinstance(calibration, CalibrationOptions):
-        sources = len(calibration.files) + OWN_KINDS * calibration.own_text
+        own = {opening.kind for opening in bundled_openings()} if calibration.own_text else set()
+        sources = len(calibration.files) + len(own)
     else:
         sources = len(calibration.coverage.sources)
     positions = min(_tokens(calibration), sources * LOOKED_AT)

@@ -99,8 +99,6 @@ class Scheme(ABC):
 
     kind: ClassVar[str]
     """Its name, that of its file with `-` for `_`."""
-    has_neighbours: ClassVar[bool] = False
-    """Whether scales are so coarse, or levels so uneven, that `neighbours` are worth trying."""
     factors: ClassVar[tuple[str, ...]] = ("scale",)
     """Names of the arrays that grow with the weights: all of them times a number, and the weights are."""
     bits: int
@@ -249,14 +247,14 @@ class Scheme(ABC):
         """The nearest offsets that can be stored for the groups of `fit`."""
         return offset
 
-    def neighbours(self, fit: Fit) -> Iterator[Fit]:
-        """Grids near that of a group, itself the first, all of which can be stored."""
-        yield fit
-
     @property
     def groups_sharing(self) -> int:
-        """How many groups share factors, one after the other: 1 where each stands alone."""
+        """How many groups share factors, one after the other: 1 where each stands alone, and what follows is unused."""
         return 1
+
+    def neighbours(self, fit: Fit) -> Iterator[Fit]:
+        """Grids near that of a group which shares factors, itself the first, all of which can be stored."""
+        raise NotImplementedError(f"the groups of {self} share nothing")
 
     def directions(self, steps: Tensor, fit: Fit) -> dict[str, Tensor]:
         """Of groups that share factors, by factor what it multiplies in their weights: float32 of the shape of `steps`.

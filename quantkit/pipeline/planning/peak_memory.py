@@ -38,12 +38,11 @@ def run_memory(spec: ModelSpec, methods: Iterable[Method], options: QuantizeOpti
 def peak_memory(spec: ModelSpec, calibration_tokens: int, weighed: int = 0) -> int:
     """Estimated peak resident bytes of the quantization step.
 
-    Without calibration tensors pass through, see `streaming_memory`. With it: one block in
-    float32 (original and quantized); its Hessians on every fold, of the largest the sum, what is left without a fold,
-    and the factorisation's copies; the hidden states of all calibration tokens in both streams, with the widest
-    layer's inputs in either, and what its outputs lack; what the Fisher pass keeps of every block: hidden states of one
-    wave of tokens, one matrix of the outputs' size for its layers, and two numbers per token; and what the allocator
-    does not reuse.
+    Without calibration tensors pass through, see `streaming_memory`. With it: one block in float32 (original and
+    quantized); its Hessians on every fold, of the largest the sum, what is left without a fold, and the factorisation's
+    copies; the hidden states of all calibration tokens in both streams, with the widest layer's inputs in either, and
+    what its outputs lack; what the Fisher pass keeps of every block: hidden states of one wave of tokens, one matrix of
+    the outputs' size for its layers, and two numbers per token; and what the allocator does not reuse.
     """
     sizes = [rows * cols for rows, cols in matrices(spec)]
     if not calibration_tokens:

@@ -26,7 +26,7 @@ def regridded(R: Tensor, H: Tensor, steps: Tensor, scheme: Scheme, part: Fit, *,
     Args:
         R, H: of the group, H (Q - W) [width, rows] and [width, width].
         steps: as they are.
-        scheme: has neighbours.
+        scheme: has groups that share factors, whose scales are therefore coarse.
         part: scale and offset of the group, [rows].
         turn: held while columns are looped over.
     """

@@ -1,7 +1,7 @@
 """Descent on the true quadratic after GPTQ: group by group, first the scale and offset, then the codes one by one.
 
-Where a scheme's scales are coarse or shared, a group first looks for a better grid (`grids`), and the last group of
-those that share factors is followed by a refit of these (`factors`).
+Where groups share factors, their scales are coarse: each first looks for a better grid (`grids`), and the last of those
+that share some is followed by a refit of these (`factors`).
 
 With Q = s * steps + o, the error of a row is (Q - W) H (Q - W)ᵀ, and R = H (Q - W) is half its gradient. R is what
 everything here needs and what costs most, so it is handed on from group to group.
@@ -45,20 +45,20 @@ def descend(R: Tensor, H: Tensor, steps: Tensor, scheme: Scheme, fit: Fit, *, tu
         here, block = slice(group * width, (group + 1) * width), slice(first * width, (group + 1) * width)
         refined, difference = _group(R[here], H[here, here], steps[here], scheme, fit.part(group), turn=turn)
         steps[here] = refined
-        last = group + 1 == first + sharing
-        changed = slice(0 if again else here.stop if last and sharing == 1 else block.start, len(R))
+        needed = here.stop if sharing == 1 else block.start  # R of what follows, and of what is refitted together
+        changed = slice(0 if again else needed, len(R))
         R[changed].addmm_(H[changed, here], difference)
-        if last and sharing > 1:
+        if group + 1 == first + sharing and sharing > 1:
             moved = refitted(R[block], H[block, block], steps[block], scheme, fit.part(slice(first, group + 1)))
-            changed = slice(0 if again else block.stop, len(R))
             if moved is not None:
+                changed = slice(0 if again else block.stop, len(R))
                 R[changed].addmm_(H[changed, block], moved)
 
 
 def _group(R: Tensor, corner: Tensor, old: Tensor, scheme: Scheme, part: Fit, *, turn: Lock) -> tuple[Tensor, Tensor]:
     """Better steps of a group, whose `part` moves with them, and by how much its weights change: [width, rows]."""
     before, shift = old * part.scale, None
-    if scheme.has_neighbours:
+    if scheme.groups_sharing > 1:
         offset = None if part.offset is None else part.offset.clone()
         old = regridded(R, corner, old, scheme, part, turn=turn)
         regained = torch.sub(old * part.scale, before)

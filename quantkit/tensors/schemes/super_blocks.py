@@ -46,7 +46,6 @@ class SuperBlocks(Scheme):
 
     kind: ClassVar[str] = "super-blocks"
     factors: ClassVar[tuple[str, ...]] = ("d", "dmin")
-    has_neighbours: ClassVar[bool] = True
 
     bits: int
     group_size: int

@@ -45,9 +45,14 @@ def started(scheme: SuperBlocks, W: Tensor, H: Tensor) -> tuple[Fit, Tensor]:
     return fit, scheme.levels_of(fit).nearest_(aims).view(COLS, ROWS)
 
 
+def on_grid(steps: Tensor, fit: Fit) -> Tensor:
+    """The weights of steps that broadcast with `fit.scale`."""
+    made = steps * fit.scale
+    return made if fit.offset is None else made + fit.offset
+
+
 def values(steps: Tensor, fit: Fit) -> Tensor:
-    made = steps.view(len(fit.scale), -1, ROWS) * fit.scale[:, None]
-    return (made if fit.offset is None else made + fit.offset[:, None]).view(COLS, ROWS)
+    return on_grid(steps.view(len(fit.scale), -1, ROWS), fit.part((slice(None), None))).view(COLS, ROWS)
 
 
 def errors(steps: Tensor, fit: Fit, W: Tensor, H: Tensor) -> Tensor:
@@ -101,13 +106,11 @@ def test_a_group_gets_the_cheapest_of_the_grids_near_its_own(scheme: SuperBlocks
     costs = []
     for near in scheme.neighbours(part):
         aims = (W[here] if near.offset is None else W[here] - near.offset) / near.scale
-        made = scheme.levels_of(near).nearest_(aims.clone()) * near.scale
-        off = (made if near.offset is None else made + near.offset) - W[here]
+        off = on_grid(scheme.levels_of(near).nearest_(aims.clone()), near) - W[here]
         costs.append((off.square() * H.diagonal()[here, None]).sum(0))
     R = H @ (values(steps, fit) - W)
     found = regridded(R[here], H[here, here], steps[here], scheme, part, turn=Lock())
-    made = found * part.scale
-    off = (made if part.offset is None else made + part.offset) - W[here]
+    off = on_grid(found, part) - W[here]
     torch.testing.assert_close((off.square() * H.diagonal()[here, None]).sum(0), torch.stack(costs).amin(0))
     assert len(costs) == (9 if scheme.minima else 3)
     assert len(found) == width
